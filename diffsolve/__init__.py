@@ -1,0 +1,32 @@
+"""diffsolve: numerical ODE and SDE solvers for sampling from diffusion, score and flow-matching networks."""
+
+from diffsolve import grids, paths, solvers
+from diffsolve.execute import Executor, State
+from diffsolve.models import Model, adapt
+from diffsolve.noise import Key
+from diffsolve.reference import load
+from diffsolve.sampling import Run, Step, begin, diffuse, encode, plan, sample, solve
+from diffsolve.tableau import Tableau
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Executor",
+    "Key",
+    "Model",
+    "Run",
+    "State",
+    "Step",
+    "Tableau",
+    "adapt",
+    "begin",
+    "diffuse",
+    "encode",
+    "grids",
+    "load",
+    "paths",
+    "plan",
+    "sample",
+    "solve",
+    "solvers",
+]

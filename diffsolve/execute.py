@@ -1,0 +1,267 @@
+"""The executor: a small state machine that hands out (y, t), takes the network's output, and updates.
+
+`ds.sample` is this machine and a loop around it. A program that owns the loop itself (a scheduler of another
+library, a serving engine) drives it from outside:
+
+    ex = ds.start(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
+    while not ex.done:
+        ex.advance(net(*ex.query()))
+    ex.y                                                    # the samples
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve import kernels
+from diffsolve.frames import Coefficients, convert
+from diffsolve.kernels.update import OUT, D, S, Y, Z
+from diffsolve.models import Model, undetermined
+from diffsolve.noise import Key, Stream
+from diffsolve.paths import Position
+from diffsolve.tableau import Tableau
+
+__all__ = ["Executor", "Program", "State", "bind"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call's work: what to keep of it, and the two combinations."""
+
+    keep: tuple[float, float] | None
+    """(p, q): the history gets p y + q out; None if no later row needs this call."""
+    s: kernels.Terms | None
+    y: kernels.Terms
+    noise: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A tableau bound to what a network predicts: the conversions are folded into the weights."""
+
+    tableau: Tableau
+    takes: str
+    entry: tuple[kernels.Terms | None, kernels.Terms]
+    rows: tuple[Row, ...]
+
+    scale: tuple[float, ...] | None
+    """What the network wants its input multiplied by, per call: c_in of a raw EDM network."""
+
+    @property
+    def depth(self) -> int:
+        """How many past predictions are kept alive."""
+        return self.tableau.history if any(row.keep for row in self.rows) else 0
+
+
+def bind(tableau: Tableau, model: Model, takes: str | None = None) -> Program:
+    """The program that runs `tableau` with the outputs of `model`.
+
+    Args:
+        takes: what `Executor.advance` will be given, if not the network's output: another prediction's name.
+
+    Raises:
+        ValueError: if the tableau was written for another path, or the network does not determine what it needs.
+    """
+    # Models are compared by what matters here, so that one plan serves every network of its kind.
+    return _bind(tableau, replace(model, net=_no_network, clock="t", dtype=None), takes or model.predicts)
+
+
+@lru_cache(maxsize=64)
+def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
+    at = model.path.nodes(tableau.calls[:, 0])
+    found = np.stack([at.alpha, at.sigma], -1)
+    off = np.abs(found - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(found).max(-1)
+    if off.any():
+        i = int(np.flatnonzero(off)[0])
+        raise ValueError(
+            f"solver={tableau.solver!r} was written for {tableau.path}, where t={tableau.calls[i, 0]:.6g} has alpha, "
+            f"sigma = {tableau.calls[i, 1]:.6g}, {tableau.calls[i, 2]:.6g}; on {model.path} it has {found[i, 0]:.6g}, "
+            f"{found[i, 1]:.6g}"
+        )
+    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), replace(model, predicts=takes), at)
+    bad = ~(np.isfinite(p) & np.isfinite(q))
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        raise undetermined(takes, tableau.frame[i], tableau.calls[i, 0])
+
+    n, K, W = tableau.nfe, tableau.history, tableau.weights
+    needed = [any(W[i + j, :, 2 + j].any() for j in range(1, min(K, n - i))) for i in range(n)]
+    # What is kept of a call is p y + q out, divided by its last non-zero factor to spare a pass.
+    unit = np.where(q != 0, q, np.where(p != 0, p, 1.0))
+    one = bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
+    entry = (None if one else _terms({S: tableau.entry[0, 0], Z: tableau.entry[0, 1]}),
+             _terms({S: tableau.entry[1, 0], Z: tableau.entry[1, 1]}))  # fmt: skip
+    rows = []
+    for i in range(n):
+        sides = []
+        for w in W[i]:
+            on = {S: w[0] + w[1] if one else w[0], Y: 0.0 if one else w[1], OUT: 0.0, Z: w[-1]}
+            if needed[i]:
+                on[D] = w[2] * unit[i]
+            else:
+                on[S if one else Y] += w[2] * p[i]
+                on[OUT] = w[2] * q[i]
+            on.update({D + j: w[2 + j] * unit[i - j] for j in range(1, min(K, i + 1))})
+            sides.append(_terms(on))
+        one = bool((W[i, 0] == W[i, 1]).all())
+        keep = (float(p[i] / unit[i]), float(q[i] / unit[i])) if needed[i] else None
+        rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any())))
+    scale = model.input_scale(at)
+    return Program(tableau, takes, entry, tuple(rows), None if scale is None else tuple(scale.tolist()))
+
+
+def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
+    """(p, q) per position with target = p y + q out; not finite where the network does not determine it."""
+    with np.errstate(all="ignore"):
+        source = model.coefficients(at)
+        p, q = convert(target, source, at.alpha, at.sigma)
+    same = (source[0] == target[0]) & (source[1] == target[1])  # then nothing has to be determined
+    return np.where(same, 0.0, p), np.where(same, 1.0, q)
+
+
+def _no_network(*_: Any, **__: Any) -> Tensor:
+    raise TypeError("a program has no network")
+
+
+def _terms(weights: dict[int, Any]) -> kernels.Terms:
+    return tuple((place, float(weight)) for place, weight in weights.items() if weight != 0)
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two calls: enough to go on, bit for bit. `save` writes it as safetensors."""
+
+    call: int
+    """The number of the next call."""
+    s: Tensor
+    y: Tensor
+    history: tuple[Tensor, ...]
+    """What is kept of the past calls, newest first."""
+    key: Key
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file: the whole file or none of it."""
+        from safetensors.torch import save_file
+
+        tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
+        tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
+        about = {"call": self.call, "seed": self.key.seed, "index": self.key.index, "format": "diffsolve.state/1"}
+        temporary = f"{os.fspath(path)}.partial"
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(about)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> State:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("state", "{}"))
+        if about.get("format") != "diffsolve.state/1":
+            raise ValueError(f"path={os.fspath(path)!r} is not a saved diffsolve state")
+        seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
+        history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
+        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, Key(seed, about["index"]))
+
+
+class Executor:
+    """Runs a program: `query` it, call the network, give its output to `advance`, until `done`.
+
+    What `query` and `y` give is written in place by `advance`: clone it to keep it. There is no host synchronisation, and after the first
+    calls no allocation but for noise.
+
+    Args:
+        program: from `bind`.
+        x: the start, which is not written to. Or
+        state: where an earlier run of the same program stopped.
+        told: (N,), the network's clock for every call; the path's own clock if None.
+    """
+
+    def __init__(
+        self, program: Program, x: Tensor | None, key: Key, *, state: State | None = None, told: Tensor | None = None
+    ) -> None:
+        self.program, self.tableau, self.key = program, program.tableau, key
+        self._spare: Tensor | None = None
+        self._told = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
+        if state is None:
+            assert x is not None
+            self.call = 0
+            live = [x.clone(), x, x, x]
+            live[Y] = live[S]
+            if self.tableau.entry[:, 1].any():
+                live[Z] = self._noise(0, x)
+            s, y = program.entry
+            self._s, self._y, self._spare = kernels.linear_update(live, s, y, None)
+            self._history: deque[Tensor] = deque(maxlen=max(program.depth, 1))
+        else:
+            if not 0 <= state.call <= self.tableau.nfe:
+                raise ValueError(f"state.call={state.call}: the tableau has {self.tableau.nfe} calls")
+            self.call, self.key = state.call, state.key
+            self._s = state.s.clone()
+            self._y = self._s if state.y is state.s else state.y.clone()
+            self._history = deque((h.clone() for h in state.history), maxlen=max(program.depth, 1))
+
+    @property
+    def done(self) -> bool:
+        """Whether the last call has been answered; y is then the result."""
+        return self.call == self.tableau.nfe
+
+    @property
+    def y(self) -> Tensor:
+        """The state at the next call; the result once `done`."""
+        return self._y
+
+    def query(self) -> tuple[Tensor, Tensor]:
+        """(x, t) for the network: its input, and the clock of each sample, shape (B,)."""
+        scale = self.program.scale
+        x = self._y if scale is None else self._y * scale[self.call]
+        return x, self._told[self.call].expand(len(x))
+
+    @property
+    def state(self) -> State:
+        """A copy of everything that the rest of the run depends on."""
+        s = self._s.clone()
+        y = s if self._y is self._s else self._y.clone()
+        return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
+
+    @torch.no_grad()
+    def advance(self, out: Tensor) -> None:
+        """Take the network's output at (y, t) and move on to the next call."""
+        row, s, y = self.program.rows[self.call], self._s, self._y
+        if out.untyped_storage().data_ptr() in (y.untyped_storage().data_ptr(), s.untyped_storage().data_ptr()):
+            out = out.clone()  # the network handed its input back, which is about to be overwritten
+        live = [s, y, out, y]
+        if row.noise:
+            live[Z] = self._noise(self.call + 1, y)
+        if self.program.depth:
+            live.extend(self._keep(row.keep, y, out))
+        self._s, self._y, self._spare = kernels.linear_update(live, row.s, row.y, self._spare)
+        self.call += 1
+
+    def _keep(self, keep: tuple[float, float] | None, y: Tensor, out: Tensor) -> deque[Tensor]:
+        """Put p y + q out in front of the history, in the place of the oldest entry."""
+        history = self._history
+        slot = history.pop() if len(history) == history.maxlen else torch.empty_like(y)
+        if keep is not None:
+            p, q = keep
+            if q == 0:
+                slot.copy_(y)
+            elif p == 0:
+                slot.copy_(out)
+            else:
+                torch.add(out, y, alpha=p, out=slot)
+        history.appendleft(slot)
+        return history
+
+    def _noise(self, row: int, like: Tensor) -> Tensor:
+        return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)

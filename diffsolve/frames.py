@@ -1,0 +1,201 @@
+r"""Predictions and frames: what a network's output means, and in which coordinates a solver steps.
+
+Every prediction is a combination `a x_0 + b eps` of the two posterior means, with (a, b) known from the path;
+so is the state, `x = alpha x_0 + sigma eps`. Any two of them determine a third: all conversions are one 2x2
+determinant (`convert`).
+
+A *frame* rescales the state and names a variable to step in: z = x / c, dz/dv = d, where d is again such a
+combination. A method that is exact for constant d takes the step
+
+    x_t = (c_t / c_s) x_s + c_t (v_t - v_s) d            (`Frame.step`)
+
+| frame    | c                        | v                   | d = dz/dv                     | singular where        |
+|----------|--------------------------|---------------------|-------------------------------|-----------------------|
+| denoised | sigma                    | alpha / sigma       | x_0                           | sigma = 0             |
+| noise    | alpha                    | rho = sigma / alpha | eps                           | sigma = 0, alpha = 0  |
+| lambda   | alpha                    | lambda              | -rho eps                      | sigma = 0, alpha = 0  |
+| straight | alpha + sigma            | u = sigma / c       | eps - x_0                     | nowhere               |
+| trig     | sqrt(alpha^2 + sigma^2)  | theta = atan(rho)   | cos(theta) eps - sin(theta) x_0 | nowhere             |
+| native   | 1                        | t                   | dx/dt                         | where the path is not `regular` |
+
+`denoised` and `noise` are the coordinates of the exponential integrators DPM-Solver++ (2211.01095) and DEIS
+(2204.13902); `straight` turns every path into CondOT, `trig` into a rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffsolve.paths import Path, Position
+
+__all__ = ["FRAMES", "PREDICTIONS", "VARIABLES", "Coefficients", "Frame", "convert", "singular"]
+
+Coefficients = tuple[Any, Any]
+"""(a, b) of a combination a x_0 + b eps; floats, arrays or tensors alike."""
+
+
+def _edm(p: Position, sigma_data: float) -> Coefficients:
+    # F = (x_0 - c_skip x / alpha) / c_out, multiplied out so that both ends are finite.
+    scale = (p.sigma**2 + (sigma_data * p.alpha) ** 2) ** 0.5
+    return p.sigma / (sigma_data * scale), -sigma_data * p.alpha / scale
+
+
+PREDICTIONS: dict[str, Callable[[Position, float], Coefficients]] = {
+    "denoised": lambda p, _: (p.alpha * 0 + 1, p.alpha * 0),
+    "noise": lambda p, _: (p.alpha * 0, p.alpha * 0 + 1),
+    "score": lambda p, _: (p.alpha * 0, -1 / p.sigma),
+    "velocity": lambda p, _: (p.dalpha, p.dsigma),
+    "v": lambda p, _: (-p.sigma, p.alpha),
+    "edm": _edm,
+}
+"""name -> (a, b) at a position, given sigma_data:
+
+denoised   x_0                             E[x_0 | x_t]
+noise      eps                             E[eps | x_t]
+score      -eps / sigma                    grad log p_t(x_t)
+velocity   alpha' x_0 + sigma' eps         dx/dt of the probability-flow ODE on the path's own clock
+v          alpha eps - sigma x_0           Salimans and Ho, 2202.00512
+edm        (x_0 - c_skip x/alpha) / c_out  the raw output of an EDM network, Karras et al., 2206.00364, eq. 7
+"""
+
+
+def convert(target: Coefficients, source: Coefficients, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """(p, q) with target = p x + q source, where x = alpha x_0 + sigma eps.
+
+    Solves p (alpha, sigma) + q (a_source, b_source) = (a_target, b_target). Where the source does not determine
+    the target (at alpha = 0 noise does not give x_0, at sigma = 0 x_0 does not give eps) p and q are not finite:
+    the caller, who knows the names, raises.
+    """
+    (a, b), (a_target, b_target) = source, target
+    det = alpha * b - sigma * a
+    return (a_target * b - b_target * a) / det, (alpha * b_target - sigma * a_target) / det
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates to step in: z = x / c, dz/dv = d. The table at the top of this file lists them all."""
+
+    name: str
+    c: Callable[[Position], Any]
+    """The rescaling c of the state."""
+    v: Callable[[Position], Any]
+    """The variable that the steps are made in."""
+    d: Callable[[Position], Coefficients]
+    """(a, b) of the derivative d = dz/dv."""
+    slope: Callable[[Position], Any]
+    """dv/dtheta along the path, theta = atan(sigma / alpha): the measure of integrals over v."""
+    lam: Callable[[Any], Any] | None
+    """lambda as a function of v; None where v is the path's own clock."""
+    at_data: bool = False
+    """Whether the frame is regular at sigma = 0."""
+    at_noise: bool = False
+    """Whether the frame is regular at alpha = 0."""
+
+    def step(self, s: Position, t: Position) -> tuple[Any, Any]:
+        """(ratio, gain) of the step x_t = ratio x_s + gain d that is exact for constant d."""
+        c_s, c_t = self.c(s), self.c(t)
+        return c_t / c_s, c_t * (self.v(t) - self.v(s))
+
+    def time(self, path: Path, v: np.ndarray) -> np.ndarray:
+        """The path's clock where the variable has the value v."""
+        if self.lam is None:
+            return v
+        with np.errstate(divide="ignore"):
+            return path.time(self.lam(v)).numpy()
+
+
+@dataclass(frozen=True)
+class _Exponential(Frame):
+    """c is alpha or sigma itself: c_t v_t is then the other one, also where v_t is infinite."""
+
+    def step(self, s: Position, t: Position) -> tuple[Any, Any]:
+        c_s, c_t = self.c(s), self.c(t)
+        other_s, other_t = (s.alpha, t.alpha) if self.name == "denoised" else (s.sigma, t.sigma)
+        return c_t / c_s, other_t - other_s * (c_t / c_s)
+
+
+def _square(p: Position) -> Any:
+    return p.alpha**2 + p.sigma**2
+
+
+def _norm(p: Position) -> Any:
+    return _square(p) ** 0.5
+
+
+_FRAMES = (
+    _Exponential(
+        "denoised",
+        c=lambda p: p.sigma,
+        v=lambda p: p.alpha / p.sigma,
+        d=lambda p: (p.alpha * 0 + 1, p.alpha * 0),
+        slope=lambda p: -_square(p) / p.sigma**2,
+        lam=np.log,
+        at_noise=True,
+    ),
+    _Exponential(
+        "noise",
+        c=lambda p: p.alpha,
+        v=lambda p: p.sigma / p.alpha,
+        d=lambda p: (p.alpha * 0, p.alpha * 0 + 1),
+        slope=lambda p: _square(p) / p.alpha**2,
+        lam=lambda v: -np.log(v),
+    ),
+    Frame(
+        "lambda",
+        c=lambda p: p.alpha,
+        v=lambda p: p.lam,
+        d=lambda p: (p.alpha * 0, -p.sigma / p.alpha),
+        slope=lambda p: -_square(p) / (p.alpha * p.sigma),
+        lam=lambda v: v,
+    ),
+    Frame(
+        "straight",
+        c=lambda p: p.alpha + p.sigma,
+        v=lambda p: p.sigma / (p.alpha + p.sigma),
+        d=lambda p: (p.alpha * 0 - 1, p.alpha * 0 + 1),
+        slope=lambda p: _square(p) / (p.alpha + p.sigma) ** 2,
+        lam=lambda v: np.log1p(-v) - np.log(v),
+        at_data=True,
+        at_noise=True,
+    ),
+    Frame(
+        "trig",
+        c=_norm,
+        v=lambda p: np.arctan2(p.sigma, p.alpha),
+        d=lambda p: (-p.sigma / _norm(p), p.alpha / _norm(p)),
+        slope=lambda p: p.alpha * 0 + 1,
+        lam=lambda v: -np.log(np.tan(v)),
+        at_data=True,
+        at_noise=True,
+    ),
+    Frame(
+        "native",
+        c=lambda p: p.alpha * 0 + 1,
+        v=lambda p: p.t,
+        d=lambda p: (p.dalpha, p.dsigma),
+        slope=lambda p: _square(p) / (p.alpha * p.dsigma - p.sigma * p.dalpha),
+        lam=None,
+    ),
+)
+FRAMES: dict[str, Frame] = {frame.name: frame for frame in _FRAMES}
+
+VARIABLES: dict[str, Callable[[Position], Any]] = {
+    "lambda": lambda p: p.lam,
+    "theta": lambda p: np.arctan2(p.sigma, p.alpha),
+    "u": lambda p: p.sigma / (p.alpha + p.sigma),
+    "log-u": lambda p: np.log(p.sigma / (p.alpha + p.sigma)),
+    "rho": lambda p: p.sigma / p.alpha,
+    "rho7": lambda p: (p.sigma / p.alpha) ** (1 / 7),
+    "t": lambda p: p.t,
+}
+"""Variables in which a multistep method may interpolate d; the weights are integrals over the frame's v all the same."""
+
+
+def singular(frame: Frame, path: Path, p: Position) -> bool:
+    """Whether the frame cannot be used at p: only at sigma = 0 or alpha = 0, and as the frame declares."""
+    regular = path.regular and frame.lam is None
+    return bool((p.sigma == 0 and not (frame.at_data or regular)) or (p.alpha == 0 and not (frame.at_noise or regular)))

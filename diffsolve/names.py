@@ -1,0 +1,68 @@
+"""Names with options: `"heun"`, `"ddim(eta=0.5)"`, `"karras(rho=5)"`.
+
+One small parser serves solvers, grids and paths. Options are Python literals; an unknown name or option is an
+error that says which ones exist.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The things of one `kind` that have a name; each entry makes one from keyword options."""
+
+    def __init__(self, kind: str, base: type, entries: Mapping[str, Callable[..., T]]) -> None:
+        self.kind, self.base, self.entries = kind, base, dict(entries)
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self.entries)
+
+    def resolve(self, spec: str | T) -> T:
+        """The object that `spec` names; an object of this kind is returned as it is.
+
+        Raises:
+            ValueError: for an unknown name or option, naming what exists.
+            TypeError: if `spec` is neither a string nor an object of this kind.
+        """
+        if isinstance(spec, self.base):
+            return spec  # type: ignore[return-value]
+        if not isinstance(spec, str):
+            raise TypeError(f"{self.kind}={spec!r}: a name or a {self.base.__name__} is accepted")
+        name, options = _parse(self.kind, spec)
+        if name not in self.entries:
+            near = difflib.get_close_matches(name, self.entries, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{self.kind}={spec!r} is unknown; {hint}accepted: {', '.join(self.names())}")
+        make = self.entries[name]
+        known = list(inspect.signature(make).parameters)
+        unknown = [key for key in options if key not in known]
+        if unknown:
+            accepted = f"accepted options: {', '.join(known)}" if known else "it has no options"
+            raise ValueError(f"{self.kind}={spec!r}: unknown option {unknown[0]!r}; {accepted}")
+        try:
+            return make(**options)
+        except TypeError as error:
+            raise ValueError(f"{self.kind}={spec!r}: {error}") from error
+
+
+def _parse(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
+    name, bracket, rest = spec.strip().partition("(")
+    name = name.strip().lower()
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return name, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise ValueError(f"{kind}={spec!r} cannot be read; write name or name(option=value, ...)") from None

@@ -1,0 +1,245 @@
+r"""Gaussian noise that is a function of (seed, sample, row, stream, element), with no state at all.
+
+A counter-based generator has nothing to advance: each draw encrypts its own address. A sample therefore
+sees the same noise alone, in a batch, on one shard of eight, or in a run resumed half-way, and PyTorch's
+global random state is neither read nor written.
+
+References:
+    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox).
+    Box and Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29, 1958.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Key", "Stream", "philox"]
+
+MASK = 0xFFFFFFFF
+M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers of Philox 4x32
+W0, W1 = 0x9E3779B9, 0xBB67AE85  # its Weyl steps: the golden ratio and sqrt(3) - 1
+
+IN_NUMPY = {"cpu"}  # where the integers are computed in NumPy: the same, at half the cost of PyTorch's calls
+
+Word = Any  # 32 bits, held in a Python int, an int64 tensor or an int64 array
+
+
+class Stream(IntEnum):
+    """What a draw is for: the last counter word, so that different uses never share a number.
+
+    The values are part of what a seed means. Append new ones; never renumber.
+    """
+
+    PRIOR = 0  # the sample at the noise end
+    ROW = 1  # the noise of a tableau's row
+
+
+def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:
+    r"""Philox 4x32: four uniform 32-bit words from a counter of four words and a key of two.
+
+    A round maps, with :math:`(h_j, l_j)` the high and low words of a 64-bit product,
+
+    .. math:: (h_0, l_0) = M_0 c_0, \quad (h_1, l_1) = M_1 c_2, \qquad
+              c \leftarrow (h_1 \oplus c_1 \oplus k_0,\; l_1,\; h_0 \oplus c_3 \oplus k_1,\; l_0),
+
+    after which the key moves on by :math:`(W_0, W_1)`.
+
+    Args:
+        counter: four words, ints or int64 tensors (or arrays) that broadcast. The first and the third are
+            multiplied, so beside tensors these two must be tensors too: only those wrap.
+        key: two words, likewise.
+        rounds: 10 is the published safety margin; 7 already pass BigCrush.
+
+    References: Salmon et al. 2011, section 3.3.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        # An int64 product wraps, which keeps its 64 bits; the shift smears its sign over the high word,
+        # and the mask removes that. The low words stay unmasked: they are only xored, under the next mask.
+        p0, p1 = c0 * M0, c2 * M1
+        c0, c1 = ((p1 >> 32) ^ c1 ^ k0) & MASK, p1
+        c2, c3 = ((p0 >> 32) ^ c3 ^ k1) & MASK, p0
+        k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
+    return c0, c1 & MASK, c2, c3 & MASK
+
+
+@dataclass(frozen=True)
+class Key:
+    r"""Who each row of a batch is, for the noise.
+
+    Args:
+        seed: an int (row i of the batch is keyed (seed, index + i)), or a sequence or 1-D integer tensor of
+            ints, one per row (row i is keyed (seed_i, 0)). Each in [0, 2**64).
+        index: where row 0 of this shard stands in the whole batch; 0 where every row has its own seed.
+
+    The seed s and the seeds (s,) name the same first row.
+    """
+
+    seed: int | Sequence[int]
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        seed: Any = self.seed
+        if hasattr(seed, "tolist"):  # a tensor or an array
+            seed = seed.tolist()
+        if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
+            seed = tuple(_integer(f"seed[{i}]", s, 2**64) for i, s in enumerate(seed))
+        else:
+            seed = _integer("seed", seed, 2**64, "an int, or one int per row,")
+        index = _integer("index", self.index, 2**32)
+        if index and isinstance(seed, tuple):
+            raise ValueError(f"index={index} with one seed per row, which alone keys the row; accepted: 0")
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "index", index)
+
+    def normal(
+        self,
+        shape: Sequence[int],
+        *,
+        row: int = 0,
+        stream: Stream = Stream.PRIOR,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        r"""Standard normals of `shape`, whose first axis is the batch.
+
+        Elements 4e .. 4e+3 of sample i (flat within the sample) come from one block of four words,
+
+        .. math:: r &= \mathrm{philox}\big((e, i, \mathrm{row}, \mathrm{stream}),
+                       (s \bmod 2^{32}, \lfloor s / 2^{32} \rfloor)\big), \\
+                  u_j &= (\lfloor r_j / 2^8 \rfloor + \tfrac12)\, 2^{-24}, \\
+                  (n_{4e+j}, n_{4e+j+1}) &= \sqrt{-2 \ln u_j}\; (\cos 2\pi u_{j+1}, \sin 2\pi u_{j+1}),
+                       \qquad j = 0, 2,
+
+        in float32, then cast. The integers are the same on every device, the normals agree to the rounding of
+        its log, sin and cos. Since u >= 2**-25, none exceeds sqrt(50 ln 2) = 5.89; nothing is clipped.
+
+        Args:
+            shape: (B, *); one seed per row means B seeds.
+            row: the row of the tableau, or any other count of draws, in [0, 2**32).
+            stream: what the draw is for.
+            dtype: a real floating type; float32, or that of `out`.
+            device: the CPU, or that of `out`.
+            out: a tensor of this shape to write to; if not contiguous, by way of one that is.
+        """
+        batch, *inner = sizes = _sizes(shape)
+        size = math.prod(inner)
+        counters = -(-size // 4)
+        if counters > 2**32:
+            raise ValueError(f"shape={tuple(sizes)}: a sample of {size} elements; accepted: at most 2**34")
+        if isinstance(self.seed, int):
+            if self.index + batch > 2**32:
+                raise ValueError(f"index={self.index} with {batch} rows; accepted: index + rows <= 2**32")
+        elif len(self.seed) != batch:
+            raise ValueError(f"seed: {len(self.seed)} of them for shape={tuple(sizes)}; accepted: {batch}")
+        row = _integer("row", row, 2**32)
+        if stream not in list(Stream):
+            raise ValueError(f"stream={stream!r}; accepted: one of {', '.join(map(str, Stream.__members__))}")
+        out = _destination(sizes, dtype, device, out)
+
+        whole = out if out.is_contiguous() else torch.empty(sizes, dtype=out.dtype, device=out.device)
+        flat = whole.view(batch, size)
+        # A block is `depth` samples of `width` counters: on a CPU small enough for the caches, elsewhere
+        # large enough to hide the launches. About 100 bytes of scratch per counter.
+        block = 2**14 if out.device.type == "cpu" else 2**18
+        width = min(max(counters, 1), block)
+        depth = block // width
+        for i in range(0, batch, depth):
+            key, sample = self._words(i, min(i + depth, batch), out.device)
+            for e in range(0, counters, width):
+                n = _normals(key, (e, min(e + width, counters)), sample, row, stream)
+                flat[i : i + depth, 4 * e : 4 * (e + width)] = n[:, : size - 4 * e]
+        return out if whole is out else out.copy_(whole)
+
+    def _words(self, start: int, stop: int, device: torch.device) -> tuple[Sequence[Word], Tensor]:
+        """The key and the sample word of rows start .. stop-1, each an int or a column."""
+        if isinstance(self.seed, int):
+            first = self.index + start
+            return _split(self.seed), torch.arange(first, first + stop - start, device=device)[:, None]
+        k0, k1 = _columns(tuple(self.seed), device)
+        return (k0[start:stop], k1[start:stop]), torch.zeros(1, 1, dtype=torch.int64, device=device)
+
+
+def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row: int, stream: int) -> Tensor:
+    """The normals of counters elements[0] .. elements[1]-1, four each, for a column of samples."""
+    device = sample.device
+    element = torch.arange(*elements, dtype=torch.int64, device=device)
+    # The row is a tensor, not an int: M1 * row needs 64 bits, and only an int64 tensor wraps.
+    counter: list[Word] = [element, sample, torch.full_like(element[:1], row), int(stream)]
+    arrays = device.type in IN_NUMPY
+    if arrays:
+        counter, key = ([w.numpy() if isinstance(w, Tensor) else w for w in ws] for ws in (counter, key))
+    words = philox(counter, key)
+
+    # (r0, r2) and (r1, r3) side by side: per pair a radius, and an angle. The transcendentals run on
+    # contiguous memory, where an element's bits do not depend on its place (a test holds this).
+    u = torch.empty(2, *words[0].shape, 2, dtype=torch.float32, device=device)
+    slots: Any = u.numpy() if arrays else u
+    for j, r in enumerate(words):
+        slots[j % 2, ..., j // 2] = r >> 8
+    u += 0.5  # rounds to an even integer above 2**23: u may be 1, which is the normal 0
+    radius = u[0].mul_(2**-24).log_().mul_(-2).sqrt_()
+    angle = u[1].mul_(2 * math.pi * 2**-24)
+    n = torch.empty(*radius.shape, 2, dtype=torch.float32, device=device)
+    torch.mul(radius, angle.cos(), out=n[..., 0])
+    torch.mul(radius, angle.sin_(), out=n[..., 1])
+    return n.flatten(1)
+
+
+def _split(seed: int) -> tuple[int, int]:
+    return seed & MASK, seed >> 32
+
+
+@lru_cache(maxsize=16)  # the copy to a device waits for it: once per set of seeds, not once per draw
+def _columns(seeds: tuple[int, ...], device: torch.device) -> Tensor:
+    """The two key words of each seed, with shape (2, B, 1)."""
+    words = torch.tensor([_split(s) for s in seeds], dtype=torch.int64, device="cpu").view(-1, 2)
+    return words.T[..., None].contiguous().to(device)
+
+
+def _integer(name: str, value: Any, stop: int, accepted: str = "an int") -> int:
+    accepted = f"accepted: {accepted} in [0, 2**{stop.bit_length() - 1})"
+    try:
+        if isinstance(value, (bool, Tensor)):  # a Tensor of one element, even True, passes for an index
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} of type {type(value).__name__}; {accepted}") from None
+    if not 0 <= number < stop:
+        raise ValueError(f"{name}={value!r}; {accepted}")
+    return number
+
+
+def _sizes(shape: Any) -> list[int]:
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape={shape!r} of type {type(shape).__name__}; accepted: a tuple of ints")
+    if not shape:
+        raise ValueError(f"shape={shape!r}; accepted: at least the batch axis")
+    return [_integer(f"shape[{i}]", n, 2**63) for i, n in enumerate(shape)]
+
+
+def _destination(
+    sizes: list[int], dtype: torch.dtype | None, device: torch.device | str | None, out: Tensor | None
+) -> Tensor:
+    if out is None:
+        out = torch.empty(sizes, dtype=dtype or torch.float32, device=device or "cpu")
+    elif list(out.shape) != sizes:
+        raise ValueError(f"out has shape {tuple(out.shape)}; accepted: {tuple(sizes)}, as in shape")
+    elif dtype not in (None, out.dtype):
+        raise ValueError(f"dtype={dtype}; accepted: None or that of out, {out.dtype}")
+    elif device is not None and torch.empty(0, device=device).device != out.device:
+        raise ValueError(f"device={device}; accepted: None or that of out, {out.device}")
+    if not out.dtype.is_floating_point:
+        raise ValueError(f"dtype={out.dtype}; accepted: a real floating type")
+    return out

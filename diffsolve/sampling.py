@@ -1,0 +1,432 @@
+"""`sample`, `solve` and `encode`: the executor and the loop around it."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve import grids, solvers
+from diffsolve.execute import Executor, State, bind, conversion
+from diffsolve.grids import Grid
+from diffsolve.models import Model, adapt
+from diffsolve.noise import Key, Stream
+from diffsolve.paths import Path
+from diffsolve.solvers import Solver
+from diffsolve.tableau import Tableau
+
+__all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
+
+DEFAULT_SOLVER = "unipc-3"
+
+GridLike = str | Grid | Sequence[float] | np.ndarray | Tensor
+Seed = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network call, as hooks and callbacks see it."""
+
+    call: int
+    """The number of the call, from 0."""
+    calls: int
+    """How many there will be."""
+    t: float
+    """Where it was made, on the path's clock."""
+    alpha: float
+    sigma: float
+    x: Tensor
+    """The network's input (hook), or the next one (callback: in the end the result). Clone it to keep it."""
+    denoised: Tensor | None
+    """The estimate of x_0 at the call; None where the network does not determine it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `solve` returns."""
+
+    x: Tensor
+    """The result; after `max_calls`, the input of the next call."""
+    tableau: Tableau
+    nfe: int
+    """Network calls made."""
+    seed: Seed
+    """What was given, or the seed drawn in its place: `solve(..., seed=run.seed)` repeats the run."""
+    state: State
+    """Where the run stands: `solve(model, solver=run.tableau, state=run.state)` goes on from there."""
+    trajectory: Tensor | None
+    """(n + 1, B, ...): the states at the grid nodes reached, the start first; None unless asked for."""
+
+    @property
+    def times(self) -> np.ndarray:
+        """(n + 1,): the grid, on the path's clock."""
+        return self.tableau.times
+
+    @property
+    def done(self) -> bool:
+        """Whether every call has been made."""
+        return self.state.call == self.tableau.nfe
+
+
+def plan(
+    model: Model | str | Path,
+    solver: str | Solver = DEFAULT_SOLVER,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: GridLike | None = None,
+    start: float | None = None,
+    stop: float | None = None,
+) -> Tableau:
+    """The tableau of a run, before any network is called: print it, save it, compare it.
+
+    Args:
+        model: a Model, or just its path.
+        solver: a name with options, as in "ddim(eta=0.5)", or a solver object. `ds.solvers.names()` lists them.
+        steps: the number of grid intervals; or
+        nfe: a budget of network calls: the most steps that fit are made.
+        grid: a name with options, a grid object, or the times themselves (used bit for bit, and then neither
+            steps nor nfe is needed). The path's own grid if None.
+        start: where to begin on the path's clock; the noise end if None.
+        stop: where to end, exactly. If None the run ends on the data: the last update is the denoised estimate.
+    """
+    if not isinstance(model, Model):
+        model = adapt(_nothing, model, "v")
+    path, determined = model.path, model.determined
+    method = solvers.named(solver)
+    times = _own_times(grid)
+    if times is not None:
+        _refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
+        if steps is not None and steps != len(times) - 1:
+            raise ValueError(f"steps={steps}: the grid given has {len(times) - 1} steps")
+        return method(path, times, call_last=determined(float(times[-1])))
+    _one_of(steps=steps, nfe=nfe)
+    where = grids.named(path.grid if grid is None else grid)  # type: ignore[arg-type]
+    last = path.t_data if stop is None else float(stop)
+    return _plan(method, where, path, steps, nfe, start, stop, determined(last))
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    method: Solver,
+    grid: Grid,
+    path: Path,
+    steps: int | None,
+    nfe: int | None,
+    start: float | None,
+    stop: float | None,
+    call_last: bool,
+) -> Tableau:
+    def write(n: int) -> Tableau:
+        return method(path, grid(path, n, start=start, stop=stop), call_last=call_last)
+
+    if steps is not None:
+        return write(steps)
+    assert nfe is not None
+    n = max(1, nfe // method.calls)
+    tableau = write(n)
+    while tableau.nfe > nfe and n > 1:
+        n -= 1
+        tableau = write(n)
+    if tableau.nfe > nfe:
+        raise ValueError(f"nfe={nfe}: {method} needs at least {tableau.nfe} network calls here")
+    while tableau.nfe < nfe and method.calls > 1 and (longer := write(n + 1)).nfe <= nfe:
+        n, tableau = n + 1, longer
+    return tableau
+
+
+def begin(
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    noise: Tensor | None = None,
+    solver: str | Solver | Tableau = DEFAULT_SOLVER,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: GridLike | None = None,
+    seed: Seed | None = None,
+    index: int = 0,
+    start: float | None = None,
+    stop: float | None = None,
+    state: State | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    takes: str | None = None,
+) -> Executor:
+    """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
+
+    Args:
+        takes: what `advance` will be given, if not the network's output: "denoised", say.
+
+    The other arguments are those of `solve`.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
+    if isinstance(solver, Tableau):
+        _refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
+        tableau = solver
+    else:
+        fed = model if takes is None else replace(model, predicts=takes)
+        tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
+    program = bind(tableau, model, takes)
+    if state is not None:
+        _refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
+        x, key = state.y, state.key
+    else:
+        if start is not None and noise is None:
+            raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
+        key = _key(seed, index)
+        x = _initial(model, tableau, shape, noise, key, dtype, device)
+    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
+    return Executor(program, x, key, state=state, told=told.to(x.device, model.time_dtype(x.dtype)))
+
+
+def solve(
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    noise: Tensor | None = None,
+    solver: str | Solver | Tableau = DEFAULT_SOLVER,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: GridLike | None = None,
+    seed: Seed | None = None,
+    index: int = 0,
+    start: float | None = None,
+    stop: float | None = None,
+    cond: Mapping[str, Any] | None = None,
+    hook: Callable[[Step], Tensor | None] | None = None,
+    callback: Callable[[Step], object] | None = None,
+    trajectory: bool = False,
+    progress: bool = False,
+    check: bool = False,
+    max_calls: int | None = None,
+    state: State | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Run:
+    """Run a solver on a model.
+
+    Args:
+        model: a Model, from `ds.adapt` or `ds.load`.
+        shape: the shape of the batch; its noise is drawn from `seed`. Or
+        noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
+        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau.
+        seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
+            else of the batch. If None one is drawn, and kept in `Run.seed`.
+        index: where this batch begins in a larger one that is sampled in shards.
+        cond: keyword arguments for the network, passed on unchanged.
+        hook: sees each denoised estimate before the update, and may return another in its place.
+        callback: sees each step after the update.
+        trajectory: keep the states at the grid nodes.
+        progress: show a bar.
+        check: stop with a FloatingPointError at the first call whose output is not finite. Costs a device
+            synchronisation per call; nothing when off.
+        max_calls: stop after so many calls; `Run.state` goes on from there.
+        state: go on from there, with the solver (or tableau) of that run.
+        dtype: of the state. float32, or float64 if the noise or the network has it.
+        device: of the state; where `noise` or the network is, by default.
+
+    Returns:
+        A `Run`; its x is of the state's dtype.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, by name, before the network is called; for a network that returns
+            another shape or type.
+        FloatingPointError: see `check`.
+    """
+    ex = begin(
+        model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
+        start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
+    )  # fmt: skip
+    tableau, cond = ex.tableau, {} if cond is None else cond
+    first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
+    estimate = _Estimate(model, tableau) if hook or callback else None
+    nodes = [ex.y.clone()] if trajectory else None
+    with torch.no_grad(), _bar(progress, last - first) as bar:
+        while ex.call < last:
+            i = ex.call
+            out = model.call(*ex.query(), cond)
+            if check and not bool(out.isfinite().all()):
+                bad = int((~out.isfinite()).sum())
+                raise FloatingPointError(
+                    f"net returned {bad} non-finite values of {out.numel()} in call {i} of {tableau.nfe}, "
+                    f"at t={tableau.calls[i, 0]:.6g}"
+                )
+            step = None if estimate is None else estimate(i, ex.y, out)
+            if hook and step:
+                changed = hook(step)
+                step = step if changed is None else replace(step, denoised=_checked(changed, ex.y))
+                out = step.denoised
+            ex.advance(out)
+            if callback and step:
+                callback(replace(step, x=ex.y))
+            if nodes is not None and tableau.node[i] >= 0:
+                nodes.append(ex.y.clone())
+            bar.update()
+    seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
+    return Run(ex.y, tableau, ex.call - first, seed, ex.state, None if nodes is None else torch.stack(nodes))
+
+
+def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
+    """Samples from a model: `solve(model, shape, **options).x`."""
+    return solve(model, shape, **options).x
+
+
+def encode(
+    model: Model,
+    x: Tensor,
+    *,
+    solver: str | Solver = DEFAULT_SOLVER,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: GridLike | None = None,
+    **options: Any,
+) -> Tensor:
+    """Data to noise: the probability-flow ODE from the data end to the noise end, at the prior's scale.
+
+    The grid is that of sampling, turned round. Where the network cannot be called on the data itself the run
+    begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
+    gives x back up to the solver's error. Options are those of `solve`.
+    """
+    path, method = model.path, solvers.named(solver)
+    stop = None
+    if not model.determined(path.t_data):
+        stop = path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
+    times = _own_times(grid)
+    if times is None:
+        _one_of(steps=steps, nfe=nfe)
+        where = grids.named(path.grid if grid is None else grid)  # type: ignore[arg-type]
+        reverse = _Reversed(where)
+        tableau = _plan(method, reverse, path, steps, nfe, None, stop, model.determined(path.t_noise))
+    else:
+        tableau = method(path, times, call_last=model.determined(float(times[-1])))
+    return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options).x
+
+
+def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:
+    """x_t = alpha(t) x + sigma(t) eps: data brought to the noise level t, to start a run there (image to image).
+
+        x_t = ds.diffuse(model, image, t=0.6, seed=0)
+        ds.sample(model, noise=x_t, start=0.6, solver="dpmpp-2m", steps=20, seed=0)
+
+    Sample i gets the noise of (seed, index + i), the same as a run from the noise end would start from.
+    """
+    path = model.path
+    if not path.within(t):
+        raise ValueError(f"t={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
+    eps = _key(seed, index).normal(x.shape, stream=Stream.PRIOR, dtype=x.dtype, device=x.device)
+    return x * float(path.alpha(t)) + eps * float(path.sigma(t))
+
+
+@dataclass(frozen=True)
+class _Reversed(Grid):
+    """A grid from its end to its start."""
+
+    grid: Grid
+
+    def __call__(self, path: Path, steps: int, *, start: float | None = None, stop: float | None = None) -> np.ndarray:
+        return self.grid(path, steps, start=start, stop=stop)[::-1]
+
+    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+        return self.grid.nodes(path, steps, start, stop)[::-1]
+
+
+class _Estimate:
+    """The denoised estimate of each call, for hooks and callbacks."""
+
+    def __init__(self, model: Model, tableau: Tableau) -> None:
+        self.tableau, at = tableau, model.path.nodes(tableau.calls[:, 0])
+        p, q = conversion((np.ones_like(at.t), np.zeros_like(at.t)), model, at)
+        self.weights = list(zip(p.tolist(), q.tolist(), strict=True))
+
+    def __call__(self, i: int, y: Tensor, out: Tensor) -> Step:
+        p, q = self.weights[i]
+        known = math.isfinite(p) and math.isfinite(q)
+        denoised = (y * p + out * q).to(y.dtype) if known else None
+        t, alpha, sigma = self.tableau.calls[i].tolist()
+        return Step(i, self.tableau.nfe, t, alpha, sigma, y, denoised)
+
+
+def _initial(
+    model: Model,
+    tableau: Tableau,
+    shape: Sequence[int] | None,
+    noise: Tensor | None,
+    key: Key,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+) -> Tensor:
+    """The state at the start: what was given, or the prior's noise."""
+    if (shape is None) == (noise is None):
+        raise ValueError(f"shape={shape}, noise={'None' if noise is None else 'a tensor'}: exactly one of them is accepted")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype={dtype!r}: a floating torch.dtype is accepted")
+    if noise is not None:
+        if not isinstance(noise, Tensor) or not noise.is_floating_point():
+            kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
+            raise TypeError(f"noise={kind}: a floating tensor is accepted")
+        if noise.dim() < 1:
+            raise ValueError("noise has no dimensions: a tensor of shape (B, ...) is accepted")
+        wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
+        return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
+    if dtype is None:
+        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    x = key.normal(tuple(shape or ()), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
+    return x.mul_(model.path.prior_std(float(tableau.times[0])))
+
+
+def _own_times(grid: GridLike | None) -> np.ndarray | None:
+    """The times of a user's own grid, or None if it is a name or a Grid."""
+    if grid is None or isinstance(grid, str | Grid):
+        return None
+    if isinstance(grid, Tensor):
+        grid = grid.detach().cpu().to(torch.float64).numpy()
+    try:
+        return np.ascontiguousarray(grid, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"grid={grid!r}: a name, a Grid or a list of times is accepted") from None
+
+
+def _checked(changed: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(changed, Tensor) or changed.shape != like.shape:
+        got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+        raise ValueError(f"hook returned {got}: None or a tensor of shape {tuple(like.shape)} is accepted")
+    return changed
+
+
+def _key(seed: Seed | None, index: int) -> Key:
+    return Key(secrets.randbits(63) if seed is None else seed if isinstance(seed, int) else tuple(seed), index)
+
+
+def _one_of(**values: int | None) -> None:
+    """That exactly one of the counts is given, and is one."""
+    if sum(value is not None for value in values.values()) != 1:
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"{given}: exactly one of them is accepted")
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+
+
+def _refuse(why: str, **values: object) -> None:
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} cannot be given with {why}")
+
+
+def _bar(progress: bool, total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, disable=not progress, unit="call")
+
+
+def _nothing(x: Tensor, t: Tensor) -> Tensor:
+    return x

@@ -1,0 +1,77 @@
+"""What a solver is: a value that writes down a tableau for a path and a grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffsolve.frames import FRAMES, Frame, singular
+from diffsolve.paths import Path, Position
+from diffsolve.tableau import Draft, Tableau
+
+__all__ = ["Solver", "end_frame", "frame_named"]
+
+
+class Solver(ABC):
+    """A frozen dataclass of options; `solver(path, times)` is its tableau. It keeps nothing else."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The order of global convergence between interior times, as run (its first steps included)."""
+
+    @property
+    def calls(self) -> int:
+        """Network calls in a step away from the ends."""
+        return 1
+
+    @abstractmethod
+    def write(self, draft: Draft, call_last: bool) -> None:
+        """Add the calls of a run over `draft.grid` to the draft."""
+
+    def __call__(self, path: Path, times: Sequence[float] | np.ndarray, *, call_last: bool | None = None) -> Tableau:
+        """The tableau for the nodes `times` on the path's clock, in either direction.
+
+        Args:
+            call_last: whether the network may be called at the last node. By default, wherever the path says
+                that its clock reaches the network.
+        """
+        times = np.ascontiguousarray(times, dtype=np.float64)
+        if times.ndim != 1 or len(times) < 2:
+            raise ValueError(f"times has shape {times.shape}; a list of at least 2 times is needed")
+        rising = np.diff(times) > 0
+        if np.isnan(times).any() or not (rising.all() or (not rising.any() and (np.diff(times) < 0).all())):
+            raise ValueError(f"times={times.tolist()}: strictly rising or strictly falling times are accepted")
+        if not path.within(times):
+            raise ValueError(
+                f"times={times.tolist()}: times between t_noise={path.t_noise} and t_data={path.t_data} of "
+                f"{path} are accepted"
+            )
+        if call_last is None:
+            call_last = times[-1] != path.t_data or path.t_last == path.t_data
+        draft = Draft(path, times)
+        self.write(draft, call_last)
+        return draft.build(str(self), self.order)
+
+
+def frame_named(name: str) -> Frame:
+    """The frame of that name, or a ValueError that lists them."""
+    if name not in FRAMES:
+        raise ValueError(f"frame={name!r} is unknown; accepted: {', '.join(FRAMES)}")
+    return FRAMES[name]
+
+
+def end_frame(frame: Frame, path: Path, s: Position, t: Position) -> Frame | None:
+    """The frame of the one first-order call that replaces the method's step where `frame` is singular, else None.
+
+    The rule for the ends: x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) D, finite
+    wherever sigma_s > 0, and its mirror image with eps out of sigma_s = 0. A step out of a regular point stays
+    in an exponential frame, where the first-order step is that same formula.
+    """
+    if not singular(frame, path, s) and not singular(frame, path, t):
+        return None
+    if frame.name in ("denoised", "noise") and not singular(frame, path, s):
+        return frame
+    return FRAMES["denoised" if s.sigma > 0 else "noise"]

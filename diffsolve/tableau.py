@@ -1,0 +1,280 @@
+"""The tableau: a run of a solver, written down as weights before the network is called once.
+
+A general linear method with one row per network call (i = 0..N-1):
+
+    entry:  [s, y_0] = entry @ [x, z]
+    d_i     = a_i x_0 + b_i eps                      from the network at (y_i, t_i), see `frames.convert`
+    [s', y_{i+1}] = weights[i] @ [s, y_i, d_i, d_{i-1}, .., d_{i-K+1}, z_i]
+
+s is the state, y the next network input (in the end, the result), z standard normals. K is the history.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from diffsolve.frames import FRAMES
+from diffsolve.paths import Path, Position
+
+__all__ = ["Combination", "Draft", "Tableau"]
+
+FORMAT = "diffsolve.tableau/1"
+Combination = Mapping[str | int, float]
+"""Weights on "s", "y", "z" and, by the number of the call that made it, on d."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tableau:
+    """An immutable run of a solver. Arrays are float64 and read-only; equality is bit for bit.
+
+    Raises:
+        ValueError: when built, if shapes disagree or the weights are not exact for a constant prediction.
+    """
+
+    solver: str
+    """What wrote it, as text."""
+    path: str
+    """The path it was written for, as text."""
+    order: int
+    """The order of convergence declared for it."""
+    grid: np.ndarray
+    """(n + 1, 3): t, alpha, sigma of the nodes."""
+    calls: np.ndarray
+    """(N, 3): t, alpha, sigma at which the network is called."""
+    frame: tuple[str, ...]
+    """The frame whose derivative d_i is, per call."""
+    d: np.ndarray
+    """(N, 2): a_i, b_i."""
+    node: np.ndarray
+    """(N,): the grid node that y stands at after the row, or -1 between nodes."""
+    entry: np.ndarray
+    """(2, 2): s and y_0 from x and z."""
+    weights: np.ndarray
+    """(N, 2, K + 3): s' and y' from s, y, d_i .. d_{i-K+1}, z."""
+
+    def __post_init__(self) -> None:
+        for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
+                            ("entry", (2, 2)), ("weights", (self.nfe, 2, None))):  # fmt: skip
+            array = np.array(getattr(self, name), dtype=np.int64 if name == "node" else np.float64)
+            if array.ndim != len(shape) or any(
+                want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
+            ):
+                raise ValueError(f"{name} has shape {array.shape}; {shape} is needed for {self.nfe} calls")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        if self.nfe == 0 or len(self.grid) < 2 or self.history < 1:
+            raise ValueError(
+                f"a tableau needs a call, two nodes and a history of 1; got {self.nfe}, {len(self.grid)}, {self.history}"
+            )
+        if len(self.frame) != self.nfe or not set(self.frame) <= set(FRAMES):
+            raise ValueError(f"frame={self.frame!r}: one of {', '.join(FRAMES)} is needed for each of {self.nfe} calls")
+        self.check()
+
+    @property
+    def nfe(self) -> int:
+        """The number of network calls."""
+        return len(self.calls)
+
+    @property
+    def steps(self) -> int:
+        """The number of grid intervals."""
+        return len(self.grid) - 1
+
+    @property
+    def history(self) -> int:
+        """K, the number of predictions that a row may use."""
+        return int(np.shape(self.weights)[2]) - 3
+
+    @property
+    def times(self) -> np.ndarray:
+        """(n + 1,): the grid on the path's clock."""
+        return self.grid[:, 0]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise enters after the start."""
+        return bool(self.entry[:, 1].any() or self.weights[:, :, -1].any())
+
+    def check(self, tolerance: float = 1e-9) -> None:
+        """That every network input and the result are exact for a constant d, frame by frame.
+
+        In a stretch of calls of one frame, z = x / c must move by (v_t - v_s) d; where the frame changes, the
+        state alone is handed on. A stochastic tableau is held to the mean of a point mass: y = alpha x_0.
+
+        Raises:
+            ValueError: naming the first call whose input is wrong by more than `tolerance`.
+        """
+        found, wanted, size = self._trace_mean() if self.stochastic else self._trace_constant()
+        # Relative to the largest term summed so far: far extrapolation has huge weights that cancel.
+        error = np.abs(found - wanted).max(-1) / np.maximum(1, np.maximum.accumulate(size))
+        bad = ~(error <= tolerance)
+        if bad.any():
+            i = int(np.flatnonzero(bad)[0])
+            what = "the result" if i == self.nfe else f"the input of call {i}"
+            raise ValueError(f"weights of {self.solver}: {what} is off by {error[i]:.3g} for a constant prediction")
+
+    def _trace_constant(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Vectors over (x, d of the first stretch, d of the second, ...).
+        stretch = np.cumsum([0] + [f != g for f, g in zip(self.frame, self.frame[1:], strict=False)])
+        basis = np.eye(stretch[-1] + 2)
+        points = [_position(row) for row in (*self.calls, self.grid[-1])]
+        s, y = self.entry[:, :1] * basis[0]
+        anchor, start = y, points[0]
+        found, wanted, size, d = [y], [y], [1.0], np.zeros((self.history, len(basis)))
+        for i, frame in enumerate(self.frame):
+            if i and frame != self.frame[i - 1]:
+                anchor, start = y, points[i]
+            d = np.vstack([basis[stretch[i] + 1], d[:-1]])
+            inputs = np.vstack([s, y, d, basis[0] * 0])
+            s, y = self.weights[i] @ inputs
+            size.append((np.abs(self.weights[i]) @ np.abs(inputs)).max())
+            ratio, gain = FRAMES[frame].step(start, points[i + 1])
+            found.append(y)
+            wanted.append(ratio * anchor + gain * basis[stretch[i] + 1])
+        return np.array(found), np.array(wanted), np.array(size)
+
+    def _trace_mean(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        alpha = np.append(self.calls[:, 1], self.grid[-1, 1])
+        s, y = self.entry[:, 0] * self.grid[0, 1]
+        found, size, d = [y], [1.0], np.zeros(self.history)
+        for i in range(self.nfe):
+            d = np.append(self.d[i, 0], d[:-1])
+            inputs = np.array([s, y, *d, 0.0])
+            s, y = self.weights[i] @ inputs
+            size.append((np.abs(self.weights[i]) @ np.abs(inputs)).max())
+            found.append(y)
+        return np.array(found)[:, None], alpha[:, None], np.array(size)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tableau):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.solver, self.path, self.weights.tobytes(), self.calls.tobytes()))
+
+    def to_json(self) -> str:
+        """The tableau as JSON text; floats survive bit for bit."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
+        return json.dumps({"format": FORMAT, **plain})
+
+    @classmethod
+    def from_json(cls, text: str) -> Tableau:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: if the text is not such a tableau.
+        """
+        try:
+            plain: dict[str, Any] = json.loads(text)
+            if plain.pop("format") != FORMAT:
+                raise KeyError("format")
+            return cls(**{**plain, "frame": tuple(plain["frame"])})
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a {FORMAT} file: {error!r}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tableau as JSON: the whole file or none of it."""
+        target = FilePath(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(self.to_json())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tableau:
+        """Read what `save` wrote."""
+        return cls.from_json(FilePath(path).read_text())
+
+    def __str__(self) -> str:
+        frames = ", ".join(dict.fromkeys(self.frame))
+        head = (
+            f"{self.solver} on {self.path}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
+            f"history {self.history}, d = {frames}"
+        )
+        columns = ["s", "y", "d", *(f"d-{j}" for j in range(1, self.history)), "z"]
+        lines = [
+            head,
+            f"{'call':>4} {'t':>11} {'alpha':>9} {'sigma':>9}    " + "".join(f"{c:>11}" for c in columns),
+        ]
+        for i, (t, alpha, sigma) in enumerate(self.calls):
+            s, y = self.weights[i]
+            lines.append(f"{i:4d} {t:11.6g} {alpha:9.5g} {sigma:9.5g} y' " + _cells(y))
+            if not np.array_equal(s, y):
+                lines.append(f"{'':36} s' " + _cells(s))
+        t, alpha, sigma = self.grid[-1]
+        return "\n".join([*lines, f" end {t:11.6g} {alpha:9.5g} {sigma:9.5g}"])
+
+
+class Draft:
+    """A tableau being written: a solver adds its network calls one by one."""
+
+    def __init__(self, path: Path, times: np.ndarray) -> None:
+        self.path, self.grid = path, path.nodes(times)
+        self._calls: list[tuple[Position, str, Combination, Combination, int]] = []
+
+    def __len__(self) -> int:
+        """The number of calls so far, which is the number of the next one."""
+        return len(self._calls)
+
+    @property
+    def steps(self) -> int:
+        """The number of grid intervals."""
+        return len(self.grid.t) - 1
+
+    def call(self, at: Position, frame: str, *, y: Combination, s: Combination | None = None, node: int = -1) -> None:
+        """Call the network at `at`, take its output as the derivative d of `frame`, then set s' and y'.
+
+        Args:
+            y: the next network input, as weights on "s", "y", "z" and earlier (or this) calls' d.
+            s: the next state; y itself if not given.
+            node: the grid node that y' stands at, if it does.
+        """
+        self._calls.append((at, frame, y if s is None else s, y, node))
+
+    def build(self, solver: str, order: int) -> Tableau:
+        """The finished tableau, checked."""
+        back = [i - j for i, row in enumerate(self._calls) for side in row[2:4] for j in side if isinstance(j, int)]
+        history = 1 + max(back, default=0)
+        columns: dict[str | int, int] = {"s": 0, "y": 1, "z": history + 2}
+        weights = np.zeros((len(self), 2, history + 3))
+        for i, (_, _, *sides, _) in enumerate(self._calls):
+            for side, combination in enumerate(sides):
+                for key, weight in combination.items():
+                    weights[i, side, 2 + i - key if isinstance(key, int) else columns[key]] += weight
+        return Tableau(
+            solver=solver,
+            path=str(self.path),
+            order=order,
+            grid=np.stack([self.grid.t, self.grid.alpha, self.grid.sigma], -1),
+            calls=np.array([[at.t, at.alpha, at.sigma] for at, *_ in self._calls]),
+            frame=tuple(frame for _, frame, *_ in self._calls),
+            d=np.array([FRAMES[frame].d(at) for at, frame, *_ in self._calls]),
+            node=np.array([node for *_, node in self._calls]),
+            entry=np.array([[1.0, 0.0], [1.0, 0.0]]),
+            weights=weights,
+        )
+
+
+def _position(row: np.ndarray) -> Position:
+    t, alpha, sigma = row
+    return Position(t, alpha, sigma, math.nan, math.nan)
+
+
+def _cells(weights: np.ndarray) -> str:
+    return "".join(f"{w:11.5g}" if w else f"{'.':>11}" for w in weights)
