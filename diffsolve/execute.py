@@ -15,7 +15,7 @@ import json
 import os
 from collections import deque
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Program:
     scale: tuple[float, ...] | None
     """What the network wants its input multiplied by, per call: c_in of a raw EDM network."""
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """How many past predictions are kept alive."""
         return self.tableau.history if any(row.keep for row in self.rows) else 0
@@ -177,8 +177,8 @@ class State:
 class Executor:
     """Runs a program: `query` it, call the network, give its output to `advance`, until `done`.
 
-    What `query` and `y` give is written in place by `advance`: clone it to keep it. There is no host synchronisation, and after the first
-    calls no allocation but for noise.
+    What `query` and `y` give is written in place by `advance`: clone it to keep it. There is no host
+    synchronisation, and after the first calls no allocation but for noise.
 
     Args:
         program: from `bind`.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +32,7 @@ __all__ = [
     "Position",
     "Rectified",
     "SubVP",
-    "named",
+    "named", "names",
 ]  # fmt: skip
 
 Times = float | Sequence[float] | np.ndarray | Tensor
@@ -117,7 +117,8 @@ class Path(ABC):
 
     def nodes(self, t: Times) -> Position:
         """`at`, as numpy arrays: what solvers compute weights from."""
-        return Position(*(value.cpu().numpy() for value in astuple(self.at(t))))
+        p = self.at(t)
+        return Position(*(value.cpu().numpy() for value in (p.t, p.alpha, p.sigma, p.dalpha, p.dsigma)))
 
     def time(self, lam: Times) -> Tensor:
         """The clock at which lambda(t) = lam; +inf is the data end, -inf the end where alpha = 0.
@@ -539,6 +540,11 @@ registry: Registry[Path] = Registry(
 def named(path: str | Path) -> Path:
     """The path of that name, as in `"edm"` or `"rectified(shift=3.0)"`; a `Path` is returned as it is."""
     return registry.resolve(path)
+
+
+def names() -> list[str]:
+    """The names that `path=` accepts."""
+    return registry.names()
 
 
 def _float64(t: Times) -> Tensor:

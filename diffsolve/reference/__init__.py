@@ -16,15 +16,21 @@ __all__ = ["load", "mixture_model", "names"]
 
 def mixture_model(mixture: GaussianMixture, path: str | Path = "condot", predicts: str = "velocity") -> Model:
     """The exact network of a Gaussian mixture: its posterior means, combined into any prediction on any path."""
-    where = path_named(path)
+    where, sigma_data = path_named(path), 0.5
 
-    def net(x: Tensor, t: Tensor) -> Tensor:
+    def net(x: Tensor, told: Tensor) -> Tensor:
+        # A raw EDM network hears c_noise = log(rho) / 4 and sees x scaled.
+        t = told if predicts != "edm" else where.time((-4 * told.double()).clamp(*where.lam([where.t_noise, where.t_data])))
         p = where.at(t)
+        a, b = (weight.to(x).view(-1, *[1] * (x.dim() - 1)) for weight in PREDICTIONS[predicts](p, sigma_data))
+        scale = model.input_scale(p)
+        if scale is not None:
+            x = x / scale.to(x).view(-1, *[1] * (x.dim() - 1))
         data, noise = mixture.expectations(x, p.alpha.to(x), p.sigma.to(x))
-        a, b = (weight.to(x).view(-1, *[1] * (x.dim() - 1)) for weight in PREDICTIONS[predicts](p, 0.5))
         return a * data + b * noise
 
-    return adapt(net, where, predicts)
+    model = adapt(net, where, predicts, sigma_data=sigma_data)
+    return model
 
 
 def _digits() -> Model:
@@ -33,19 +39,19 @@ def _digits() -> Model:
     return adapt(digits.load(), "condot", "velocity")
 
 
-registry: Registry[Model] = Registry(
-    "model",
-    Model,
-    {
-        "digits": _digits,
-        "mixture-2d": lambda path="condot", predicts="velocity": mixture_model(ring(), path, predicts),
-    },
-)
+def _mixture_2d(path: str = "condot", predicts: str = "velocity") -> Model:
+    return mixture_model(ring(), path, predicts)
+
+
+registry: Registry[Model] = Registry("model", Model, {"digits": _digits, "mixture-2d": _mixture_2d})
 
 
 def load(name: str) -> Model:
-    """A reference model by name: "digits" (8 x 8 images, classes 0 to 9 by `cond={"label": ...}`), or
-    "mixture-2d" (eight Gaussians on a ring, exact; options path and predicts, as in "mixture-2d(path='edm')").
+    """A reference model by name.
+
+    "digits": a small U-Net for 8 x 8 images, of any class or by `cond={"label": ...}`; shape (B, 1, 8, 8).
+    "mixture-2d": eight Gaussians on a ring, exact; shape (B, 2). "mixture-2d(path='edm', predicts='noise')" puts
+    it on another path.
     """
     return registry.resolve(name)
 

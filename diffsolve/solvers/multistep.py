@@ -38,7 +38,8 @@ class Multistep(Solver):
         frame: the coordinates; see `diffsolve.frames`.
         variable: where the polynomial lives: a name in `diffsolve.frames.VARIABLES`, or None for the frame's v.
         corrector: how many values the corrector uses, the newest included; 0 for none.
-        lower_final: use no more than n - i values in step i of n, so that the last step is of first order.
+        lower_final: use no more than n - i values in step i of n, so that the last step is of first order; the
+            corrector is lowered with it.
     """
 
     points: int = 2
@@ -58,8 +59,15 @@ class Multistep(Solver):
 
     @property
     def order(self) -> int:
-        # The first step has one value of d: local error h^2, or h^3 once corrected.
-        return min(self.points, 2) if self.corrector < 2 else min(max(self.points + 1, 2), self.corrector, 3)
+        # The first step has one value of d: local error h^2, or h^3 once corrected. A last step of first order
+        # has local error h^2, as has any last step of one value, which nothing corrects.
+        if self.corrector < 2:
+            return min(self.points, 2)
+        return min(self.corrector, 2 if self.lower_final else min(self.points + 1, 3))
+
+    def _count(self, i: int, n: int) -> int:
+        """How many values the predictor of step i may use."""
+        return min(self.points, n - i) if self.lower_final else self.points
 
     def predict(self, step: Step) -> np.ndarray:
         """omega over the values of d at and before the start of the step, newest first."""
@@ -81,13 +89,12 @@ class Multistep(Solver):
                 usable = [i, *usable]
             state: Combination = {"y": 1.0}
             if self.corrector and not fresh and own and len(usable) > 1:
-                step = Step(integrals, i - 1, tuple(usable[: self.corrector]))
+                step = Step(integrals, i - 1, tuple(usable[: self.corrector - self.points + self._count(i - 1, n)]))
                 ratio, gain = frame.step(g[i - 1], g[i])
                 state = {"s": ratio, **_scaled(gain, step.nodes, self.correct(step))}
             ratio, gain = (end or frame).step(g[i], g[i + 1])
-            if end is None and usable:
-                count = min(self.points, n - i) if self.lower_final else self.points
-                step = Step(integrals, i, tuple(usable[:count]))
+            if end is None and usable and math.isfinite(integrals.node[i + 1]):
+                step = Step(integrals, i, tuple(usable[: self._count(i, n)]))
                 new = _scaled(gain, step.nodes, self.predict(step))
             else:
                 new = {i: gain}
@@ -224,7 +231,7 @@ class DPMpp(Multistep):
         first, second = np.array([1, -1, 0]) / r[0], np.array([0, 1, -1]) / r[1]
         D2 = (first - second) / (r[0] + r[1])
         D1 = first + r[0] * D2
-        return np.array([1, 0, 0]) + (phi(2, -h) * D1 - phi(3, -h) * D2) / phi(1, -h)
+        return np.array([1, 0, 0]) + (phi(2, -h) * D1 + phi(3, -h) * D2) / phi(1, -h)
 
 
 def phi(k: int, z: float) -> float:

@@ -89,7 +89,8 @@ class RungeKutta(Solver):
         stages, inner = _stages(method), self._inner(draft)
         for i in range(draft.steps):
             end = end_frame(frame, path, g[i], g[i + 1])
-            if end is None and i + 1 == draft.steps and not call_last and 1 in method.c:
+            if end is None and i + 1 == draft.steps and not call_last and len(method.b) > 1:
+                # Nor may it be called between its last time and the end.
                 end = FRAMES["denoised" if g.sigma[i] > 0 else "noise"]
             if end is not None:
                 ratio, gain = end.step(g[i], g[i + 1])

@@ -47,6 +47,6 @@ class DDIM(Solver):
                     node=i + 1,
                 )
                 continue
-            noise = self.eta * t.sigma * np.sqrt(-np.expm1(2 * (s.lam - t.lam)))
+            noise = self.eta * t.sigma * np.sqrt(-np.expm1(2 * (s.lam - t.lam))) if self.eta else 0.0
             ratio = np.sqrt(t.sigma**2 - noise**2) / s.sigma
             draft.call(s, "denoised", y={"y": ratio, i: t.alpha - s.alpha * ratio, "z": noise}, node=i + 1)

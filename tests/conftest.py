@@ -1,0 +1,18 @@
+"""Shared by all tests: one thread, so that results repeat and runs side by side do not fight over cores."""
+
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve.reference.mixture import GaussianMixture
+
+torch.set_num_threads(1)
+
+PATHS = [*ds.paths.names(), "ddpm(zero_terminal_snr=True)", "rectified(shift=3.0)"]
+
+
+@pytest.fixture(scope="session")
+def mixture() -> GaussianMixture:
+    """Three wide Gaussians in the plane: smooth enough to reach asymptotic orders with few steps."""
+    means = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return GaussianMixture.isotropic(means, 0.5)
