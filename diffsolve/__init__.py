@@ -4,8 +4,9 @@ from diffsolve import grids, paths, solvers
 from diffsolve.execute import Executor, State
 from diffsolve.models import Model, adapt
 from diffsolve.noise import Key
+from diffsolve.planning import plan
 from diffsolve.reference import load
-from diffsolve.sampling import Run, Step, begin, diffuse, encode, plan, sample, solve
+from diffsolve.sampling import Run, Step, begin, diffuse, encode, sample, solve
 from diffsolve.tableau import Tableau
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ combination. A method that is exact for constant d takes the step
 | lambda   | alpha                    | lambda              | -rho eps                      | sigma = 0, alpha = 0  |
 | straight | alpha + sigma            | u = sigma / c       | eps - x_0                     | nowhere               |
 | trig     | sqrt(alpha^2 + sigma^2)  | theta = atan(rho)   | cos(theta) eps - sin(theta) x_0 | nowhere             |
-| native   | 1                        | t                   | dx/dt                         | where the path is not `regular` |
+| native   | 1                        | t                   | dx/dt                         | unless `path.regular` |
 
 `denoised` and `noise` are the coordinates of the exponential integrators DPM-Solver++ (2211.01095) and DEIS
 (2204.13902); `straight` turns every path into CondOT, `trig` into a rotation.
@@ -192,7 +192,7 @@ VARIABLES: dict[str, Callable[[Position], Any]] = {
     "rho7": lambda p: (p.sigma / p.alpha) ** (1 / 7),
     "t": lambda p: p.t,
 }
-"""Variables in which a multistep method may interpolate d; the weights are integrals over the frame's v all the same."""
+"""Variables in which a multistep method may interpolate d; the integrals are over the frame's v all the same."""
 
 
 def singular(frame: Frame, path: Path, p: Position) -> bool:

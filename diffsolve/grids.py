@@ -189,7 +189,7 @@ class Beta(Warp):
         return w
 
     def profile(self, r: np.ndarray) -> np.ndarray:
-        from scipy.stats import beta  # type: ignore[import-untyped]
+        from scipy.stats import beta
 
         return np.asarray(1 - beta.ppf(1 - r, self.a, self.b))
 
@@ -228,11 +228,13 @@ class Spaced(Grid):
         if self.spacing == "leading":
             rows = (i - 1) * float(count // steps) + self.offset
         elif self.spacing == "trailing":
-            rows = i * (count / steps) - 1
+            rows = i * count / steps
         else:
-            rows = (i - 1) * ((count - 1) / (steps - 1)) if steps > 1 else np.array([count - 1.0])
+            rows = np.linspace(0, count - 1, steps)[::-1] if steps > 1 else np.array([count - 1.0])
         if path.integer:
             rows = np.round(rows)
+        if self.spacing == "trailing":  # rounded before, as in the paper: halves go to the even side
+            rows = rows - 1
         times = low + rows * ((start - low) / (count - 1) if count > 1 else 0.0)
         return np.append(np.where(rows > count - 1 - 1e-9, start, times), end)
 

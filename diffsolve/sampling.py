@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import grids, solvers
 from diffsolve.execute import Executor, State, bind, conversion
-from diffsolve.grids import Grid
-from diffsolve.models import Model, adapt
+from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
-from diffsolve.paths import Path
+from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
 __all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
 
-DEFAULT_SOLVER = "unipc-3"
-
-GridLike = str | Grid | Sequence[float] | np.ndarray | Tensor
 Seed = int | Sequence[int]
 
 
@@ -59,10 +52,14 @@ class Run:
     """Network calls made."""
     seed: Seed
     """What was given, or the seed drawn in its place: `solve(..., seed=run.seed)` repeats the run."""
-    state: State
-    """Where the run stands: `solve(model, solver=run.tableau, state=run.state)` goes on from there."""
     trajectory: Tensor | None
     """(n + 1, B, ...): the states at the grid nodes reached, the start first; None unless asked for."""
+    executor: Executor
+
+    @property
+    def state(self) -> State:
+        """A copy of where the run stands: `solve(model, solver=run.tableau, state=run.state)` goes on from there."""
+        return self.executor.state
 
     @property
     def times(self) -> np.ndarray:
@@ -72,74 +69,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether every call has been made."""
-        return self.state.call == self.tableau.nfe
-
-
-def plan(
-    model: Model | str | Path,
-    solver: str | Solver = DEFAULT_SOLVER,
-    *,
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: GridLike | None = None,
-    start: float | None = None,
-    stop: float | None = None,
-) -> Tableau:
-    """The tableau of a run, before any network is called: print it, save it, compare it.
-
-    Args:
-        model: a Model, or just its path.
-        solver: a name with options, as in "ddim(eta=0.5)", or a solver object. `ds.solvers.names()` lists them.
-        steps: the number of grid intervals; or
-        nfe: a budget of network calls: the most steps that fit are made.
-        grid: a name with options, a grid object, or the times themselves (used bit for bit, and then neither
-            steps nor nfe is needed). The path's own grid if None.
-        start: where to begin on the path's clock; the noise end if None.
-        stop: where to end, exactly. If None the run ends on the data: the last update is the denoised estimate.
-    """
-    if not isinstance(model, Model):
-        model = adapt(_nothing, model, "v")
-    path, determined = model.path, model.determined
-    method = solvers.named(solver)
-    times = _own_times(grid)
-    if times is not None:
-        _refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
-        if steps is not None and steps != len(times) - 1:
-            raise ValueError(f"steps={steps}: the grid given has {len(times) - 1} steps")
-        return method(path, times, call_last=determined(float(times[-1])))
-    _one_of(steps=steps, nfe=nfe)
-    where = grids.named(path.grid if grid is None else grid)  # type: ignore[arg-type]
-    last = path.t_data if stop is None else float(stop)
-    return _plan(method, where, path, steps, nfe, start, stop, determined(last))
-
-
-@lru_cache(maxsize=64)
-def _plan(
-    method: Solver,
-    grid: Grid,
-    path: Path,
-    steps: int | None,
-    nfe: int | None,
-    start: float | None,
-    stop: float | None,
-    call_last: bool,
-) -> Tableau:
-    def write(n: int) -> Tableau:
-        return method(path, grid(path, n, start=start, stop=stop), call_last=call_last)
-
-    if steps is not None:
-        return write(steps)
-    assert nfe is not None
-    n = max(1, nfe // method.calls)
-    tableau = write(n)
-    while tableau.nfe > nfe and n > 1:
-        n -= 1
-        tableau = write(n)
-    if tableau.nfe > nfe:
-        raise ValueError(f"nfe={nfe}: {method} needs at least {tableau.nfe} network calls here")
-    while tableau.nfe < nfe and method.calls > 1 and (longer := write(n + 1)).nfe <= nfe:
-        n, tableau = n + 1, longer
-    return tableau
+        return self.executor.done
 
 
 def begin(
@@ -170,14 +100,14 @@ def begin(
     if not isinstance(model, Model):
         raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
     if isinstance(solver, Tableau):
-        _refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
+        refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
         tableau = solver
     else:
         fed = model if takes is None else replace(model, predicts=takes)
         tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
     program = bind(tableau, model, takes)
     if state is not None:
-        _refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
+        refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
         x, key = state.y, state.key
     else:
         if start is not None and noise is None:
@@ -246,9 +176,13 @@ def solve(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
     )  # fmt: skip
-    tableau, cond = ex.tableau, {} if cond is None else cond
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    if max_calls is not None:
+        one_of(max_calls=max_calls)
+    tableau, cond = ex.tableau, cond or {}
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
-    estimate = _Estimate(model, tableau) if hook or callback else None
+    estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
     with torch.no_grad(), _bar(progress, last - first) as bar:
         while ex.call < last:
@@ -262,17 +196,19 @@ def solve(
                 )
             step = None if estimate is None else estimate(i, ex.y, out)
             if hook and step:
+                assert step.denoised is not None
                 changed = hook(step)
-                step = step if changed is None else replace(step, denoised=_checked(changed, ex.y))
-                out = step.denoised
+                out = step.denoised if changed is None else _checked(changed, ex.y)
+                step = replace(step, denoised=out)
             ex.advance(out)
             if callback and step:
                 callback(replace(step, x=ex.y))
             if nodes is not None and tableau.node[i] >= 0:
                 nodes.append(ex.y.clone())
             bar.update()
+            del out, step  # before the next call makes its own
     seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
-    return Run(ex.y, tableau, ex.call - first, seed, ex.state, None if nodes is None else torch.stack(nodes))
+    return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
@@ -296,18 +232,7 @@ def encode(
     begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
     gives x back up to the solver's error. Options are those of `solve`.
     """
-    path, method = model.path, solvers.named(solver)
-    stop = None
-    if not model.determined(path.t_data):
-        stop = path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
-    times = _own_times(grid)
-    if times is None:
-        _one_of(steps=steps, nfe=nfe)
-        where = grids.named(path.grid if grid is None else grid)  # type: ignore[arg-type]
-        reverse = _Reversed(where)
-        tableau = _plan(method, reverse, path, steps, nfe, None, stop, model.determined(path.t_noise))
-    else:
-        tableau = method(path, times, call_last=model.determined(float(times[-1])))
+    tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid)
     return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options).x
 
 
@@ -326,31 +251,20 @@ def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, inde
     return x * float(path.alpha(t)) + eps * float(path.sigma(t))
 
 
-@dataclass(frozen=True)
-class _Reversed(Grid):
-    """A grid from its end to its start."""
-
-    grid: Grid
-
-    def __call__(self, path: Path, steps: int, *, start: float | None = None, stop: float | None = None) -> np.ndarray:
-        return self.grid(path, steps, start=start, stop=stop)[::-1]
-
-    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
-        return self.grid.nodes(path, steps, start, stop)[::-1]
-
-
 class _Estimate:
     """The denoised estimate of each call, for hooks and callbacks."""
 
-    def __init__(self, model: Model, tableau: Tableau) -> None:
+    def __init__(self, model: Model, tableau: Tableau, needed: bool) -> None:
         self.tableau, at = tableau, model.path.nodes(tableau.calls[:, 0])
         p, q = conversion((np.ones_like(at.t), np.zeros_like(at.t)), model, at)
-        self.weights = list(zip(p.tolist(), q.tolist(), strict=True))
+        known = np.isfinite(p) & np.isfinite(q)
+        if needed and not known.all():
+            raise undetermined(model.predicts, "denoised", at.t[~known])
+        self.weights = [pair if good else None for *pair, good in zip(p.tolist(), q.tolist(), known, strict=True)]
 
     def __call__(self, i: int, y: Tensor, out: Tensor) -> Step:
-        p, q = self.weights[i]
-        known = math.isfinite(p) and math.isfinite(q)
-        denoised = (y * p + out * q).to(y.dtype) if known else None
+        weights = self.weights[i]
+        denoised = None if weights is None else (y * weights[0] + out * weights[1]).to(y.dtype)
         t, alpha, sigma = self.tableau.calls[i].tolist()
         return Step(i, self.tableau.nfe, t, alpha, sigma, y, denoised)
 
@@ -366,7 +280,9 @@ def _initial(
 ) -> Tensor:
     """The state at the start: what was given, or the prior's noise."""
     if (shape is None) == (noise is None):
-        raise ValueError(f"shape={shape}, noise={'None' if noise is None else 'a tensor'}: exactly one of them is accepted")
+        raise ValueError(
+            f"shape={shape}, noise={'None' if noise is None else 'a tensor'}: exactly one of them is accepted"
+        )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype={dtype!r}: a floating torch.dtype is accepted")
     if noise is not None:
@@ -379,20 +295,10 @@ def _initial(
         return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
     if dtype is None:
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    x = key.normal(tuple(shape or ()), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape={shape!r}: a sequence of sizes, the batch first, is accepted")
+    x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
     return x.mul_(model.path.prior_std(float(tableau.times[0])))
-
-
-def _own_times(grid: GridLike | None) -> np.ndarray | None:
-    """The times of a user's own grid, or None if it is a name or a Grid."""
-    if grid is None or isinstance(grid, str | Grid):
-        return None
-    if isinstance(grid, Tensor):
-        grid = grid.detach().cpu().to(torch.float64).numpy()
-    try:
-        return np.ascontiguousarray(grid, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"grid={grid!r}: a name, a Grid or a list of times is accepted") from None
 
 
 def _checked(changed: Tensor, like: Tensor) -> Tensor:
@@ -403,30 +309,10 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
 
 
 def _key(seed: Seed | None, index: int) -> Key:
-    return Key(secrets.randbits(63) if seed is None else seed if isinstance(seed, int) else tuple(seed), index)
-
-
-def _one_of(**values: int | None) -> None:
-    """That exactly one of the counts is given, and is one."""
-    if sum(value is not None for value in values.values()) != 1:
-        given = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ValueError(f"{given}: exactly one of them is accepted")
-    for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
-
-
-def _refuse(why: str, **values: object) -> None:
-    for name, value in values.items():
-        if value is not None:
-            raise ValueError(f"{name}={value!r} cannot be given with {why}")
+    return Key(secrets.randbits(63) if seed is None else seed, index)
 
 
 def _bar(progress: bool, total: int) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(total=total, disable=not progress, unit="call")
-
-
-def _nothing(x: Tensor, t: Tensor) -> Tensor:
-    return x

@@ -73,7 +73,8 @@ class Tableau:
             object.__setattr__(self, name, array)
         if self.nfe == 0 or len(self.grid) < 2 or self.history < 1:
             raise ValueError(
-                f"a tableau needs a call, two nodes and a history of 1; got {self.nfe}, {len(self.grid)}, {self.history}"
+                "a tableau needs a call, two nodes and a history of 1; "
+                f"got {self.nfe}, {len(self.grid)}, {self.history}"
             )
         if len(self.frame) != self.nfe or not set(self.frame) <= set(FRAMES):
             raise ValueError(f"frame={self.frame!r}: one of {', '.join(FRAMES)} is needed for each of {self.nfe} calls")

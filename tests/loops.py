@@ -33,7 +33,7 @@ def runge_kutta(A, b, frame):
 
     def run(sched, D, x, times, noise=None):
         path = sched.path
-        for i, (s, t) in enumerate(zip(times, times[1:], strict=False)):
+        for s, t in zip(times, times[1:], strict=False):
             if (frame == "noise" and (sched(t)[1] == 0 or sched(s)[0] == 0)) or (
                 t == path.t_data != path.t_last and len(b) > 1
             ):
@@ -42,7 +42,11 @@ def runge_kutta(A, b, frame):
 
             def var(t):
                 a, sig = sched(t)
-                return {"noise": lambda: sig / a, "straight": lambda: sig / (a + sig), "trig": lambda: math.atan2(sig, a)}[frame]()
+                return {
+                    "noise": lambda: sig / a,
+                    "straight": lambda: sig / (a + sig),
+                    "trig": lambda: math.atan2(sig, a),
+                }[frame]()
 
             def scale(t):
                 a, sig = sched(t)
@@ -58,14 +62,24 @@ def runge_kutta(A, b, frame):
                 return run.at_data(x, clock, v)
 
             def time(v):
-                lam = {"noise": lambda: -math.log(v), "straight": lambda: math.log((1 - v) / v), "trig": lambda: -math.log(math.tan(v))}
+                lam = {
+                    "noise": lambda: -math.log(v),
+                    "straight": lambda: math.log((1 - v) / v),
+                    "trig": lambda: -math.log(math.tan(v)),
+                }
                 return float(path.time(lam[frame]()))
 
             v, h, z, k = var(s), var(t) - var(s), x / scale(s), []
             for row in A:
                 c = sum(row)
                 clock = s if c == 0 else t if c == 1 else time(v + float(c) * h)
-                k.append(slope(z + h * sum((float(w) * q for w, q in zip(row, k, strict=False)), 0 * z), v + float(c) * h, clock))
+                k.append(
+                    slope(
+                        z + h * sum((float(w) * q for w, q in zip(row, k, strict=False)), 0 * z),
+                        v + float(c) * h,
+                        clock,
+                    )
+                )
             x = (z + h * sum(float(w) * q for w, q in zip(b, k, strict=True))) * scale(t)
         return x
 
@@ -161,7 +175,7 @@ def unipc(order, bh="bh2", noise_prediction=False):
             factorial *= i + 1
             phi = phi / hh - 1 / factorial
         n = len(r)
-        M = [row + [y] for row, y in zip(R, b, strict=True)]
+        M = [[*row, y] for row, y in zip(R, b, strict=True)]
         for i in range(n):
             pivot = next(k for k in range(i, n) if M[k][i])
             M[i], M[pivot] = M[pivot], M[i]

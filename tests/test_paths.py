@@ -76,7 +76,8 @@ def test_small_sigma_keeps_its_digits():
     t = 1e-12
     assert float(paths.VP().sigma(t)) == pytest.approx(math.sqrt(0.1 * t), rel=1e-9)
     assert float(paths.Cosine().sigma(t)) == pytest.approx(
-        math.sqrt(t * math.pi / 2.016 * math.sin(math.pi / 1.008 * 0.008)) / math.cos(math.pi / 2 * 0.008 / 1.008), rel=1e-6
+        math.sqrt(t * math.pi / 2.016 * math.sin(math.pi / 1.008 * 0.008)) / math.cos(math.pi / 2 * 0.008 / 1.008),
+        rel=1e-6,
     )
 
 
@@ -100,7 +101,9 @@ def test_zero_terminal_snr():
     assert path.sigma(999.0) == 1
     assert float(path.alpha(0.0)) == pytest.approx(float(plain.alpha(0.0)), rel=1e-12)
     a = plain.alpha(np.arange(1000.0)).numpy()
-    np.testing.assert_allclose(path.alpha(np.arange(1000.0)), (a - a[-1]) * a[0] / (a[0] - a[-1]), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(
+        path.alpha(np.arange(1000.0)), (a - a[-1]) * a[0] / (a[0] - a[-1]), rtol=1e-9, atol=1e-15
+    )
     t = torch.linspace(998, 999, 9, dtype=torch.float64)
     assert (path.alpha(t).diff() < 0).all()
     torch.testing.assert_close(path.time(path.lam(t)), t)
@@ -129,7 +132,10 @@ def test_users_own_path():
         (lambda: paths.Rectified(shift=0.0), "shift=0.0: a positive number"),
         (lambda: paths.Discrete([0.1, 1.2, 0.3]), r"betas\[1\]=.*1.2"),
         (lambda: paths.Discrete([[0.1]]), "betas has shape"),
-        (lambda: paths.Custom(lambda t: 1 - t * 0, lambda t: (t - 0.5) ** 2 - 0.25 * (t == 0)), "rise strictly|finite and >= 0"),
+        (
+            lambda: paths.Custom(lambda t: 1 - t * 0, lambda t: (t - 0.5) ** 2 - 0.25 * (t == 0)),
+            "rise strictly|finite and >= 0",
+        ),
         (lambda: paths.Custom(lambda t: 1 - t, lambda t: t + 0.1), "sigma.*must be 0 at the data end"),
         (lambda: paths.Custom(lambda t: 1 - t, lambda t: torch.zeros(3)), r"sigma\(t\) has shape \(3,\)"),
         (lambda: paths.EDM().time([0.0, -9.0]), "beyond the ends"),

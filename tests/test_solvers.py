@@ -254,7 +254,9 @@ def test_phi():
     for z in (-20.0, -3.0, -1e-3, -1e-9, 0.5):
         for k in (1, 2, 3):
             with mpmath.workdps(60):
-                exact = (mpmath.e**z - sum(mpmath.mpf(z) ** j / mpmath.factorial(j) for j in range(k))) / mpmath.mpf(z) ** k
+                exact = (mpmath.e**z - sum(mpmath.mpf(z) ** j / mpmath.factorial(j) for j in range(k))) / mpmath.mpf(
+                    z
+                ) ** k
             assert phi(k, z) == pytest.approx(float(exact), rel=1e-12)
 
 
@@ -270,7 +272,9 @@ def test_equivalences(mixture):
     two_m, unip = table("dpmpp-2m"), UniPC(2, corrector=0, lower_final=False)(paths.VP(), times)
     np.testing.assert_allclose(unip.weights, two_m.weights, rtol=1e-12, atol=1e-14)
     exact = table("ab-3(frame='denoised', variable='lambda')")
-    np.testing.assert_allclose(UniPC(3, corrector=0, lower_final=False)(paths.VP(), times).weights[3:], exact.weights[3:], rtol=1e-12)
+    np.testing.assert_allclose(
+        UniPC(3, corrector=0, lower_final=False)(paths.VP(), times).weights[3:], exact.weights[3:], rtol=1e-12
+    )
     assert not np.allclose(table("dpmpp-3m").weights, exact.weights, rtol=1e-3)
     own = RungeKutta(Butcher("mine", RK4.a, RK4.b, 4), "trig")
     torch.testing.assert_close(run(own), run("rk4(frame='trig')"), rtol=0, atol=0)

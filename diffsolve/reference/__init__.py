@@ -7,7 +7,7 @@ from torch import Tensor
 from diffsolve.frames import PREDICTIONS
 from diffsolve.models import Model, adapt
 from diffsolve.names import Registry
-from diffsolve.paths import Path
+from diffsolve.paths import Path, Position
 from diffsolve.paths import named as path_named
 from diffsolve.reference.mixture import GaussianMixture, ring
 
@@ -20,14 +20,20 @@ def mixture_model(mixture: GaussianMixture, path: str | Path = "condot", predict
 
     def net(x: Tensor, told: Tensor) -> Tensor:
         # A raw EDM network hears c_noise = log(rho) / 4 and sees x scaled.
-        t = told if predicts != "edm" else where.time((-4 * told.double()).clamp(*where.lam([where.t_noise, where.t_data])))
-        p = where.at(t)
+        t = (
+            told
+            if predicts != "edm"
+            else where.time((-4 * told.double()).clamp(*where.lam([where.t_noise, where.t_data])))
+        )
+        # Only a velocity needs the path's derivatives, which cost two passes of autograd.
+        p = where.at(t) if predicts == "velocity" else Position(t, where.alpha(t), where.sigma(t), None, None)
         a, b = (weight.to(x).view(-1, *[1] * (x.dim() - 1)) for weight in PREDICTIONS[predicts](p, sigma_data))
         scale = model.input_scale(p)
         if scale is not None:
             x = x / scale.to(x).view(-1, *[1] * (x.dim() - 1))
         data, noise = mixture.expectations(x, p.alpha.to(x), p.sigma.to(x))
-        return a * data + b * noise
+        out: Tensor = a * data + b * noise
+        return out
 
     model = adapt(net, where, predicts, sigma_data=sigma_data)
     return model

@@ -4,6 +4,8 @@ To add one: a `Multistep` with other weights overrides `predict` (see `DPMpp`), 
 `write`; then a line in the registry below gives it a name.
 """
 
+from collections.abc import Callable
+
 from diffsolve.names import Registry
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.multistep import DPMpp, Multistep, UniPC
@@ -13,14 +15,14 @@ from diffsolve.solvers.stochastic import DDIM
 __all__ = ["DDIM", "Butcher", "DPMpp", "Multistep", "RungeKutta", "Solver", "UniPC", "named", "names"]
 
 
-def _runge_kutta(method: Butcher):  # type: ignore[no-untyped-def]
+def _runge_kutta(method: Butcher) -> Callable[..., RungeKutta]:
     def make(frame: str = "straight") -> RungeKutta:
         return RungeKutta(method, frame)
 
     return make
 
 
-def _adams(points: int):  # type: ignore[no-untyped-def]
+def _adams(points: int) -> Callable[..., Multistep]:
     def make(
         frame: str = "straight", variable: str | None = None, corrector: int = 0, lower_final: bool = False
     ) -> Multistep:
@@ -29,14 +31,14 @@ def _adams(points: int):  # type: ignore[no-untyped-def]
     return make
 
 
-def _unipc(points: int):  # type: ignore[no-untyped-def]
+def _unipc(points: int) -> Callable[..., UniPC]:
     def make(frame: str = "denoised", bh: str = "bh2", lower_final: bool = True) -> UniPC:
         return UniPC(points, frame, bh=bh, lower_final=lower_final)
 
     return make
 
 
-def _dpmpp(points: int):  # type: ignore[no-untyped-def]
+def _dpmpp(points: int) -> Callable[..., DPMpp]:
     def make(lower_final: bool = False) -> DPMpp:
         return DPMpp(points, lower_final=lower_final)
 

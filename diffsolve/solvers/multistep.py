@@ -231,7 +231,8 @@ class DPMpp(Multistep):
         first, second = np.array([1, -1, 0]) / r[0], np.array([0, 1, -1]) / r[1]
         D2 = (first - second) / (r[0] + r[1])
         D1 = first + r[0] * D2
-        return np.array([1, 0, 0]) + (phi(2, -h) * D1 + phi(3, -h) * D2) / phi(1, -h)
+        omega: np.ndarray = np.array([1, 0, 0]) + (phi(2, -h) * D1 + phi(3, -h) * D2) / phi(1, -h)
+        return omega
 
 
 def phi(k: int, z: float) -> float:

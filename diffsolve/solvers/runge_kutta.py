@@ -12,7 +12,7 @@ import numpy as np
 from diffsolve.frames import FRAMES
 from diffsolve.paths import Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
-from diffsolve.tableau import Draft
+from diffsolve.tableau import Combination, Draft
 
 __all__ = ["HEUN", "MIDPOINT", "RALSTON", "RK4", "Butcher", "RungeKutta"]
 
@@ -105,12 +105,11 @@ class RungeKutta(Solver):
                 # s is in units of c at the start of the step, y in those of its own point.
                 on_s, on_y, on_k = stages[k]
                 c, c_next = frame.c(point), frame.c(after)
-                slopes = {base + j: c_next * h * float(w) for j, w in on_k.items()}
-                y = {"s": c_next / c_start * float(on_s), "y": c_next / c * float(on_y), **slopes}
-                if k + 1 == len(points):
-                    draft.call(point, frame.name, y=y, node=i + 1)
-                else:
-                    draft.call(point, frame.name, y=y, s={"s": 1.0, base + k: c_start * h * float(method.b[k])})
+                y: dict[str | int, float] = {base + j: c_next * h * float(w) for j, w in on_k.items()}
+                y.update({"s": c_next / c_start * float(on_s), "y": c_next / c * float(on_y)})
+                last = k + 1 == len(points)
+                gathered: Combination = {"s": 1.0, base + k: c_start * h * float(method.b[k])}
+                draft.call(point, frame.name, y=y, s=None if last else gathered, node=i + 1 if last else -1)
 
     def _inner(self, draft: Draft) -> Position:
         """(steps, stages): where each stage of each step stands; the step's start where the frame is singular."""

@@ -1,0 +1,167 @@
+"""From a model, a solver, a grid and a budget to a tableau."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from diffsolve import grids, solvers
+from diffsolve.grids import Grid
+from diffsolve.models import Model, adapt
+from diffsolve.paths import Path
+from diffsolve.solvers import Solver
+from diffsolve.tableau import Tableau
+
+__all__ = ["DEFAULT_SOLVER", "GridLike", "one_of", "plan", "plan_back", "refuse"]
+
+DEFAULT_SOLVER = "unipc-3"
+
+GridLike = str | Grid | Sequence[float] | np.ndarray | Tensor
+
+
+def plan(
+    model: Model | str | Path,
+    solver: str | Solver = DEFAULT_SOLVER,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: GridLike | None = None,
+    start: float | None = None,
+    stop: float | None = None,
+) -> Tableau:
+    """The tableau of a run, before any network is called: print it, save it, compare it.
+
+    Args:
+        model: a Model, or just its path.
+        solver: a name with options, as in "ddim(eta=0.5)", or a solver object. `ds.solvers.names()` lists them.
+        steps: the number of grid intervals; or
+        nfe: a budget of network calls: the most steps that fit are made.
+        grid: a name with options, a grid object, or the times themselves (used bit for bit, and then neither
+            steps nor nfe is needed). The path's own grid if None.
+        start: where to begin on the path's clock; the noise end if None.
+        stop: where to end, exactly. If None the run ends on the data: the last update is the denoised estimate.
+    """
+    if not isinstance(model, Model):
+        model = adapt(_nothing, model, "v")
+    path, determined = model.path, model.determined
+    method = solvers.named(solver)
+    times = _own_times(grid)
+    if times is not None:
+        refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
+        if steps is not None and steps != len(times) - 1:
+            raise ValueError(f"steps={steps}: the grid given has {len(times) - 1} steps")
+        return method(path, times, call_last=determined(float(times[-1])))
+    one_of(steps=steps, nfe=nfe)
+    last = path.t_data if stop is None else float(stop)
+    return _plan(method, _named_grid(grid, path), path, steps, nfe, start, stop, determined(last))
+
+
+def plan_back(
+    model: Model,
+    solver: str | Solver = DEFAULT_SOLVER,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: GridLike | None = None,
+) -> Tableau:
+    """The tableau of a run from the data to the noise: the grid of sampling, turned round.
+
+    Where the network cannot be called on the data it begins at the last time where it can.
+    """
+    path, method = model.path, solvers.named(solver)
+    stop = None
+    if not model.determined(path.t_data):
+        stop = path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
+    times = _own_times(grid)
+    if times is None:
+        one_of(steps=steps, nfe=nfe)
+        tableau = _plan(
+            method, _Reversed(_named_grid(grid, path)), path, steps, nfe, None, stop, model.determined(path.t_noise)
+        )
+    else:
+        tableau = method(path, times, call_last=model.determined(float(times[-1])))
+    return tableau
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    method: Solver,
+    grid: Grid,
+    path: Path,
+    steps: int | None,
+    nfe: int | None,
+    start: float | None,
+    stop: float | None,
+    call_last: bool,
+) -> Tableau:
+    def write(n: int) -> Tableau:
+        return method(path, grid(path, n, start=start, stop=stop), call_last=call_last)
+
+    if steps is not None:
+        return write(steps)
+    assert nfe is not None
+    n = max(1, nfe // method.calls)
+    tableau = write(n)
+    while tableau.nfe > nfe and n > 1:
+        n -= 1
+        tableau = write(n)
+    if tableau.nfe > nfe:
+        raise ValueError(f"nfe={nfe}: {method} needs at least {tableau.nfe} network calls here")
+    while tableau.nfe < nfe and method.calls > 1 and (longer := write(n + 1)).nfe <= nfe:
+        n, tableau = n + 1, longer
+    return tableau
+
+
+@dataclass(frozen=True)
+class _Reversed(Grid):
+    """A grid from its end to its start."""
+
+    grid: Grid
+
+    def __call__(self, path: Path, steps: int, *, start: float | None = None, stop: float | None = None) -> np.ndarray:
+        return self.grid(path, steps, start=start, stop=stop)[::-1]
+
+    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+        return self.grid.nodes(path, steps, start, stop)[::-1]
+
+
+def _own_times(grid: GridLike | None) -> np.ndarray | None:
+    """The times of a user's own grid, or None if it is a name or a Grid."""
+    if grid is None or isinstance(grid, str | Grid):
+        return None
+    if isinstance(grid, Tensor):
+        grid = grid.detach().cpu().double().numpy()
+    try:
+        return np.ascontiguousarray(grid, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"grid={grid!r}: a name, a Grid or a list of times is accepted") from None
+
+
+def _named_grid(grid: GridLike | None, path: Path) -> Grid:
+    """The grid of that name, or the path's own."""
+    assert grid is None or isinstance(grid, str | Grid)
+    return grids.named(path.grid if grid is None else grid)
+
+
+def one_of(**values: int | None) -> None:
+    """That exactly one of the counts is given, and is one."""
+    if sum(value is not None for value in values.values()) != 1:
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"{given}: exactly one of them is accepted")
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+
+
+def refuse(why: str, **values: object) -> None:
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} cannot be given with {why}")
+
+
+def _nothing(x: Tensor, t: Tensor) -> Tensor:
+    return x
