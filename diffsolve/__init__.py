@@ -2,6 +2,7 @@
 
 from diffsolve import grids, paths, solvers
 from diffsolve.execute import Executor, State
+from diffsolve.guidance import Guidance
 from diffsolve.models import Model, adapt
 from diffsolve.noise import Key
 from diffsolve.planning import plan
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Executor",
+    "Guidance",
     "Key",
     "Model",
     "Run",

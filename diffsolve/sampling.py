@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor, State, bind, conversion
+from diffsolve.guidance import Guidance
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
@@ -132,6 +133,7 @@ def solve(
     start: float | None = None,
     stop: float | None = None,
     cond: Mapping[str, Any] | None = None,
+    guidance: float | Guidance | None = None,
     hook: Callable[[Step], Tensor | None] | None = None,
     callback: Callable[[Step], object] | None = None,
     trajectory: bool = False,
@@ -153,6 +155,7 @@ def solve(
             else of the batch. If None one is drawn, and kept in `Run.seed`.
         index: where this batch begins in a larger one that is sampled in shards.
         cond: keyword arguments for the network, passed on unchanged.
+        guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
         hook: sees each denoised estimate before the update, and may return another in its place.
         callback: sees each step after the update.
         trajectory: keep the states at the grid nodes.
@@ -181,13 +184,15 @@ def solve(
     if max_calls is not None:
         one_of(max_calls=max_calls)
     tableau, cond = ex.tableau, cond or {}
+    guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    network = guided.around(model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
     with torch.no_grad(), _bar(progress, last - first) as bar:
         while ex.call < last:
             i = ex.call
-            out = model.call(*ex.query(), cond)
+            out = network(i, *ex.query(), cond)
             if check and not bool(out.isfinite().all()):
                 bad = int((~out.isfinite()).sum())
                 raise FloatingPointError(

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve.reference import mixture_model
+
+
+class Net:
+    """x pulled to a target that depends on the label; without one, to 0."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, x, t, label=None):
+        self.calls.append((len(x), label is not None))
+        return 0.5 * x if label is None else 0.5 * x + label.view(-1, 1)
+
+
+@pytest.mark.parametrize("predicts", ["denoised", "noise", "v"])
+def test_the_formula(predicts):
+    net, label = Net(), torch.tensor([1.0, -2.0, 0.5])
+    x = torch.randn(3, 2)
+    run = lambda **k: ds.sample(ds.adapt(net, "vp", predicts), noise=x, solver="dpmpp-2m", steps=5, **k)  # noqa: E731
+    by_hand = ds.sample(
+        ds.adapt(lambda x, t: net(x, t) + 3.0 * (net(x, t, label) - net(x, t)), "vp", predicts),
+        noise=x,
+        solver="dpmpp-2m",
+        steps=5,
+    )
+    torch.testing.assert_close(run(cond={"label": label}, guidance=3.0), by_hand)
+    both = ds.Guidance(3.0, uncond={"label": torch.zeros(3)}, batched=True)
+    torch.testing.assert_close(run(cond={"label": label}, guidance=both), by_hand)
+    for one in (1.0, ds.Guidance(1.0)):
+        net.calls.clear()
+        assert torch.equal(run(cond={"label": label}, guidance=one), run(cond={"label": label}))
+        assert len(net.calls) == 10
+    assert torch.equal(run(cond={"label": label}, guidance=0.0), run())
+
+
+def test_interval():
+    net = Net()
+    model, cond = ds.adapt(net, "edm", "denoised"), {"label": torch.ones(2)}
+    run = ds.solve(
+        model, (2, 2), solver="euler", steps=8, seed=0, cond=cond, guidance=ds.Guidance(2.0, interval=(0.1, 10.0))
+    )
+    inside = ((run.tableau.calls[:, 2] >= 0.1) & (run.tableau.calls[:, 2] <= 10)).sum()
+    assert len(net.calls) == 8 + inside
+    assert run.nfe == 8
+
+
+def test_guided_digits_are_the_class_asked_for():
+    model = ds.load("digits")
+    x = ds.sample(model, (10, 1, 8, 8), nfe=6, seed=0, cond={"label": torch.arange(10)}, guidance=2.0)
+    assert x.isfinite().all()
+    assert x.abs().max() < 3
+
+
+def test_hook_and_guidance(mixture):
+    net = mixture_model(mixture, "edm", "noise").net
+    model = ds.adapt(lambda x, t, shift=0.0: net(x, t) + shift, "edm", "noise")
+    seen = []
+    ds.sample(
+        model,
+        (2, 2),
+        solver="euler",
+        steps=3,
+        seed=0,
+        cond={"shift": 1.0},
+        guidance=2.0,
+        hook=lambda s: seen.append(s.denoised),
+    )
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ds.Guidance("2"), "scale='2'"),
+        (lambda: ds.Guidance(float("nan")), "scale=nan"),
+        (lambda: ds.Guidance(2.0, uncond=3), "uncond=3"),
+        (lambda: ds.Guidance(2.0, interval=(3.0, 1.0)), r"interval=\(3.0, 1.0\)"),
+        (lambda: ds.sample(ds.adapt(Net(), "edm", "noise"), (1, 2), nfe=2, guidance="strong"), "scale='strong'"),
+        (
+            lambda: ds.sample(
+                ds.adapt(Net(), "edm", "noise"),
+                (1, 2),
+                nfe=2,
+                cond={"label": torch.ones(1)},
+                guidance=ds.Guidance(2.0, batched=True),
+            ),
+            r"uncond=\[\]: batched guidance needs the arguments of cond=\['label'\]",
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(make, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        make()
