@@ -124,36 +124,41 @@ class Tableau:
             raise ValueError(f"weights of {self.solver}: {what} is off by {error[i]:.3g} for a constant prediction")
 
     def _trace_constant(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # Vectors over (x, d of the first stretch, d of the second, ...).
+        """Every y, what it should be, and the size of the terms: vectors over x, d, d of the next frame, .."""
         stretch = np.cumsum([0] + [f != g for f, g in zip(self.frame, self.frame[1:], strict=False)])
-        basis = np.eye(stretch[-1] + 2)
         points = [_position(row) for row in (*self.calls, self.grid[-1])]
-        s, y = self.entry[:, :1] * basis[0]
-        anchor, start = y, points[0]
-        found, wanted, size, d = [y], [y], [1.0], np.zeros((self.history, len(basis)))
+        wanted = np.zeros((self.nfe + 1, stretch[-1] + 2))
+        anchor, start = wanted[0].copy(), points[0]
+        anchor[0] = self.entry[1, 0]
+        wanted[0] = anchor
+        d = np.eye(len(anchor))[1 + stretch]
+        found, size = self._propagate(self.entry[:, :1] * np.eye(len(anchor))[0], d)
         for i, frame in enumerate(self.frame):
             if i and frame != self.frame[i - 1]:
-                anchor, start = y, points[i]
-            d = np.vstack([basis[stretch[i] + 1], d[:-1]])
-            inputs = np.vstack([s, y, d, basis[0] * 0])
-            s, y = self.weights[i] @ inputs
-            size.append((np.abs(self.weights[i]) @ np.abs(inputs)).max())
+                anchor, start = found[i], points[i]
             ratio, gain = FRAMES[frame].step(start, points[i + 1])
-            found.append(y)
-            wanted.append(ratio * anchor + gain * basis[stretch[i] + 1])
-        return np.array(found), np.array(wanted), np.array(size)
+            wanted[i + 1] = ratio * anchor
+            wanted[i + 1, 1 + stretch[i]] += gain
+        return found, wanted, size
 
     def _trace_mean(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        alpha = np.append(self.calls[:, 1], self.grid[-1, 1])
-        s, y = self.entry[:, 0] * self.grid[0, 1]
-        found, size, d = [y], [1.0], np.zeros(self.history)
-        for i in range(self.nfe):
-            d = np.append(self.d[i, 0], d[:-1])
-            inputs = np.array([s, y, *d, 0.0])
-            s, y = self.weights[i] @ inputs
-            size.append((np.abs(self.weights[i]) @ np.abs(inputs)).max())
-            found.append(y)
-        return np.array(found)[:, None], alpha[:, None], np.array(size)
+        """The same for a point mass at x_0 = 1: the mean of y is alpha."""
+        found, size = self._propagate(self.entry[:, :1] * self.grid[0, 1], self.d[:, :1])
+        return found, np.append(self.calls[:, 1], self.grid[-1, 1])[:, None], size
+
+    def _propagate(self, start: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every y, and the largest sum of absolute terms of each row, for given vectors s and y_0, d_i and no noise."""
+        inputs = np.zeros((self.history + 3, start.shape[1]))
+        inputs[:2] = start
+        found, size = np.empty((self.nfe + 1, start.shape[1])), np.ones(self.nfe + 1)
+        found[0] = start[1]
+        for i, weights in enumerate(self.weights):
+            inputs[3:-1] = inputs[2:-2].copy()
+            inputs[2] = d[i]
+            size[i + 1] = (np.abs(weights) @ np.abs(inputs)).max()
+            inputs[:2] = weights @ inputs
+            found[i + 1] = inputs[1]
+        return found, size
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tableau):

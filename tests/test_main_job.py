@@ -12,7 +12,9 @@ import torch
 import diffsolve as ds
 from diffsolve import reference
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = [(page.name, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
 
 
 def test_the_digits_are_digits():
@@ -57,10 +59,10 @@ def test_nothing_heavy_is_imported():
     assert not {"scipy", "torchdiffeq", "torchsde", "triton", "sklearn", "typer", "PIL", "diffusers"} & set(modules)
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_the_readme_runs(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "block"), CODE)
+def test_the_code_in_the_docs_runs(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, page, "exec"), {"__name__": page})
 
 
 def test_reference_models():
