@@ -1,0 +1,295 @@
+"""The command line: `diffsolve sample`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import getdoc, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import PIL  # noqa: F401
+    import typer
+except ImportError as error:  # the script imports this module first: one line, and no traceback
+    raise SystemExit(f"diffsolve: {error.name} is not installed; pip install 'diffsolve[cli]' brings it") from None
+
+if TYPE_CHECKING:  # what takes long to import is imported by the commands that need it
+    import numpy as np
+    from PIL import Image
+
+    from diffsolve.names import Registry
+
+__all__ = ["app"]
+
+SHAPES = {"digits": (1, 8, 8), "mixture-2d": (2,)}  # of one sample of each reference model
+NFE = 20  # network calls, if neither --nfe nor --steps is given
+SIDE, GAP = 512, 4  # pixels: the width of a picture, about, and the space around a tile
+
+app = typer.Typer(
+    help="Sample from diffusion, score and flow-matching models, and look at the solvers that do it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+train = typer.Typer(help="Train a reference model.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(train, name="train")
+
+SolverSpec = Annotated[str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; see `diffsolve solvers`.")]
+GridSpec = Annotated[str | None, typer.Option(help="A grid with options; see `diffsolve grids`. [default: the path's]")]
+Nfe = Annotated[int | None, typer.Option(help=f"Budget of network calls. [default: {NFE}, without --steps]")]
+Steps = Annotated[int | None, typer.Option(help="Number of grid intervals, in place of --nfe.")]
+Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What the library says of a bad value (exit code 2) or of a failure (1), in one line and without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except (FloatingPointError, ImportError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+@_plain_errors()
+def sample(
+    model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
+    solver: SolverSpec = "unipc-3",
+    nfe: Nfe = None,
+    steps: Steps = None,
+    grid: GridSpec = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
+    label: Annotated[
+        str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+    ] = "all",
+    out: Annotated[Path, typer.Option(help="A .png file for a picture, .npy for the array.")] = Path("samples.png"),
+    progress: Progress = None,
+) -> None:
+    """Draw samples from a reference model and write them to a file."""
+    import torch
+
+    import diffsolve as ds
+
+    _check_out(out, ".png", ".npy")
+    net, name = ds.load(model), model.partition("(")[0].strip().lower()
+    tableau = ds.plan(net, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
+    if name != "digits" and label != "all":
+        raise ValueError(f"class={label!r}: only the model digits has classes")
+    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
+    shape = (num, *SHAPES[name])
+    began = time.perf_counter()
+    run = ds.solve(net, shape, solver=tableau, seed=seed, cond=cond, progress=_bar(progress), check=True)
+    seconds = time.perf_counter() - began
+    _write(out, _encoded(run.x.numpy(), out.suffix))
+    _report(
+        model=f"{model}, class {label}" if cond else model,
+        solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
+        samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
+        file=out,
+    )
+
+
+@app.command()
+@_plain_errors()
+def plan(
+    path: Annotated[str, typer.Option(help="A path with options; see `diffsolve paths`.")] = "condot",
+    solver: SolverSpec = "unipc-3",
+    nfe: Nfe = None,
+    steps: Steps = None,
+    grid: GridSpec = None,
+    out: Annotated[Path | None, typer.Option(help="A .json file to save it in too, for `Tableau.load`.")] = None,
+) -> None:
+    """Print the weights of a run, call by call, before any network is called."""
+    import diffsolve as ds
+
+    tableau = ds.plan(path, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
+    if out is not None:
+        _check_out(out, ".json")
+        tableau.save(out)
+    typer.echo(tableau)
+
+
+@app.command()
+def solvers() -> None:
+    """List the solvers: what --solver accepts."""
+    import diffsolve as ds
+
+    def on_condot(solver: ds.solvers.Solver) -> ds.Tableau:
+        return ds.plan("condot", solver, steps=12)
+
+    _table(
+        ds.solvers.registry,
+        {
+            "order": lambda solver: solver.order,
+            "calls": lambda solver: solver.calls,
+            "history": lambda solver: on_condot(solver).history,
+            "frame": lambda solver: ", ".join(dict.fromkeys(on_condot(solver).frame)),
+        },
+    )
+
+
+@app.command()
+def grids() -> None:
+    """List the grids: what --grid accepts."""
+    import diffsolve as ds
+
+    _table(ds.grids.registry, {"is": str})
+
+
+@app.command()
+def paths() -> None:
+    """List the paths: what --path accepts."""
+    import diffsolve as ds
+
+    _table(ds.paths.registry, {"grid": lambda path: path.grid})
+
+
+@train.command("digits")
+@_plain_errors()
+def train_digits(
+    out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("digits.safetensors"),
+    steps: Annotated[int, typer.Option(help="Number of updates in all.")] = 4000,
+    batch: Annotated[int, typer.Option(help="Images in each update.")] = 128,
+    lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-3,
+    ema: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Stop after that long; the same command goes on.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the file, if there is one.")] = True,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    progress: Progress = None,
+) -> None:
+    """Train the model of handwritten digits, on the CPU. A run that was stopped goes on where it was."""
+    from diffsolve.reference import digits
+
+    report = digits.train(
+        out, steps=steps, batch=batch, lr=lr, ema=ema, seed=seed, minutes=minutes, resume=resume,
+        checkpoint_every=checkpoint_every, progress=_bar(progress),
+    )  # fmt: skip
+    done = "finished" if report["finished"] else "stopped; the same command goes on"
+    _report(
+        steps=f"{report['steps']} of {steps} in {report['seconds']:.1f} seconds, {done}",
+        loss=f"{report['loss']:.4f}",
+        file=out if report["finished"] else f"{out}.checkpoint",
+    )
+
+
+def _budget(nfe: int | None, steps: int | None) -> int | None:
+    return NFE if nfe is None and steps is None else nfe
+
+
+def _labels(which: str, num: int) -> list[int]:
+    """The class of each sample; -1 tells the network that it has none."""
+    accepted = {"all": tuple(range(10)), "none": (-1,), **{str(digit): (digit,) for digit in range(10)}}
+    if which not in accepted:
+        raise ValueError(f"class={which!r}: accepted: {', '.join(accepted)}")
+    turn = accepted[which]
+    return [turn[i % len(turn)] for i in range(num)]
+
+
+def _bar(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def _report(**lines: object) -> None:
+    for name, value in lines.items():
+        typer.echo(f"{name:8} {value}")
+
+
+def _table(registry: Registry[Any], columns: dict[str, Callable[[Any], object]]) -> None:
+    """All names of one kind with columns computed from what they name; names described alike stand together."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    families: dict[str, list[list[str]]] = {}
+    for name in registry.names():
+        make, value = registry.entries[name], registry.resolve(name)
+        about = (getdoc(make) or getdoc(type(value)) or "").partition("\n")[0]
+        options = ", ".join(f"{p.name}={p.default!r}" for p in signature(make).parameters.values())
+        family = families.setdefault(f"{about}\nOptions: {options or 'none'}", [])
+        family.append([name, *(str(cell(value)) for cell in columns.values())])
+    table = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False)
+    for column in (registry.kind, *columns):
+        table.add_column(column, no_wrap=True)
+    table.add_column("description", overflow="fold")
+    for about, rows in families.items():
+        table.add_row(*("\n".join(cells) for cells in zip(*rows, strict=True)), about)
+    Console(markup=False, highlight=False).print(table)
+
+
+def _check_out(out: Path, *accepted: str) -> None:
+    if out.suffix.lower() not in accepted:
+        raise ValueError(f"out={str(out)!r}: a file ending in {' or '.join(accepted)} is accepted")
+    if out.is_dir():
+        raise ValueError(f"out={str(out)!r} is a directory: a file is accepted")
+    if not out.parent.is_dir():
+        raise ValueError(f"out={str(out)!r}: there is no directory {str(out.parent)!r}")
+
+
+def _write(out: Path, data: bytes) -> None:
+    """The whole file or none of it."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encoded(x: np.ndarray, suffix: str) -> bytes:
+    """The contents of a file of samples."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    if suffix.lower() == ".npy":
+        np.save(buffer, x)
+    else:
+        image = _grid_image(x) if x.ndim == 4 else _scatter_image(x)
+        image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _grid_image(x: np.ndarray) -> Image.Image:
+    """Grey images in [-1, 1] of shape (B, 1, H, W), enlarged by a whole factor, in rows from the top left."""
+    import numpy as np
+    from PIL import Image
+
+    columns = math.ceil(math.sqrt(len(x)))
+    scale = max(1, SIDE // (columns * x.shape[-1]))
+    tiles = np.rint((x[:, 0].clip(-1, 1) + 1) * 127.5).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
+    height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP
+    canvas = np.full((math.ceil(len(x) / columns) * height + GAP, columns * width + GAP), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * height + GAP, i % columns * width + GAP
+        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return Image.fromarray(canvas)
+
+
+def _scatter_image(x: np.ndarray) -> Image.Image:
+    """Points of shape (B, 2) in a square around the origin, whose limits stand below it."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    limit = max(1, math.ceil(np.abs(x).max()))
+    side, margin, radius = 2 * SIDE, 40, 4  # drawn at twice the size, for smooth edges
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((margin, margin, side - margin, side - margin), outline="grey", width=2)
+    for right, up in (x / limit * (side / 2 - margin)).tolist():
+        x0, y0 = side / 2 + right - radius, side / 2 - up - radius
+        draw.ellipse((x0, y0, x0 + 2 * radius, y0 + 2 * radius), fill="navy")
+    image = image.reduce(2)
+    ImageDraw.Draw(image).text((margin / 2, SIDE - margin / 2 + 4), f"both axes: -{limit} .. {limit}", fill="grey")
+    return image
