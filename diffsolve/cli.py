@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import getdoc, signature
@@ -64,7 +65,7 @@ def _plain_errors() -> Iterator[None]:
 @_plain_errors()
 def sample(
     model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
-    solver: SolverSpec = "unipc-3",
+    solver: SolverSpec = "auto",
     nfe: Nfe = None,
     steps: Steps = None,
     grid: GridSpec = None,
@@ -105,7 +106,7 @@ def sample(
 @_plain_errors()
 def plan(
     path: Annotated[str, typer.Option(help="A path with options; see `diffsolve paths`.")] = "condot",
-    solver: SolverSpec = "unipc-3",
+    solver: SolverSpec = "auto",
     nfe: Nfe = None,
     steps: Steps = None,
     grid: GridSpec = None,
@@ -129,13 +130,13 @@ def solvers() -> None:
     def on_condot(solver: ds.solvers.Solver) -> ds.Tableau:
         return ds.plan("condot", solver, steps=12)
 
-    _table(
+    _tables(
         ds.solvers.registry,
         {
             "order": lambda solver: solver.order,
             "calls": lambda solver: solver.calls,
             "history": lambda solver: on_condot(solver).history,
-            "frame": lambda solver: ", ".join(dict.fromkeys(on_condot(solver).frame)),
+            "frame": lambda solver: on_condot(solver).frame[on_condot(solver).nfe // 2],  # away from the ends
         },
     )
 
@@ -145,7 +146,7 @@ def grids() -> None:
     """List the grids: what --grid accepts."""
     import diffsolve as ds
 
-    _table(ds.grids.registry, {"is": str})
+    _tables(ds.grids.registry, {"is": str})
 
 
 @app.command()
@@ -153,7 +154,7 @@ def paths() -> None:
     """List the paths: what --path accepts."""
     import diffsolve as ds
 
-    _table(ds.paths.registry, {"grid": lambda path: path.grid})
+    _tables(ds.paths.registry, {"grid": lambda path: path.grid})
 
 
 @train.command("digits")
@@ -207,26 +208,37 @@ def _report(**lines: object) -> None:
         typer.echo(f"{name:8} {value}")
 
 
-def _table(registry: Registry[Any], columns: dict[str, Callable[[Any], object]]) -> None:
-    """All names of one kind with columns computed from what they name; names described alike stand together."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _tables(registry: Registry[Any], columns: dict[str, Callable[[Any], object]]) -> None:
+    """All names of one kind, with columns computed from what they name; a table for those that share a description.
 
-    families: dict[str, list[list[str]]] = {}
+    Above it stand the options that all of them have, with the most common defaults; the others stand beside a name.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(markup=False, highlight=False)
+    families: dict[str, dict[str, dict[str, str]]] = {}
     for name in registry.names():
-        make, value = registry.entries[name], registry.resolve(name)
-        about = (getdoc(make) or getdoc(type(value)) or "").partition("\n")[0]
-        options = ", ".join(f"{p.name}={p.default!r}" for p in signature(make).parameters.values())
-        family = families.setdefault(f"{about}\nOptions: {options or 'none'}", [])
-        family.append([name, *(str(cell(value)) for cell in columns.values())])
-    table = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False)
-    for column in (registry.kind, *columns):
-        table.add_column(column, no_wrap=True)
-    table.add_column("description", overflow="fold")
-    for about, rows in families.items():
-        table.add_row(*("\n".join(cells) for cells in zip(*rows, strict=True)), about)
-    Console(markup=False, highlight=False).print(table)
+        make = registry.entries[name]
+        about = (getdoc(make) or getdoc(type(registry.resolve(name))) or "").partition("\n")[0]
+        options = {p.name: f"{p.name}={p.default!r}" for p in signature(make).parameters.values()}
+        families.setdefault(about, {})[name] = options
+    for about, members in families.items():
+        common = set.intersection(*map(set, members.values()))
+        first, *_ = members.values()
+        shared = [Counter(m[key] for m in members.values()).most_common(1)[0][0] for key in first if key in common]
+        own = {name: [text for text in options.values() if text not in shared] for name, options in members.items()}
+        last = "own options" if any(own.values()) else ""
+        heads = [Column(registry.kind, no_wrap=True), *(Column(head, overflow="fold") for head in (*columns, last))]
+        table = Table(*heads, box=None, padding=(0, 0, 0, 2))
+        for name in members:
+            value = registry.resolve(name)
+            table.add_row(name, *(str(cell(value)) for cell in columns.values()), ", ".join(own[name]))
+        console.print(about)
+        if shared:
+            console.print("Options:", ", ".join(shared))
+        console.print(table)
+        console.print()
 
 
 def _check_out(out: Path, *accepted: str) -> None:

@@ -17,7 +17,7 @@ from diffsolve.frames import VARIABLES
 from diffsolve.names import Registry
 from diffsolve.paths import Path
 
-__all__ = ["Beta", "Grid", "Karras", "Power", "Shifted", "Spaced", "Uniform", "Warp", "named", "names"]
+__all__ = ["Angle", "Beta", "Grid", "Karras", "Power", "Shifted", "Spaced", "Uniform", "Warp", "named", "names"]
 
 CUT = math.log(1000.0)
 
@@ -155,6 +155,30 @@ class Karras(Warp):
 
 
 @dataclass(frozen=True)
+class Angle(Warp):
+    """Even steps in atan(sigma / (scale alpha))^(1 / power): finite at both ends of every path.
+
+    `scale` is the noise level, in units of the data, around which the steps gather; a larger power puts more of
+    them near the data. scale = 1, power = 1 is uniform in theta.
+    """
+
+    scale: float = 3.0
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        _positive("scale", self.scale)
+        _positive("power", self.power)
+
+    def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
+        p = path.nodes(t)
+        return np.asarray(np.arctan2(p.sigma, self.scale * p.alpha) ** (1 / self.power))
+
+    def inverse(self, path: Path, w: np.ndarray) -> np.ndarray:
+        # Rounding must not carry the angle beyond pi / 2, where alpha = 0.
+        return path.time(-np.log(self.scale * np.tan(np.minimum(w**self.power, math.pi / 2)))).numpy()
+
+
+@dataclass(frozen=True)
 class Shifted(Uniform):
     """Even steps in t, each moved by t -> shift t / (1 + (shift - 1) t) (Esser et al., 2403.03206, eq. 23).
 
@@ -243,6 +267,7 @@ registry: Registry[Grid] = Registry(
     "grid",
     Grid,
     {
+        "angle": Angle,
         "beta": Beta,
         "exponential": lambda: Uniform("lambda"),
         "karras": Karras,

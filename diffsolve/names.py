@@ -9,19 +9,26 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "parse"]
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The things of one `kind` that have a name; each entry makes one from keyword options."""
+    """The things of one `kind` that have a name; each entry makes one from keyword options.
 
-    def __init__(self, kind: str, base: type, entries: Mapping[str, Callable[..., T]]) -> None:
+    Args:
+        aliases: other names, which somebody else resolves; an unknown name may be like one of them.
+    """
+
+    def __init__(
+        self, kind: str, base: type, entries: Mapping[str, Callable[..., T]], aliases: Iterable[str] = ()
+    ) -> None:
         self.kind, self.base, self.entries = kind, base, dict(entries)
+        self.aliases = {alias.lower(): alias for alias in aliases}
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -38,10 +45,10 @@ class Registry(Generic[T]):
             return spec  # type: ignore[return-value]
         if not isinstance(spec, str):
             raise TypeError(f"{self.kind}={spec!r}: a name or a {self.base.__name__} is accepted")
-        name, options = _parse(self.kind, spec)
+        name, options = parse(self.kind, spec)
         if name not in self.entries:
-            near = difflib.get_close_matches(name, self.entries, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = difflib.get_close_matches(name, [*self.entries, *self.aliases], n=1)
+            hint = f"did you mean {self.aliases.get(near[0], near[0])!r}? " if near else ""
             raise ValueError(f"{self.kind}={spec!r} is unknown; {hint}accepted: {', '.join(self.names())}")
         make = self.entries[name]
         known = list(inspect.signature(make).parameters)
@@ -55,7 +62,12 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind}={spec!r}: {error}") from error
 
 
-def _parse(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
+def parse(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """The name, in lower case, and the options of a spec.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
     name, bracket, rest = spec.strip().partition("(")
     name = name.strip().lower()
     if not bracket:

@@ -14,11 +14,12 @@ from diffsolve.grids import Grid
 from diffsolve.models import Model, adapt
 from diffsolve.paths import Path
 from diffsolve.solvers import Solver
+from diffsolve.solvers.aliases import expand_grid
 from diffsolve.tableau import Tableau
 
 __all__ = ["DEFAULT_SOLVER", "GridLike", "one_of", "plan", "plan_back", "refuse"]
 
-DEFAULT_SOLVER = "unipc-3"
+DEFAULT_SOLVER = "auto"
 
 GridLike = str | Grid | Sequence[float] | np.ndarray | Tensor
 
@@ -37,18 +38,21 @@ def plan(
 
     Args:
         model: a Model, or just its path.
-        solver: a name with options, as in "ddim(eta=0.5)", or a solver object. `ds.solvers.names()` lists them.
+        solver: a name with options, as in "ddim(eta=0.5)", or a solver object. `ds.solvers.names()` lists them,
+            `ds.solvers.aliases()` other libraries' names for them.
         steps: the number of grid intervals; or
         nfe: a budget of network calls: the most steps that fit are made.
         grid: a name with options, a grid object, or the times themselves (used bit for bit, and then neither
-            steps nor nfe is needed). The path's own grid if None.
+            steps nor nfe is needed). If None, the grid that the solver's alias names ("DPM++ 2M Karras"), else
+            the path's own.
         start: where to begin on the path's clock; the noise end if None.
         stop: where to end, exactly. If None the run ends on the data: the last update is the denoised estimate.
     """
     if not isinstance(model, Model):
         model = adapt(_nothing, model, "v")
     path, determined = model.path, model.determined
-    method = solvers.named(solver)
+    method, its_grid = solvers.resolve(solver)
+    grid = its_grid if grid is None else grid
     times = _own_times(grid)
     if times is not None:
         refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
@@ -72,7 +76,9 @@ def plan_back(
 
     Where the network cannot be called on the data it begins at the last time where it can.
     """
-    path, method = model.path, solvers.named(solver)
+    path = model.path
+    method, its_grid = solvers.resolve(solver)
+    grid = its_grid if grid is None else grid
     stop = None
     if not model.determined(path.t_data):
         stop = path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
@@ -144,6 +150,8 @@ def _own_times(grid: GridLike | None) -> np.ndarray | None:
 def _named_grid(grid: GridLike | None, path: Path) -> Grid:
     """The grid of that name, or the path's own."""
     assert grid is None or isinstance(grid, str | Grid)
+    if isinstance(grid, str):
+        grid = expand_grid(grid, grids.registry.entries)
     return grids.named(path.grid if grid is None else grid)
 
 

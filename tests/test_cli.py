@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 import diffsolve as ds
 from diffsolve import cli
+from diffsolve.names import Registry
 from diffsolve.reference import digits, names
 from diffsolve.sampling import DEFAULT_SOLVER
 
@@ -76,7 +78,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, missing):
 
 def test_digits_by_default():
     text = run("sample", "--nfe", 2)
-    for shown in ("digits", "unipc-3", "2 network calls", "seed 0", "seconds", "samples.png"):
+    for shown in ("digits", "auto", "2 network calls", "seed 0", "seconds", "samples.png"):
         assert shown in text
     assert pixels("samples.png").shape == (548, 548)
     assert os.listdir() == ["samples.png"]
@@ -255,21 +257,55 @@ def test_tables_list_every_name(monkeypatch, kind, width):
     monkeypatch.setenv("COLUMNS", str(width))
     lines = run(kind).splitlines()
     assert max(map(len, lines)) <= width
-    words = [line.split() for line in lines]
-    assert (
-        sorted(line[0] for line in words if line and line[0] in getattr(ds, kind).names()) == getattr(ds, kind).names()
-    )
+    firsts = [line.split()[0] for line in lines if re.match("  [a-z]", line)]
+    assert sorted(first for first in firsts if first != kind[:-1]) == getattr(ds, kind).names()
 
 
 def test_the_table_of_solvers(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = run("solvers")
-    rows = {line.split()[0]: line.split()[1:5] for line in text.splitlines() if line.split()}
+    rows = {line.split()[0]: line.split()[1:5] for line in text.splitlines() if line.startswith("  ")}
     assert rows["solver"] == ["order", "calls", "history", "frame"]
     assert rows["heun"] == ["2", "2", "1", "straight"]
     assert rows["dpmpp-2m"] == ["2", "1", "2", "denoised"]
-    assert "DDIM (Song et al., 2010.02502" in text
-    assert "Options: eta=0.0" in text
+    for name in ds.solvers.names():
+        solver, tableau = ds.solvers.named(name), ds.plan("condot", name, steps=12)
+        assert rows[name][:3] == [str(solver.order), str(solver.calls), str(tableau.history)]
+
+
+def test_tables_show_shared_options_once(monkeypatch):
+    class Thing:
+        """What it is.
+
+        And more.
+        """
+
+        def __str__(self) -> str:
+            return "thing"
+
+    def entry(a: int = 1, b: str = "x") -> Thing:
+        return Thing()
+
+    def other(a: int = 2, b: str = "x", c: float = 0.5) -> Thing:
+        return Thing()
+
+    def alone() -> Thing:
+        """Something [else]."""
+        return Thing()
+
+    registry = Registry("grid", Thing, {"one": entry, "two": other, "three": entry, "z": alone})
+    monkeypatch.setattr(ds.grids, "registry", registry)
+    lines = [line.rstrip() for line in run("grids").splitlines()]
+    rows = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    assert [line for i, line in enumerate(lines) if i not in rows] == [
+        "What it is.",
+        "Options: a=1, b='x'",
+        "",
+        "Something [else].",
+        "",
+    ]
+    ends = {lines[i].split()[0]: lines[i].endswith("a=2, c=0.5") for i in rows}
+    assert ends == {"grid": False, "one": False, "three": False, "two": True, "z": False}
 
 
 # -------------------------------------------------------------------------------------------------- train

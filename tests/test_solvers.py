@@ -21,7 +21,15 @@ from diffsolve.solvers.runge_kutta import RK4, Butcher, RungeKutta
 
 RK = ["euler", "heun", "midpoint", "ralston", "rk4"]
 ONE_STEP = [f"{name}(frame={frame!r})" for name in RK for frame in FRAMES]
-SPECS = [*ds.solvers.names(), *ONE_STEP, "ddim(eta=1.0)", "unipc-3(frame='noise')", "unipc-3(lower_final=False)"]
+# The other points of their families are in test_multistep.py.
+POINTS = {"ab-5", "ab-6", "unip-1", "unip-2", "unip-4", "unip-5", "unip-6", "unipc-5", "unipc-6", "ipndm-1", "ipndm-2", "ipndm-3",
+          "ipndm-4", "deis-3", "res-3m", "unip-3",
+          "abm-1", "abm-2", "abm-4", "abm-5", "abm-6", "deis-1", "deis-2", "res-2m", "plms",
+          *(f"{kind}-{r}" for kind in ("tab", "rhoab") for r in (1, 2, 3, 4) if (kind, r) != ("tab", 3))}  # fmt: skip
+NAMES = [name for name in ds.solvers.names() if name not in POINTS]
+SPECS = [*NAMES, *ONE_STEP, "ddim(eta=1.0)", "unipc-3(frame='noise')", "unipc-3(lower_final=False)",
+         "dopri5(frame='noise')", "tsit5(frame='native')", "dopri8(frame='denoised')", "res-2s(frame='noise')",
+         "res-3s(frame='noise')", "etdrk-4s(frame='noise')", "res-5s(frame='noise')"]  # fmt: skip
 TIMES = {
     "edm": [80.0, 20.0, 6.0, 2.0, 0.9, 0.3, 0.1, 0.002, 0.0],
     "condot": [0.0, 0.1, 0.3, 0.45, 0.7, 0.8, 0.95, 1.0],
@@ -207,7 +215,7 @@ def measured_order(mixture, path, predicts, solver, start, stop, steps, grid="un
 
 
 INTERIOR = {"condot": (0.4, 0.85, "velocity"), "edm": (1.5, 0.2, "denoised"), "vp": (0.6, 0.12, "noise")}
-DECLARED = [*ds.solvers.names(), *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='noise', variable='t')",
+DECLARED = [*NAMES, *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='noise', variable='t')",
             "ab-3(frame='denoised', variable='lambda')", "ab-2(corrector=2)", "ab-2(corrector=3)",
             "ab-3(corrector=4)", "unipc-1(lower_final=False)", "unipc-2(lower_final=False)",
             "unipc-3(lower_final=False)", "unipc-3(bh='bh1', lower_final=False)"]  # fmt: skip
@@ -218,8 +226,11 @@ DECLARED = [*ds.solvers.names(), *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='n
 def test_order_between_interior_times(solver, path, mixture):
     start, stop, predicts = INTERIOR[path]
     declared = ds.solvers.named(solver).order
-    steps = {1: (128, 256), 2: (256, 512), 3: (384, 768), 4: (48, 96)}[declared]
-    assert measured_order(mixture, path, predicts, solver, start, stop, steps) == pytest.approx(declared, abs=0.15)
+    steps = {1: (128, 256), 2: (256, 512), 3: (384, 768), 4: (48, 96), 5: (48, 72), 8: (8, 12)}[declared]
+    measured = measured_order(mixture, path, predicts, solver, start, stop, steps)
+    assert measured > declared - 0.15
+    # Orders above 4 meet the rounding of float64 before their slope settles from above; test_exponential proves them.
+    assert measured < declared + 0.15 or declared > 4
 
 
 TO_THE_DATA = {  # (path, network, solver): the order down to sigma = 0
@@ -361,6 +372,6 @@ def test_errors_name_what_is_wrong(make, says):
 def test_the_budget_of_calls_is_kept_and_used(solver):
     for path in ("edm", "condot", "ddpm"):
         step = ds.solvers.named(solver).calls
-        for nfe in range(4, 24):
+        for nfe in range(max(4, step), 24):
             made = ds.plan(path, solver, nfe=nfe).nfe
             assert nfe - step < made <= nfe

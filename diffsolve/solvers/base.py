@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,10 +19,19 @@ __all__ = ["Solver", "end_frame", "frame_named"]
 class Solver(ABC):
     """A frozen dataclass of options; `solver(path, times)` is its tableau. It keeps nothing else."""
 
+    grid: ClassVar[str | None] = None
+    """The grid that goes with it, if it has one of its own."""
+
     @property
     @abstractmethod
     def order(self) -> int:
         """The order of global convergence between interior times, as run (its first steps included)."""
+
+    def __str__(self) -> str:
+        """The class with the options that are not at their defaults."""
+        options = ((f.name, getattr(self, f.name), f.default) for f in fields(self) if f.repr)  # type: ignore[arg-type]
+        given = ", ".join(f"{name}={value!r}" for name, value, default in options if value != default)
+        return f"{type(self).__name__}({given})"
 
     @property
     def calls(self) -> int:

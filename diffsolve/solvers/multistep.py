@@ -13,7 +13,7 @@ Adams-Bashforth on the velocity of CondOT.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -21,53 +21,128 @@ import numpy as np
 from diffsolve.frames import VARIABLES, Frame
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
+from diffsolve.solvers.butcher import HEUN, RK4
 from diffsolve.tableau import Combination, Draft
 
-__all__ = ["DPMpp", "Multistep", "UniPC"]
+__all__ = ["IPNDM", "PNDM", "DPMpp", "Multistep", "UniPC"]
+
+STARTS = {"heun": HEUN, "rk4": RK4}
+"""Runge-Kutta methods that a multistep run may begin with."""
 
 
 @dataclass(frozen=True)
 class Multistep(Solver):
     """Adams-Bashforth of any order in any frame, with an optional Adams-Moulton corrector.
 
-    The corrector makes no call of its own: the call at the predicted point also corrects that point, and the
-    corrected state steps on (PEC, as in UniPC). The result of the last step is a predicted one.
-
     Args:
-        points: how many values of d the predictor uses; the first steps use those there are.
+        points: how many values of d the predictor uses: one number, or one for each step of the run. A step uses
+            no more than there are.
         frame: the coordinates; see `diffsolve.frames`.
         variable: where the polynomial lives: a name in `diffsolve.frames.VARIABLES`, or None for the frame's v.
-        corrector: how many values the corrector uses, the newest included; 0 for none.
-        lower_final: use no more than n - i values in step i of n, so that the last step is of first order; the
-            corrector is lowered with it.
+        corrector: how many values the corrector uses, the newest included; 0 for none, -1 for `points` + 1. Where a
+            step has k points less than the most, its corrector has k less too, but at least two.
+        lower_final: use no more than n - i values in step i of n, so that the last step is of first order. True
+            and False mean always and never; a number, in runs of fewer steps than that (15 in diffusers). It is
+            False where `points` are given for each step: they are used as they are.
+        ramp: how many values the first steps use, in the place of `points`; a step by the rule for the ends is none.
+        start: "heun" or "rk4" to make Runge-Kutta steps in the frame until there are as many values as `points`
+            asks for; None to use fewer until then, which caps the order (see `order`).
+        mode: "pec": the call at the predicted point corrects it, and is all there is (as in UniPC); the result of
+            the run is a predicted one. "pece": a second call, at the corrected point, is what later steps use.
+        uncorrected: the steps that keep their prediction, counted from 0, or from the end if negative
+            (`disable_corrector` in diffusers).
     """
 
-    points: int = 2
+    points: int | tuple[int, ...] = 2
     frame: str = "straight"
     variable: str | None = None
     corrector: int = 0
-    lower_final: bool = False
+    lower_final: bool | int = False
+    ramp: tuple[int, ...] = ()
+    start: str | None = None
+    mode: str = "pec"
+    uncorrected: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         frame_named(self.frame)
-        for name, low in (("points", 1), ("corrector", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 8:
-                raise ValueError(f"{name}={value!r}: an integer from {low} to 8 is accepted")
+        for name in ("points", "ramp", "uncorrected"):  # so that a list will do
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.points, tuple):
+            _each("points", self.points, 1, 8)
+            if not self.points or self.ramp:
+                raise ValueError(f"points={self.points!r}, ramp={self.ramp!r}: points for each step leave no ramp")
+            object.__setattr__(self, "lower_final", False)
+        else:
+            _integer("points", self.points, 1, 8)
+        _each("ramp", self.ramp, 1, 8)
+        _each("uncorrected", self.uncorrected, -1000, 1000)
+        if self.corrector == -1:
+            object.__setattr__(self, "corrector", self.most + 1)
+        _integer("corrector", self.corrector, 0, 9)
+        if not isinstance(self.lower_final, bool):
+            _integer("lower_final", self.lower_final, 2, 1000, "True, False or ")
         if self.variable is not None and self.variable not in VARIABLES:
             raise ValueError(f"variable={self.variable!r} is unknown; accepted: {', '.join(VARIABLES)}, or None")
+        if self.start is not None and self.start not in STARTS:
+            raise ValueError(f"start={self.start!r} is unknown; accepted: {', '.join(STARTS)}, or None")
+        if self.mode not in ("pec", "pece") or (self.mode == "pece" and not self.corrector):
+            raise ValueError(f"mode={self.mode!r}: 'pec', or with a corrector 'pece', is accepted")
+
+    def __str__(self) -> str:
+        """The class with its points, frame and lowering, and with whatever else is not at its default."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
+        shown = [
+            f"{name}={value!r}"
+            for name, (value, default) in values.items()
+            if name in ("points", "frame", "lower_final") or value != default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @property
+    def most(self) -> int:
+        """The points of a full step."""
+        return max(self.points) if isinstance(self.points, tuple) else self.points
 
     @property
     def order(self) -> int:
-        # The first step has one value of d: local error h^2, or h^3 once corrected. A last step of first order
-        # has local error h^2, as has any last step of one value, which nothing corrects.
-        if self.corrector < 2:
-            return min(self.points, 2)
-        return min(self.corrector, 2 if self.lower_final else min(self.points + 1, 3))
+        """The order of global convergence between interior times, as run.
 
-    def _count(self, i: int, n: int) -> int:
-        """How many values the predictor of step i may use."""
-        return min(self.points, n - i) if self.lower_final else self.points
+        Full steps have order p, or with a corrector that of the corrector, at most p + 1. A single step with
+        local error h^(k+1) caps it at k + 1: the first step, of one value (k = 1, corrected 2) or of Runge-Kutta;
+        a last step, which is not corrected (but in PECE); a step of the ramp. `points` for each step are
+        taken to rise and fall like a ramp and a lowered end.
+        """
+        p, corrected = self.most, self.corrector > 1
+        ends = [p + 1, STARTS[self.start].order + 1 if self.start else 2 + corrected]
+        ends += [k + 1 + corrected for k in self.ramp]
+        if self.lower_final is True or isinstance(self.points, tuple):
+            ends.append(2 + (self.mode == "pece"))
+        if corrected:
+            ends += [(p if self.start or j < 0 else min(p, j + 1)) + 1 for j in self.uncorrected]
+        return min(self.corrector if corrected else p, *ends)
+
+    @property
+    def calls(self) -> int:
+        """The most network calls that a step makes."""
+        return max(2 if self.mode == "pece" else 1, len(STARTS[self.start].b) if self.start else 1)
+
+    def counts(self, steps: int, first: int = 0) -> list[int]:
+        """How many values the predictor of each step may use.
+
+        Args:
+            first: the first step that has a value to use.
+
+        Raises:
+            ValueError: if `points` were given for each step of a run of another length.
+        """
+        if isinstance(self.points, tuple):
+            if len(self.points) != steps:
+                raise ValueError(f"points={self.points!r} are for {len(self.points)} steps; the run has {steps}")
+            return list(self.points)
+        counts = [*[1] * first, *self.ramp, *[self.points] * steps][:steps]
+        lowered = self.lower_final is True or steps < self.lower_final
+        return [min(count, steps - i) if lowered else count for i, count in enumerate(counts)]
 
     def predict(self, step: Step) -> np.ndarray:
         """omega over the values of d at and before the start of the step, newest first."""
@@ -77,31 +152,76 @@ class Multistep(Solver):
         """omega over the value of d at the end of the step and those before it."""
         return step.omega()
 
+    def between(self, path: Path, frame: Frame, s: Position, t: Position, c: float) -> Position:
+        """Where a Runge-Kutta stage at the fraction c of the step from s to t stands."""
+        if c in (0, 1):
+            return t if c else s
+        v = np.array([frame.v(s) + c * (frame.v(t) - frame.v(s))])
+        return path.nodes(frame.time(path, v))[0]
+
     def write(self, draft: Draft, call_last: bool) -> None:
         frame, path, g, n = frame_named(self.frame), draft.path, draft.grid, draft.steps
         integrals = Integrals(path, frame, self.variable, g)
-        usable: list[int] = []  # nodes whose d may be interpolated, newest first
-        fresh = True  # whether the step to this node was made by the rule for the ends, or there was none
+        ends = [end_frame(frame, path, g[i], g[i + 1]) for i in range(n)]
+        own = [end in (None, frame) and math.isfinite(at) for end, at in zip(ends, integrals.node[:-1], strict=True)]
+        counts = self.counts(n, own.index(True) if any(own) else n)
+        kept = {j % n for j in self.uncorrected if -n <= j < n}
+        usable: tuple[int, ...] = ()  # nodes whose d may be interpolated, newest first
+        made: dict[int, int] = {}  # the call that made the d of a node
+        waiting = False  # whether the step to this node is still to be corrected
         for i in range(n):
-            end = end_frame(frame, path, g[i], g[i + 1])
-            own = end is None or end is frame
-            if own and math.isfinite(integrals.node[i]):
-                usable = [i, *usable]
+            end, last = ends[i], i + 1 == n
+            made[i] = len(draft)
+            if own[i]:
+                usable = (i, *usable)
             state: Combination = {"y": 1.0}
-            if self.corrector and not fresh and own and len(usable) > 1:
-                step = Step(integrals, i - 1, tuple(usable[: self.corrector - self.points + self._count(i - 1, n)]))
+            if waiting and own[i] and len(usable) > 1:
+                step = Step(integrals, i - 1, usable[: self._corrects(counts[i - 1])])
                 ratio, gain = frame.step(g[i - 1], g[i])
-                state = {"s": ratio, **_scaled(gain, step.nodes, self.correct(step))}
+                state = {"s": ratio, **_scaled(gain, step.nodes, made, self.correct(step))}
+            full = end is None and bool(usable) and math.isfinite(integrals.node[i + 1])
+            beyond = not last or call_last  # whether the end of the step may be called
+            if self.start and full and beyond and len(usable) < counts[i]:
+                self._runge_kutta(draft, frame, i, state)
+                waiting = False
+                continue
             ratio, gain = (end or frame).step(g[i], g[i + 1])
-            if end is None and usable and math.isfinite(integrals.node[i + 1]):
-                step = Step(integrals, i, tuple(usable[: self._count(i, n)]))
-                new = _scaled(gain, step.nodes, self.predict(step))
-            else:
-                new = {i: gain}
-            y = _sum(ratio, state, new)
-            keeps = self.corrector and end is None and i + 1 < n
-            draft.call(g[i], (end or frame).name, y=y, s=state if keeps else y, node=i + 1)
-            fresh = not keeps
+            new: Combination = {made[i]: gain}
+            if full:
+                step = Step(integrals, i, usable[: counts[i]])
+                new = _scaled(gain, step.nodes, made, self.predict(step))
+            y, name = _sum(ratio, state, new), (end or frame).name
+            corrects = full and self._corrects(counts[i]) > 0 and i not in kept
+            if corrects and self.mode == "pece" and beyond:
+                draft.call(g[i], name, y=y, s=state)
+                made[i + 1] = len(draft)  # for now: at the predicted point
+                step = Step(integrals, i, (i + 1, *usable)[: self._corrects(counts[i])])
+                corrected = {"s": ratio, **_scaled(gain, step.nodes, made, self.correct(step))}
+                draft.call(g[i + 1], name, y=corrected, node=i + 1)
+                continue
+            waiting = corrects and self.mode == "pec" and not last
+            draft.call(g[i], name, y=y, s=state if waiting else y, node=i + 1)
+
+    def _corrects(self, count: int) -> int:
+        """How many values correct a step of so many points."""
+        return max(min(2, self.corrector), self.corrector - self.most + count)
+
+    def _runge_kutta(self, draft: Draft, frame: Frame, i: int, state: Combination) -> None:
+        """The step as stages that all start from the state, each a first-order step with a mean of the d so far.
+
+        The stage at c_k is x_k = (c_k / c_s) x_s + c_k (v_k - v_s) sum_j (a_kj / c_k) d_j: where v_k is c_k of
+        the way this is Butcher's scheme, elsewhere the pseudo one of PNDM.
+        """
+        assert self.start is not None
+        method, s, t, base = STARTS[self.start], draft.grid[i], draft.grid[i + 1], len(draft)
+        at = [self.between(draft.path, frame, s, t, float(c)) for c in method.c]
+        for k, (point, after) in enumerate(zip(at, [*at[1:], t], strict=True)):
+            last = k + 1 == len(at)
+            weights = [float(w) for w in method.b] if last else [float(a / method.c[k + 1]) for a in method.a[k + 1]]
+            ratio, gain = frame.step(s, after)
+            start: Combination = {"s": 1.0} if k else state
+            y = _sum(ratio, start, {base + j: gain * w for j, w in enumerate(weights) if w})
+            draft.call(point, frame.name, y=y, s=None if last else start, node=i + 1 if last else -1)
 
 
 class Integrals:
@@ -168,16 +288,14 @@ class UniPC(Multistep):
     `bh="bh2"` is e^h - 1, `bh="bh1"` is h (with the sign of the prediction). UniP-2 with bh2 is DPM-Solver++(2M).
     """
 
-    points: int = 3
+    points: int | tuple[int, ...] = 3
     frame: str = "denoised"
     variable: str | None = "lambda"
     corrector: int = -1
-    lower_final: bool = True
+    lower_final: bool | int = True
     bh: str = "bh2"
 
     def __post_init__(self) -> None:
-        if self.corrector == -1:
-            object.__setattr__(self, "corrector", self.points + 1)
         super().__post_init__()
         if self.frame not in ("denoised", "noise"):
             raise ValueError(f"frame={self.frame!r}: 'denoised' or 'noise' is accepted by UniPC")
@@ -211,13 +329,13 @@ class DPMpp(Multistep):
     form is `Multistep(3, "denoised", "lambda")`.
     """
 
-    points: int = 2
+    points: int | tuple[int, ...] = 2
     frame: str = "denoised"
     variable: str | None = "lambda"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frame != "denoised" or self.variable != "lambda" or self.corrector or self.points > 3:
+        if self.frame != "denoised" or self.variable != "lambda" or self.corrector or self.most > 3:
             raise ValueError(f"{self}: DPMpp has 1 to 3 points in the frame denoised; Multistep has the others")
 
     def predict(self, step: Step) -> np.ndarray:
@@ -233,6 +351,55 @@ class DPMpp(Multistep):
         D1 = first + r[0] * D2
         omega: np.ndarray = np.array([1, 0, 0]) + (phi(2, -h) * D1 + phi(3, -h) * D2) / phi(1, -h)
         return omega
+
+
+@dataclass(frozen=True)
+class IPNDM(Multistep):
+    """iPNDM (Zhang and Chen, 2204.13902, section 3.2): Adams-Bashforth as if all steps were equal.
+
+    In the frame noise, x_t / alpha_t = x_s / alpha_s + (rho_t - rho_s) sum_j w_j eps_j with the w of Liu et al.
+    (2202.09778, eq. 12): 1; (3, -1) / 2; (23, -16, 5) / 12; (55, -59, 37, -9) / 24, whatever the grid. The order is
+    2 where the steps change smoothly along the grid, 1 on any other. With weights for the steps there are (Adams
+    in rho) it is `Multistep(points, "noise")`.
+    """
+
+    points: int | tuple[int, ...] = 4
+    frame: str = "noise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variable is not None or self.corrector or self.most > len(_UNIFORM):
+            raise ValueError(f"{self}: IPNDM has 1 to 4 points and no corrector; Multistep has the others")
+
+    @property
+    def order(self) -> int:
+        return min(super().order, 2)
+
+    def predict(self, step: Step) -> np.ndarray:
+        return np.array(_UNIFORM[len(step.nodes) - 1])
+
+
+_UNIFORM = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+@dataclass(frozen=True)
+class PNDM(IPNDM):
+    """PNDM (Liu et al., 2202.09778, algorithm 2): iPNDM begun by three steps of pseudo Runge-Kutta.
+
+    That is rk4 in the frame, each stage a DDIM step from the start of the step, but for the stages half-way: they
+    stand half-way on the path's clock, not in rho. The weights (1, 2, 2, 1) / 6 stay, so that it is of order 4 only
+    where both are the same. Twelve calls for the first three steps, one for each later one.
+    """
+
+    start: str | None = "rk4"
+
+    def between(self, path: Path, frame: Frame, s: Position, t: Position, c: float) -> Position:
+        return s if c == 0 else t if c == 1 else path.nodes([s.t + c * (t.t - s.t)])[0]
 
 
 def phi(k: int, z: float) -> float:
@@ -251,8 +418,8 @@ def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (x + 1) / 2, w / 2
 
 
-def _scaled(gain: float, nodes: tuple[int, ...], omega: np.ndarray) -> Combination:
-    return {j: gain * float(weight) for j, weight in zip(nodes, omega, strict=True)}
+def _scaled(gain: float, nodes: tuple[int, ...], made: dict[int, int], omega: np.ndarray) -> Combination:
+    return {made[j]: gain * float(weight) for j, weight in zip(nodes, omega, strict=True)}
 
 
 def _sum(ratio: float, state: Combination, new: Combination) -> Combination:
@@ -260,3 +427,15 @@ def _sum(ratio: float, state: Combination, new: Combination) -> Combination:
     for key, weight in new.items():
         total[key] = total.get(key, 0.0) + weight
     return total
+
+
+def _integer(name: str, value: object, low: int, high: int, other: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: {other}an integer from {low} to {high} is accepted")
+
+
+def _each(name: str, values: object, low: int, high: int) -> None:
+    if not isinstance(values, tuple):
+        raise ValueError(f"{name}={values!r}: a tuple of integers is accepted")
+    for value in values:
+        _integer(name, value, low, high)

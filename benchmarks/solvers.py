@@ -1,0 +1,164 @@
+"""The table of all solvers, in docs/solvers.md: what each is, its orders, its cost, and its error on exact mixtures.
+
+python benchmarks/solvers.py > docs/solvers.md            (about 10 minutes on one core)
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+import diffsolve as ds
+from diffsolve.frames import FRAMES
+from diffsolve.reference import mixture_model
+from diffsolve.reference.mixture import GaussianMixture, random_means, ring
+
+INTERIOR = {"condot": (0.4, 0.85), "edm": (1.5, 0.2), "vp": (0.6, 0.12)}
+NETWORK = {"condot": "velocity", "edm": "denoised", "vp": "v"}
+RUNGE_KUTTA = ["heun", "midpoint", "ralston", "rk4"]
+CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
+TARGETS = {"ring": ring(), "64-D": random_means(64)}
+
+INTRODUCTION = """# Solvers
+
+Written by `python benchmarks/solvers.py`. All of it is float64, on the CPU, with exact networks.
+
+## What each one is
+
+`order` is the order of convergence as run, first and last steps included. `calls` are network calls in a step, `K` the
+history: K + 2 states are alive. `gain` is the standard deviation of the result over the exact one for Gaussian data of
+deviation 0.5 on EDM's path, grid uniform in theta, in at most 5 calls: far from 1 is unstable at large steps.
+"""
+
+ORDERS = """
+## Measured orders
+
+Slopes of log error against log steps on three Gaussians in the plane, grid uniform in theta, the error at the finer
+grid beside each. `interior`: between times away from both ends. `data`: from the same start down to sigma = 0.
+
+Down to the data a frame that is regular there keeps its order on CondOT, where the network may be called at the data
+itself. A frame that is singular there makes one first-order step at the end, with error h^2. On EDM and VP the last
+step is from `t_last`, which does not move with the number of steps: there the slope flattens at that step's own error.
+"""
+
+ERRORS = """
+## Error at equal network calls
+
+Mean over 256 particles of the distance to the exact endpoint, over the root mean square of the data, in the path's own
+grid, from the noise end down to `t_last`. `ring`: 8 Gaussians of deviation 0.2 on a circle of radius 4. `64-D`: 8
+random means, deviation 0.3. Smallest of each column in bold.
+"""
+
+
+def smooth() -> GaussianMixture:
+    """Three wide Gaussians in the plane: smooth enough to reach asymptotic orders with few steps."""
+    means = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return GaussianMixture.isotropic(means, 0.5)
+
+
+@lru_cache
+def start_and_end(
+    target: GaussianMixture, path: str, start: float, stop: float, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points at `start`, and their exact images at `stop`."""
+    where = ds.paths.named(path)
+    ends = [(float(where.alpha(t)), float(where.sigma(t))) for t in (start, stop)]
+    noise = torch.randn(count, target.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    scale = where.prior_std() if start == where.t_noise else math.hypot(*ends[0])
+    return scale * noise, target.flow(scale * noise, *ends)
+
+
+def order(solver: str, path: str, to_data: bool, target: GaussianMixture) -> str:
+    """The slope between two step counts, and the error at the larger."""
+    model = mixture_model(target, path, NETWORK[path])
+    start, stop = INTERIOR[path]
+    x, exact = start_and_end(target, path, start, model.path.t_data if to_data else stop, 24)
+    finish = {} if to_data else {"stop": stop}
+    steps = (24, 48) if ds.solvers.named(solver).order >= 4 else (128, 256)
+    errors = [
+        float(
+            (
+                ds.sample(model, noise=x, solver=solver, steps=n, grid="uniform-theta", start=start, **finish) - exact
+            ).norm()
+        )
+        for n in steps
+    ]
+    slope = math.log(errors[0] / errors[1], 2)
+    return f"{slope + 0.0:.2f} ({errors[1]:.0e})"
+
+
+def gain(solver: str) -> str:
+    """Standard deviation of the result over the exact one, for N(0, 0.5^2) on EDM's path in at most 5 calls."""
+    model = mixture_model(GaussianMixture.isotropic(torch.zeros(1, 1), 0.5), "edm", "denoised")
+    try:
+        x = ds.sample(
+            model, noise=80 * torch.ones(1, 1, dtype=torch.float64), solver=solver, nfe=5, grid="uniform-theta"
+        )
+    except ValueError:
+        return "-"
+    return f"{abs(float(x)) / (80 * 0.5 / math.hypot(80, 0.5)):.3g}"
+
+
+def error(solver: str, path: str, target: GaussianMixture, nfe: int) -> float:
+    """Mean endpoint error relative to the data, at t_last (CondOT: the data)."""
+    model = mixture_model(target, path, NETWORK[path])
+    where = model.path
+    x, exact = start_and_end(target, path, where.t_noise, where.t_last, 256)
+    scale = float((target.covariance.trace() + (target.mean**2).sum()).sqrt())
+    stop = {} if where.t_last == where.t_data else {"stop": where.t_last}
+    try:
+        found = ds.sample(model, noise=x, solver=solver, nfe=nfe, **stop)
+    except ValueError:  # a step costs more than the budget
+        return math.nan
+    return float((found - exact).norm(dim=1).mean()) / scale
+
+
+def row(cells: list[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def head(cells: list[str]) -> None:
+    row(cells)
+    print("|" + "---|" * len(cells))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    names = ds.solvers.names()
+    print(INTRODUCTION)
+    head(["name", "class", "source", "order", "calls", "K", "gain"])
+    for name in names:
+        solver = ds.solvers.named(name)
+        papers = ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{4,5}\b", inspect.getdoc(type(solver)) or "")))
+        history = ds.plan("condot", name, steps=12).history
+        row([f"`{name}`", f"`{solver}`", papers, str(solver.order), str(solver.calls), str(history), gain(name)])
+
+    print(ORDERS)
+    target = smooth()
+    head(["solver", "declared", *(f"{path} {kind}" for path in INTERIOR for kind in ("interior", "data"))])
+    for name in [*dict.fromkeys([*names, *(f"{m}(frame={f!r})" for m in RUNGE_KUTTA for f in FRAMES)])]:
+        slopes = [order(name, path, to_data, target) for path in INTERIOR for to_data in (False, True)]
+        row([f"`{name}`", str(ds.solvers.named(name).order), *slopes])
+
+    print(ERRORS)
+    for path in INTERIOR:
+        for label, mixture in TARGETS.items():
+            print(f"\n### {path}, {label}, grid {ds.paths.named(path).grid}\n")
+            head(["solver", *map(str, CALLS)])
+            table = np.array([[error(name, path, mixture, nfe) for nfe in CALLS] for name in names])
+            best = np.nanmin(table, axis=0)
+            for name, errors in zip(names, table, strict=True):
+                cells = [
+                    "-" if np.isnan(e) else f"**{e:.1e}**" if e == b else f"{e:.1e}"
+                    for e, b in zip(errors, best, strict=True)
+                ]
+                row([f"`{name}`", *cells])
+
+
+if __name__ == "__main__":
+    main()
