@@ -91,8 +91,8 @@ K_DIFFUSION = {
     "ancestral-1": ("euler_ancestral", {"eta": 1.0}, DDIM(1.0)),
     **{f"lms-{k}": ("lms", {"order": k}, f"ab-{k}(frame='noise')") for k in (1, 2, 3, 4)},
 }
-# dpm_2 is not here: it takes its midpoint in log sigma and steps in sigma, which is no method of one frame. Nor is
-# LMS down to sigma = 0: it extrapolates to there at full order, where ours makes a first-order step by rule.
+# dpm_2 is `dpm-2s`, and is compared where that is tested. LMS down to sigma = 0 is not here: it extrapolates to there
+# at full order, where ours makes a first-order step by rule.
 K_RUNS = [
     run
     for run in product(K_DIFFUSION, ("karras", "exponential"), (True, False))

@@ -149,7 +149,7 @@ def float64(t: Times) -> Tensor:
     if isinstance(t, Tensor) and t.device.type == "mps":  # has no float64
         t = t.cpu()
     if isinstance(t, np.ndarray):
-        t = np.ascontiguousarray(t)
+        t = np.array(t, dtype=np.float64)  # torch wants it writable and with positive strides
     return torch.as_tensor(t, dtype=torch.float64)
 
 

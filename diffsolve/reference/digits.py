@@ -55,9 +55,7 @@ def load_data() -> tuple[Tensor, Tensor]:
 
 def network() -> UNet:
     """The architecture of the packaged weights, freshly initialised."""
-    net = UNet(in_channels=1, channels=24, multipliers=(1, 2), num_classes=10, dropout=0.1)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.2 to 1.4 times faster on a CPU
-    return net
+    return UNet(in_channels=1, channels=24, multipliers=(1, 2), num_classes=10, dropout=0.1)
 
 
 def load(path: str | Path | None = None, *, build: Callable[[], UNet] = network) -> UNet:

@@ -13,7 +13,7 @@ __all__ = ["UNet"]
 
 
 def fourier(t: Tensor, size: int, highest: float = 100.0) -> Tensor:
-    r"""Cosines and sines of `t`, of shape (B,), at `size / 2` frequencies: (B, size), always in float32.
+    """Cosines and sines of `t`, of shape (B,), at `size / 2` frequencies: (B, size), always in float32.
 
     The angular frequencies go geometrically from 1 to `highest`. For `t` in [0, 1] that tells times a
     thousandth apart, and leaves the network smooth in `t`, which high-order solvers rely on.
@@ -74,7 +74,7 @@ class UNet(nn.Module):
 
     Arguments:
         in_channels: Channels of the images, in and out.
-        channels: Channels of the first level, a multiple of `groups`.
+        channels: Channels of the first level, even and a multiple of `groups`.
         multipliers: One factor for each level.
         blocks: Residual blocks of each level, each way.
         num_classes: Number of classes; 0 makes the network unconditional.
