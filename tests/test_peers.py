@@ -82,6 +82,7 @@ K_DIFFUSION = {
     "euler-native": ("euler", {}, "euler(frame='native')"),
     "heun": ("heun", {}, "heun(frame='noise')"),
     "heun-native": ("heun", {}, "heun(frame='native')"),
+    "dpm_2": ("dpm_2", {}, "dpm-2s"),  # its midpoint in log sigma makes it the exponential method, not a Runge-Kutta one
     "dpmpp_2m": ("dpmpp_2m", {}, "dpmpp-2m"),
     "dpmpp_2m_sde-midpoint": ("dpmpp_2m_sde", ODE, "dpmpp-2m"),
     "dpmpp_2m_sde-heun": ("dpmpp_2m_sde", {**ODE, "solver_type": "heun"}, Multistep(2, "denoised", "lambda")),
@@ -91,8 +92,7 @@ K_DIFFUSION = {
     "ancestral-1": ("euler_ancestral", {"eta": 1.0}, DDIM(1.0)),
     **{f"lms-{k}": ("lms", {"order": k}, f"ab-{k}(frame='noise')") for k in (1, 2, 3, 4)},
 }
-# dpm_2 is `dpm-2s`, and is compared where that is tested. LMS down to sigma = 0 is not here: it extrapolates to there
-# at full order, where ours makes a first-order step by rule.
+# LMS down to sigma = 0 is not here: it extrapolates to there at full order, where ours makes a first-order step by rule.
 K_RUNS = [
     run
     for run in product(K_DIFFUSION, ("karras", "exponential"), (True, False))
