@@ -50,8 +50,8 @@ ERRORS = """
 ## Error at equal network calls
 
 Mean over 256 particles of the distance to the exact endpoint, over the root mean square of the data, in the path's own
-grid (`auto` has one of its own), from the noise end down to `t_last`. `ring`: 8 Gaussians of deviation 0.2 on a circle of radius 4. `64-D`: 8
-random means, deviation 0.3. Smallest of each column in bold.
+grid (`auto` has one of its own), from the noise end down to `t_last`. `ring`: 8 Gaussians of deviation 0.2 on a circle
+of radius 4. `64-D`: 8 random means, deviation 0.3. Smallest of each column in bold.
 """
 
 

@@ -82,7 +82,8 @@ K_DIFFUSION = {
     "euler-native": ("euler", {}, "euler(frame='native')"),
     "heun": ("heun", {}, "heun(frame='noise')"),
     "heun-native": ("heun", {}, "heun(frame='native')"),
-    "dpm_2": ("dpm_2", {}, "dpm-2s"),  # its midpoint in log sigma makes it the exponential method, not a Runge-Kutta one
+    # Its midpoint in log sigma makes it the exponential method, not a Runge-Kutta one.
+    "dpm_2": ("dpm_2", {}, "dpm-2s"),
     "dpmpp_2m": ("dpmpp_2m", {}, "dpmpp-2m"),
     "dpmpp_2m_sde-midpoint": ("dpmpp_2m_sde", ODE, "dpmpp-2m"),
     "dpmpp_2m_sde-heun": ("dpmpp_2m_sde", {**ODE, "solver_type": "heun"}, Multistep(2, "denoised", "lambda")),
