@@ -97,6 +97,7 @@ def sample(
     _report(
         model=f"{model}, class {label}" if cond else model,
         solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
+        method=tableau.solver,  # what "auto" chose
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
         file=out,
     )

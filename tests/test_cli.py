@@ -80,6 +80,7 @@ def test_digits_by_default():
     text = run("sample", "--nfe", 2)
     for shown in ("digits", "auto", "2 network calls", "seed 0", "seconds", "samples.png"):
         assert shown in text
+    assert f"method   {ds.plan(ds.load('digits'), nfe=2).solver}\n" in text
     assert pixels("samples.png").shape == (548, 548)
     assert os.listdir() == ["samples.png"]
 
