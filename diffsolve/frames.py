@@ -100,6 +100,14 @@ class Frame:
         c_s, c_t = self.c(s), self.c(t)
         return c_t / c_s, c_t * (self.v(t) - self.v(s))
 
+    def noise(self, s: Position, t: Position) -> float:
+        """The standard deviation of the noise that a step from s to t adds: none, but in the frame of an SDE."""
+        return 0.0
+
+    def clock(self, s: Position, t: Position) -> tuple[float, float]:
+        """The stretch of the clock of a Brownian motion whose increment that noise is; (0, 0) if there is none."""
+        return 0.0, 0.0
+
     def time(self, path: Path, v: np.ndarray) -> np.ndarray:
         """The path's clock where the variable has the value v."""
         if self.lam is None:

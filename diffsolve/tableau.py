@@ -24,9 +24,13 @@ import numpy as np
 from diffsolve.frames import FRAMES
 from diffsolve.paths import Path, Position
 
-__all__ = ["Combination", "Draft", "Tableau"]
+__all__ = ["DRIFT", "Call", "Combination", "Draft", "Tableau"]
 
 FORMAT = "diffsolve.tableau/1"
+DRIFT = "drift"
+"""In the place of a frame: d is the drift of an SDE on the path's clock, c = 1, v = t."""
+_STEPS = {**FRAMES, DRIFT: FRAMES["native"]}
+
 Combination = Mapping[str | int, float]
 """Weights on "s", "y", "z" and, by the number of the call that made it, on d."""
 
@@ -59,10 +63,13 @@ class Tableau:
     """(2, 2): s and y_0 from x and z."""
     weights: np.ndarray
     """(N, 2, K + 3): s' and y' from s, y, d_i .. d_{i-K+1}, z."""
+    clock: np.ndarray
+    """(N, 2): (q, q') where a row's z is the increment of one Brownian motion from clock q to q', over sqrt(q' - q);
+    (0, 0) for a z of its own."""
 
     def __post_init__(self) -> None:
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
-                            ("entry", (2, 2)), ("weights", (self.nfe, 2, None))):  # fmt: skip
+                            ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2))):  # fmt: skip
             array = np.array(getattr(self, name), dtype=np.int64 if name == "node" else np.float64)
             if array.ndim != len(shape) or any(
                 want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
@@ -75,8 +82,9 @@ class Tableau:
                 "a tableau needs a call, two nodes and a history of 1; "
                 f"got {self.nfe}, {len(self.grid)}, {self.history}"
             )
-        if len(self.frame) != self.nfe or not set(self.frame) <= set(FRAMES):
-            raise ValueError(f"frame={self.frame!r}: one of {', '.join(FRAMES)} is needed for each of {self.nfe} calls")
+        if len(self.frame) != self.nfe or not set(self.frame) <= {*FRAMES, DRIFT}:
+            known = ", ".join([*FRAMES, DRIFT])
+            raise ValueError(f"frame={self.frame!r}: one of {known} is needed for each of {self.nfe} calls")
         self.check()
 
     @property
@@ -108,12 +116,14 @@ class Tableau:
         """That every network input and the result are exact for a constant d, frame by frame.
 
         In a stretch of calls of one frame, z = x / c must move by (v_t - v_s) d; where the frame changes, the
-        state alone is handed on. A stochastic tableau is held to the mean of a point mass: y = alpha x_0.
+        state alone is handed on. A stochastic tableau in frames that are exact for a point mass is held to its
+        mean, y = alpha x_0; in others to the first rule, its noise left out.
 
         Raises:
             ValueError: naming the first call whose input is wrong by more than `tolerance`.
         """
-        found, wanted, size = self._trace_mean() if self.stochastic else self._trace_constant()
+        mean = self.stochastic and set(self.frame) <= {"denoised", "noise", "straight"}
+        found, wanted, size = self._trace_mean() if mean else self._trace_constant()
         # Relative to the largest term summed so far: far extrapolation has huge weights that cancel.
         error = np.abs(found - wanted).max(-1) / np.maximum(1, np.maximum.accumulate(size))
         bad = ~(error <= tolerance)
@@ -135,7 +145,11 @@ class Tableau:
         for i, frame in enumerate(self.frame):
             if i and frame != self.frame[i - 1]:
                 anchor, start = found[i], points[i]
-            ratio, gain = FRAMES[frame].step(start, points[i + 1])
+            if self.weights[i, 1, -1] and frame != DRIFT:  # noise was added beyond the end of a stretch
+                wanted[i + 1] = anchor = found[i + 1]
+                start = points[i + 1]
+                continue
+            ratio, gain = _STEPS[frame].step(start, points[i + 1])
             wanted[i + 1] = ratio * anchor
             wanted[i + 1, 1 + stretch[i]] += gain
         return found, wanted, size
@@ -224,40 +238,70 @@ class Tableau:
         return "\n".join([*lines, f" end {t:11.6g} {alpha:9.5g} {sigma:9.5g}"])
 
 
+@dataclass(frozen=True)
+class Call:
+    """One row of a draft; the arguments of `Draft.call`, completed."""
+
+    at: Position
+    frame: str
+    d: tuple[float, float]
+    s: Combination
+    y: Combination
+    node: int
+    clock: tuple[float, float]
+
+
 class Draft:
     """A tableau being written: a solver adds its network calls one by one."""
 
     def __init__(self, path: Path, times: np.ndarray) -> None:
         self.path, self.grid = path, path.nodes(times)
-        self._calls: list[tuple[Position, str, Combination, Combination, int]] = []
+        self.entry = (1.0, 0.0)
+        """What s and y are made of before the first call: x and z."""
+        self.rows: list[Call] = []
 
     def __len__(self) -> int:
         """The number of calls so far, which is the number of the next one."""
-        return len(self._calls)
+        return len(self.rows)
 
     @property
     def steps(self) -> int:
         """The number of grid intervals."""
         return len(self.grid.t) - 1
 
-    def call(self, at: Position, frame: str, *, y: Combination, s: Combination | None = None, node: int = -1) -> None:
+    def call(
+        self,
+        at: Position,
+        frame: str,
+        *,
+        y: Combination,
+        s: Combination | None = None,
+        node: int = -1,
+        d: tuple[float, float] | None = None,
+        clock: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         """Call the network at `at`, take its output as the derivative d of `frame`, then set s' and y'.
 
         Args:
             y: the next network input, as weights on "s", "y", "z" and earlier (or this) calls' d.
             s: the next state; y itself if not given.
             node: the grid node that y' stands at, if it does.
+            d: (a, b) of d = a x_0 + b eps, for the frame "drift".
+            clock: the stretch of a Brownian clock that "z" stands for, if it does.
         """
-        self._calls.append((at, frame, y if s is None else s, y, node))
+        self.rows.append(
+            Call(at, frame, FRAMES[frame].d(at) if d is None else d, y if s is None else s, y, node, clock)
+        )
 
     def build(self, solver: str, order: int) -> Tableau:
         """The finished tableau, checked."""
-        back = [i - j for i, row in enumerate(self._calls) for side in row[2:4] for j in side if isinstance(j, int)]
+        rows = self.rows
+        back = [i - j for i, row in enumerate(rows) for side in (row.s, row.y) for j in side if isinstance(j, int)]
         history = 1 + max(back, default=0)
         columns: dict[str | int, int] = {"s": 0, "y": 1, "z": history + 2}
         weights = np.zeros((len(self), 2, history + 3))
-        for i, (_, _, *sides, _) in enumerate(self._calls):
-            for side, combination in enumerate(sides):
+        for i, row in enumerate(rows):
+            for side, combination in enumerate((row.s, row.y)):
                 for key, weight in combination.items():
                     weights[i, side, 2 + i - key if isinstance(key, int) else columns[key]] += weight
         return Tableau(
@@ -265,12 +309,13 @@ class Draft:
             path=str(self.path),
             order=order,
             grid=np.stack([self.grid.t, self.grid.alpha, self.grid.sigma], -1),
-            calls=np.array([[at.t, at.alpha, at.sigma] for at, *_ in self._calls]),
-            frame=tuple(frame for _, frame, *_ in self._calls),
-            d=np.array([FRAMES[frame].d(at) for at, frame, *_ in self._calls]),
-            node=np.array([node for *_, node in self._calls]),
-            entry=np.array([[1.0, 0.0], [1.0, 0.0]]),
+            calls=np.array([[row.at.t, row.at.alpha, row.at.sigma] for row in rows]),
+            frame=tuple(row.frame for row in rows),
+            d=np.array([row.d for row in rows]),
+            node=np.array([row.node for row in rows]),
+            entry=np.array([self.entry, self.entry]),
             weights=weights,
+            clock=np.array([row.clock for row in rows]),
         )
 
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 from scipy.integrate import RK23, RK45
+from stochastic_loops import STOCHASTIC
 
 
 class Schedule:
@@ -484,5 +485,6 @@ LOOPS = {
                             ("res-5s", ((0, 0.5, 0.5, 1, 0.5), hochbruck_ostermann)))},
     "res-2s(c2=0.8)": etd(*res2(0.8)), "res-3s(c2=0.3, c3=0.75)": etd(*res3(0.3, 0.75)),
     "euler(frame='trig')": runge_kutta(*EULER, "trig"), "euler(frame='noise')": runge_kutta(*EULER, "noise"),
+    **STOCHASTIC,
 }  # fmt: skip
 """Solver spec -> loop(schedule, D, x, times, noise)."""

@@ -27,6 +27,7 @@ POINTS = {"ab-5", "ab-6", "unip-1", "unip-2", "unip-4", "unip-5", "unip-6", "uni
           "abm-1", "abm-2", "abm-4", "abm-5", "abm-6", "deis-1", "deis-2", "res-2m", "plms",
           *(f"{kind}-{r}" for kind in ("tab", "rhoab") for r in (1, 2, 3, 4) if (kind, r) != ("tab", 3))}  # fmt: skip
 NAMES = [name for name in ds.solvers.names() if name not in POINTS]
+STOCHASTIC = [name for name in NAMES if ds.plan("vp", name, steps=12).stochastic]
 SPECS = [*NAMES, *ONE_STEP, "ddim(eta=1.0)", "unipc-3(frame='noise')", "unipc-3(lower_final=False)",
          "dopri5(frame='noise')", "tsit5(frame='native')", "dopri8(frame='denoised')", "res-2s(frame='noise')",
          "res-3s(frame='noise')", "etdrk-4s(frame='noise')", "res-5s(frame='noise')"]  # fmt: skip
@@ -87,7 +88,7 @@ def test_mutants_die(spec, mixture):
         except ValueError:
             return True
         result = ds.sample(model, noise=x, solver=mutant, seed=5)
-        return bool(((result - expected).abs() > 1e-8).any())
+        return bool(((result - expected).abs() > 1e-10).any())
 
     assert not caught(tableau.weights)
     places = np.argwhere(tableau.weights)
@@ -215,7 +216,7 @@ def measured_order(mixture, path, predicts, solver, start, stop, steps, grid="un
 
 
 INTERIOR = {"condot": (0.4, 0.85, "velocity"), "edm": (1.5, 0.2, "denoised"), "vp": (0.6, 0.12, "noise")}
-DECLARED = [*NAMES, *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='noise', variable='t')",
+DECLARED = [*(name for name in NAMES if name not in STOCHASTIC), *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='noise', variable='t')",
             "ab-3(frame='denoised', variable='lambda')", "ab-2(corrector=2)", "ab-2(corrector=3)",
             "ab-3(corrector=4)", "unipc-1(lower_final=False)", "unipc-2(lower_final=False)",
             "unipc-3(lower_final=False)", "unipc-3(bh='bh1', lower_final=False)"]  # fmt: skip
@@ -303,7 +304,7 @@ def test_histories_are_as_small_as_the_methods_allow():
 def test_finite_for_any_number_of_steps_in_both_directions(spec, path):
     """The rule for the ends: sigma = 0 and alpha = 0 make no NaN, and every row passes its own check."""
     path, solver = paths.named(path), ds.solvers.named(spec)
-    stochastic = getattr(solver, "eta", 0) > 0
+    stochastic = spec in (*STOCHASTIC, "ddim(eta=1.0)")
     for steps in range(1, 31):
         tableau = ds.plan(path, solver, steps=steps)
         tables = [tableau]
@@ -313,7 +314,8 @@ def test_finite_for_any_number_of_steps_in_both_directions(spec, path):
             for array in (table.weights, table.d):
                 assert np.isfinite(array).all()
             assert table.steps == steps
-            assert table.node[table.node >= 0].tolist() == list(range(1, steps + 1))
+            nodes = list(range(1, steps + 1))
+            assert table.node[table.node >= 0].tolist() == (nodes[-1:] if spec.startswith("edm-") else nodes)
         called = tableau.calls[:, 0]
         assert path.t_last == path.t_data or path.t_data not in called
 

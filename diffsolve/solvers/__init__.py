@@ -27,21 +27,34 @@ from diffsolve.solvers.butcher import (
 )
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
 from diffsolve.solvers.multistep import IPNDM, PNDM, DPMpp, Multistep, UniPC
+from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Restart
 from diffsolve.solvers.runge_kutta import RungeKutta
-from diffsolve.solvers.stochastic import DDIM
+from diffsolve.solvers.sde import ERSDE, Constant, Diffusion, Interval, Tau
+from diffsolve.solvers.stochastic import DDIM, DDPM, Maruyama, ReverseDiffusion
 
 __all__ = [
     "DDIM",
+    "DDPM",
+    "ERSDE",
     "IPNDM",
     "PNDM",
+    "Ancestral",
     "Auto",
     "Butcher",
+    "Churn",
+    "Constant",
     "DPMpp",
+    "Diffusion",
     "ExponentialRK",
+    "Interval",
+    "Maruyama",
     "Multistep",
+    "Restart",
+    "ReverseDiffusion",
     "RungeKutta",
     "Scheme",
     "Solver",
+    "Tau",
     "UniPC",
     "aliases",
     "named",
@@ -71,6 +84,32 @@ def _multistep(kind: type[Multistep], points: int, **fixed: Any) -> Callable[...
         for option in signature(kind).parameters.values()
     ]
     make.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    return make
+
+
+def _around(kind: Callable[..., Renoised], inner: str) -> Callable[..., Renoised]:
+    """Noise added between the steps of another solver, which is given by name."""
+
+    def make(inner: str | Solver = inner, **options: Any) -> Renoised:
+        return kind(named(inner), **options)
+
+    own = list(signature(kind).parameters.values())[1:]
+    made = [signature(make).parameters["inner"], *(option.replace(kind=option.KEYWORD_ONLY) for option in own)]
+    make.__signature__ = Signature(made)  # type: ignore[attr-defined]
+    return make
+
+
+def _seeds(scheme: Scheme) -> Callable[..., ExponentialRK]:
+    def make(tau: float = 1.0) -> ExponentialRK:
+        return ExponentialRK(scheme, "denoised", tau)
+
+    return make
+
+
+def _maruyama(stages: int) -> Callable[..., Maruyama]:
+    def make(tau: float = 1.0) -> Maruyama:
+        return Maruyama(stages, tau)
+
     return make
 
 
@@ -105,6 +144,7 @@ def _exponential(scheme: Scheme) -> Callable[..., ExponentialRK]:
 
 _DEIS: dict[str, Any] = {"frame": "noise", "variable": "lambda"}
 _RES: dict[str, Any] = {"frame": "denoised", "variable": "lambda"}
+_SDE: dict[str, Any] = {**_RES, "tau": 1.0}
 
 registry: Registry[Solver] = Registry(
     "solver",
@@ -117,6 +157,7 @@ registry: Registry[Solver] = Registry(
         "auto": Auto,
         "bosh3": _runge_kutta(BOSH3),
         "ddim": DDIM,
+        "ddpm": DDPM,
         "dopri5": _runge_kutta(DOPRI5),
         "dopri8": _runge_kutta(DOPRI8),
         "dpm-2s": _dpm2s("noise"),
@@ -127,10 +168,20 @@ registry: Registry[Solver] = Registry(
         **{f"deis-{k}": _multistep(Multistep, k, **_DEIS, lower_final=k > 2) for k in range(1, 4)},
         **{f"rhoab-{r}": _multistep(Multistep, r + 1, frame="noise") for r in range(1, 5)},
         **{f"tab-{r}": _multistep(Multistep, r + 1, frame="noise", variable="t") for r in range(1, 5)},
+        "dpm-2-ancestral": _around(Ancestral, "dpm-2s"),
         "dpmpp-2m": _multistep(DPMpp, 2),
+        "dpmpp-2m-sde": _multistep(DPMpp, 2, tau=1.0),
+        "dpmpp-2s-ancestral": _around(Ancestral, "dpmpp-2s"),
         "dpmpp-2s": _dpm2s("denoised"),
         "dpmpp-3m": _multistep(DPMpp, 3),
+        "dpmpp-3m-sde": _multistep(DPMpp, 3, tau=1.0),
         "dpmpp-3s": _dpm3s("denoised"),
+        "dpmpp-sde": _seeds(dpm2()),
+        # EDM's stochastic sampler, with the steps of Heun and of Euler.
+        "edm-euler": _around(Churn, "euler"),
+        "edm-heun": _around(Churn, "heun(frame='noise')"),
+        **{f"er-sde-{k}": _multistep(Multistep, k, frame="denoised", variable="rho", tau=ERSDE()) for k in (1, 2, 3)},
+        "euler-maruyama": _maruyama(1),
         "etdrk-4s": _exponential(etdrk4()),
         "heun": _runge_kutta(HEUN),
         **{f"ipndm-{k}": _multistep(IPNDM, k) for k in range(1, 5)},
@@ -145,9 +196,18 @@ registry: Registry[Solver] = Registry(
         "res-2s": _res2s,
         "res-3s": _res3s,
         "res-5s": _exponential(res5()),
+        "restart": _around(Restart, "heun(frame='noise')"),
+        "reverse-diffusion": ReverseDiffusion,
         "rk4": _runge_kutta(RK4),
         "rk4-38": _runge_kutta(KUTTA38),
+        # SA-Solver (2309.05019): exponential Adams for the SDE, with its corrector.
+        **{f"sa-{k}": _multistep(Multistep, k, **_SDE, corrector=-1) for k in range(1, 5)},
+        # SEEDS (2305.14267) with data prediction; the first is the exponential Euler-Maruyama method.
+        "seeds-1": _multistep(Multistep, 1, **_SDE),
+        "seeds-2": _seeds(dpm2()),
+        "seeds-3": _seeds(dpm3()),
         "ssprk3": _runge_kutta(SSPRK3),
+        "stochastic-heun": _maruyama(2),
         "tsit5": _runge_kutta(TSIT5),
         **{f"unip-{k}": _multistep(UniPC, k, corrector=0) for k in range(1, 7)},
         **{f"unipc-{k}": _multistep(UniPC, k) for k in range(1, 7)},

@@ -24,6 +24,7 @@ import numpy as np
 from diffsolve.frames import FRAMES, Frame
 from diffsolve.solvers.multistep import phi
 from diffsolve.solvers.runge_kutta import OneStep, Stages, thrifty
+from diffsolve.solvers.sde import Constant
 
 __all__ = ["ExponentialRK", "Scheme", "dpm2", "dpm3", "etdrk4", "res2", "res3", "res5"]
 
@@ -79,22 +80,33 @@ class ExponentialRK(OneStep):
     Wherever lambda is infinite the step is one first-order call. The state gathers the result as the stages
     come, so that few values of d are kept: one by dpm2, res2 and dpm3, two by res3 and etdrk4, three by res5, and
     one more where a step in lambda is so large that saving it would multiply the rounding of the state.
+
+    With tau it steps the SDE of that constant tau (`diffsolve.solvers.sde`), (1 + tau^2) h in the place of h: dpm2 and
+    dpm3 are then SEEDS-2 and SEEDS-3 with data prediction (2305.14267), dpm2 also DPM-Solver++(2S) SDE.
     """
 
     scheme: Scheme
     frame: str = "denoised"
+    tau: float = 0.0
 
     def __post_init__(self) -> None:
         if self.frame not in ("denoised", "noise"):
             raise ValueError(f"frame={self.frame!r}: 'denoised' or 'noise' is accepted by exponential methods")
+        Constant(self.tau)
+        if self.tau and (self.frame != "denoised" or list(self.scheme.c) != sorted(self.scheme.c)):
+            raise ValueError(
+                f"tau={self.tau!r} with frame={self.frame!r}, c={self.scheme.c}: an SDE is stepped in the frame "
+                "'denoised', by stages that do not fall back"
+            )
 
     def __str__(self) -> str:
         c = ", ".join(f"{x:.6g}" for x in self.scheme.c)
-        return f"ExponentialRK({self.scheme.name}, c=({c}), frame={self.frame!r})"
+        tau = f", tau={self.tau!r}" if self.tau else ""
+        return f"ExponentialRK({self.scheme.name}, c=({c}), frame={self.frame!r}{tau})"
 
     @property
     def order(self) -> int:
-        return self.scheme.order
+        return min(self.scheme.order, 2) if self.tau else self.scheme.order  # the weak order
 
     @property
     def c(self) -> tuple[float, ...]:
@@ -105,7 +117,7 @@ class ExponentialRK(OneStep):
         return FRAMES["lambda"]
 
     def stages(self, h: float) -> Stages:
-        return thrifty(*self.scheme.butcher(-h if self.frame == "denoised" else h))
+        return thrifty(*self.scheme.butcher(-h * (1 + self.tau**2) if self.frame == "denoised" else h))
 
 
 def _dpm2(z: float, c: tuple[float, ...]) -> list[list[float]]:

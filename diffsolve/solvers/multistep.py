@@ -22,6 +22,7 @@ from diffsolve.frames import VARIABLES, Frame
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.solvers.butcher import HEUN, RK4
+from diffsolve.solvers.sde import Constant, Reverse, Tau, frame_of, tau_named
 from diffsolve.tableau import Combination, Draft
 
 __all__ = ["IPNDM", "PNDM", "DPMpp", "Multistep", "UniPC"]
@@ -51,6 +52,8 @@ class Multistep(Solver):
             the run is a predicted one. "pece": a second call, at the corrected point, is what later steps use.
         uncorrected: the steps that keep their prediction, counted from 0, or from the end if negative
             (`disable_corrector` in diffusers).
+        tau: the SDE to step in the place of the probability flow, a number or a `Tau`; in the frame denoised, from
+            the noise to the data. With the variable lambda it is SA-Solver (2309.05019). See `diffsolve.solvers.sde`.
     """
 
     points: int | tuple[int, ...] = 2
@@ -62,6 +65,7 @@ class Multistep(Solver):
     start: str | None = None
     mode: str = "pec"
     uncorrected: tuple[int, ...] = ()
+    tau: float | Tau = 0.0
 
     def __post_init__(self) -> None:
         frame_named(self.frame)
@@ -88,6 +92,11 @@ class Multistep(Solver):
             raise ValueError(f"start={self.start!r} is unknown; accepted: {', '.join(STARTS)}, or None")
         if self.mode not in ("pec", "pece") or (self.mode == "pece" and not self.corrector):
             raise ValueError(f"mode={self.mode!r}: 'pec', or with a corrector 'pece', is accepted")
+        if tau_named(self.tau) != Constant(0.0) and (self.frame != "denoised" or self.start):
+            raise ValueError(
+                f"tau={self.tau!r} with frame={self.frame!r}, start={self.start!r}: an SDE is stepped in the frame "
+                "'denoised' and without a Runge-Kutta start"
+            )
 
     def __str__(self) -> str:
         """The class with its points, frame and lowering, and with whatever else is not at its default."""
@@ -120,6 +129,8 @@ class Multistep(Solver):
             ends.append(2 + (self.mode == "pece"))
         if corrected:
             ends += [(p if self.start or j < 0 else min(p, j + 1)) + 1 for j in self.uncorrected]
+        if tau_named(self.tau) != Constant(0.0):  # the weak order: a step sees nothing of the noise within it
+            ends.append(2)
         return min(self.corrector if corrected else p, *ends)
 
     @property
@@ -160,7 +171,8 @@ class Multistep(Solver):
         return path.nodes(frame.time(path, v))[0]
 
     def write(self, draft: Draft, call_last: bool) -> None:
-        frame, path, g, n = frame_named(self.frame), draft.path, draft.grid, draft.steps
+        path, g, n = draft.path, draft.grid, draft.steps
+        frame = frame_of(self.frame, self.tau, path, g)
         integrals = Integrals(path, frame, self.variable, g)
         ends = [end_frame(frame, path, g[i], g[i + 1]) for i in range(n)]
         own = [end in (None, frame) and math.isfinite(at) for end, at in zip(ends, integrals.node[:-1], strict=True)]
@@ -191,16 +203,20 @@ class Multistep(Solver):
                 step = Step(integrals, i, usable[: counts[i]])
                 new = _scaled(gain, step.nodes, made, self.predict(step))
             y, name = _sum(ratio, state, new), (end or frame).name
+            if noise := frame.noise(g[i], g[i + 1]):  # also into the state, from which the step is corrected
+                y["z"] = noise
+                state = {**state, "z": noise / ratio} if ratio else state
+            clock = frame.clock(g[i], g[i + 1])
             corrects = full and self._corrects(counts[i]) > 0 and i not in kept
             if corrects and self.mode == "pece" and beyond:
-                draft.call(g[i], name, y=y, s=state)
+                draft.call(g[i], name, y=y, s=state, clock=clock)
                 made[i + 1] = len(draft)  # for now: at the predicted point
                 step = Step(integrals, i, (i + 1, *usable)[: self._corrects(counts[i])])
                 corrected = {"s": ratio, **_scaled(gain, step.nodes, made, self.correct(step))}
                 draft.call(g[i + 1], name, y=corrected, node=i + 1)
                 continue
             waiting = corrects and self.mode == "pec" and not last
-            draft.call(g[i], name, y=y, s=state if waiting else y, node=i + 1)
+            draft.call(g[i], name, y=y, s=state if waiting else y, node=i + 1, clock=clock)
 
     def _corrects(self, count: int) -> int:
         """How many values correct a step of so many points."""
@@ -233,6 +249,7 @@ class Integrals:
         with np.errstate(all="ignore"):
             self.node: np.ndarray = w(grid)
             self.lam: np.ndarray = grid.lam
+            self.A: np.ndarray = frame.A(grid) if isinstance(frame, Reverse) else np.zeros_like(grid.lam)
             if variable is None:  # a polynomial in v: few nodes are exact
                 x, mass = _gauss_legendre(8)
                 v = self.node[:-1, None] + np.diff(self.node)[:, None] * x
@@ -240,11 +257,10 @@ class Integrals:
                 return
             # Else integrate in lambda, in which all frames and variables are analytic in a strip, or, out of an
             # end, in theta.
-            x, mass = _gauss_legendre(64)
             theta = np.arctan2(grid.sigma, grid.alpha)
             finite = np.isfinite(self.lam[:-1]) & np.isfinite(self.lam[1:])
             start, stop = (np.where(finite, a, b) for a, b in ((self.lam[:-1], theta[:-1]), (self.lam[1:], theta[1:])))
-            q = start[:, None] + (stop - start)[:, None] * x
+            q, mass = _panels(start, stop, frame.breaks if isinstance(frame, Reverse) else (), finite)
             angle = np.where(finite[:, None], np.arctan(np.exp(-q)), q)
             p = Position(angle, np.cos(angle), np.sin(angle), np.nan, np.nan)
             if frame.lam is None or variable == "t":
@@ -272,6 +288,12 @@ class Step:
         """The step in lambda."""
         return float(self.integrals.lam[self.index + 1] - self.integrals.lam[self.index])
 
+    @property
+    def renewed(self) -> float:
+        """The integral of tau^2 over the step in lambda."""
+        A = self.integrals.A
+        return float(A[self.index + 1] - A[self.index])
+
     def omega(self) -> np.ndarray:
         """The integral of each Lagrange polynomial, in units of the whole: they sum to 1."""
         w, x = self.integrals.node[list(self.nodes)], self.integrals.inner[self.index]
@@ -297,8 +319,10 @@ class UniPC(Multistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frame not in ("denoised", "noise"):
-            raise ValueError(f"frame={self.frame!r}: 'denoised' or 'noise' is accepted by UniPC")
+        if self.frame not in ("denoised", "noise") or self.tau:
+            raise ValueError(
+                f"frame={self.frame!r}, tau={self.tau!r}: 'denoised' or 'noise' and 0 are accepted by UniPC"
+            )
         if self.bh not in ("bh1", "bh2"):
             raise ValueError(f"bh={self.bh!r}: 'bh1' or 'bh2' is accepted")
 
@@ -324,6 +348,7 @@ class UniPC(Multistep):
 class DPMpp(Multistep):
     """DPM-Solver++(2M) and (3M) as published (Lu et al., 2211.01095, algorithm 2, and its code for 3M).
 
+    With tau they are the 2M SDE and 3M SDE of k-diffusion, whose eta is tau^2: h is (1 + tau^2) h in the phi.
     2M replaces phi_2 by phi_1 / 2, which keeps order 2. 3M lacks a factor 2 on phi_3, so that it is not exact
     for D quadratic in lambda; below 50 calls it is yet the more accurate of the two on mixtures. The exact
     form is `Multistep(3, "denoised", "lambda")`.
@@ -349,7 +374,8 @@ class DPMpp(Multistep):
         first, second = np.array([1, -1, 0]) / r[0], np.array([0, 1, -1]) / r[1]
         D2 = (first - second) / (r[0] + r[1])
         D1 = first + r[0] * D2
-        omega: np.ndarray = np.array([1, 0, 0]) + (phi(2, -h) * D1 + phi(3, -h) * D2) / phi(1, -h)
+        z = -h - step.renewed
+        omega: np.ndarray = np.array([1, 0, 0]) + (phi(2, z) * D1 + phi(3, z) * D2) / phi(1, z)
         return omega
 
 
@@ -418,11 +444,23 @@ def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (x + 1) / 2, w / 2
 
 
+def _panels(
+    start: np.ndarray, stop: np.ndarray, breaks: tuple[float, ...], finite: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes of each interval, and their weights, in panels between the breaks that it contains."""
+    x, mass = _gauss_legendre(64)
+    low, high = np.minimum(start, stop), np.maximum(start, stop)
+    inner = [np.where(finite, np.clip(at, low, high), high) for at in breaks]
+    edges = np.stack([low, *inner, high], -1)
+    length = np.diff(edges)[..., None]
+    return ((edges[:, :-1, None] + length * x).reshape(len(start), -1), (length * mass).reshape(len(start), -1))
+
+
 def _scaled(gain: float, nodes: tuple[int, ...], made: dict[int, int], omega: np.ndarray) -> Combination:
     return {made[j]: gain * float(weight) for j, weight in zip(nodes, omega, strict=True)}
 
 
-def _sum(ratio: float, state: Combination, new: Combination) -> Combination:
+def _sum(ratio: float, state: Combination, new: Combination) -> dict[str | int, float]:
     total = {key: ratio * weight for key, weight in state.items()}
     for key, weight in new.items():
         total[key] = total.get(key, 0.0) + weight

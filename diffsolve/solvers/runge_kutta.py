@@ -15,6 +15,7 @@ from diffsolve.frames import FRAMES, Frame
 from diffsolve.paths import Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.solvers.butcher import HEUN, MIDPOINT, RALSTON, RK4, Butcher
+from diffsolve.solvers.sde import frame_of
 from diffsolve.tableau import Combination, Draft
 
 __all__ = ["HEUN", "MIDPOINT", "RALSTON", "RK4", "Butcher", "OneStep", "RungeKutta", "Stages", "thrifty"]
@@ -31,9 +32,13 @@ class OneStep(Solver):
     In the coordinates z = x / c of the frame, with h = v_t - v_s, all of them are z' = z + h sum_j b_j k_j with
     k_i = d at z + h sum_j a_ij k_j. The state s gathers z + h sum b_j k_j as the stages come, so that a stage's k is
     kept only as long as later stages need it: heun and midpoint keep one, rk4 two.
+
+    In the frame of an SDE z also gathers a Brownian motion: the stages of a step see the same one, and each row adds
+    the increment from its point to the next (SEEDS, Gonzalez et al., 2305.14267).
     """
 
     frame: str
+    tau: float = 0.0
 
     @property
     @abstractmethod
@@ -54,7 +59,8 @@ class OneStep(Solver):
         return len(self.c)
 
     def write(self, draft: Draft, call_last: bool) -> None:
-        frame, path, g = frame_named(self.frame), draft.path, draft.grid
+        path, g = draft.path, draft.grid
+        frame = frame_of(self.frame, self.tau, path, g)
         with np.errstate(all="ignore"):
             w = self.spacing.v(g)
         inner = self._inner(draft, w)
@@ -66,24 +72,36 @@ class OneStep(Solver):
                 # Nor may it be called between its last time and the end.
                 end = FRAMES["denoised" if g.sigma[i] > 0 else "noise"]
             if end is not None:
+                end = frame if end.name == frame.name else end  # with its noise
                 ratio, gain = end.step(g[i], g[i + 1])
-                draft.call(g[i], end.name, y={"y": ratio, len(draft): gain}, node=i + 1)
+                step: Combination = {"y": ratio, len(draft): gain, "z": end.noise(g[i], g[i + 1])}
+                draft.call(g[i], end.name, y=step, node=i + 1, clock=end.clock(g[i], g[i + 1]))
                 continue
             rows, b = self.stages(float(w[i + 1] - w[i]))
             base, h, c_start = len(draft), frame.v(g[i + 1]) - frame.v(g[i]), frame.c(g[i])
+            # s is in units of c at the start of the step, or where noise shrinks c by orders of magnitude at its end;
+            # y in those of its own point.
+            unit = frame.c(g[i + 1]) if self.tau else c_start
             points = [
                 g[i],
                 *(g[i + 1] if c == 1 else g[i] if c == 0 else inner[i, k] for k, c in enumerate(self.c) if k),
             ]
             for k, (point, after) in enumerate(zip(points, [*points[1:], g[i + 1]], strict=True)):
-                # s is in units of c at the start of the step, y in those of its own point.
                 on_s, on_y, on_k = rows[k]
                 c, c_next = frame.c(point), frame.c(after)
                 y: dict[str | int, float] = {base + j: c_next * h * weight for j, weight in on_k.items()}
-                y.update({"s": c_next / c_start * on_s, "y": c_next / c * on_y})
+                noise = frame.noise(point, after)
+                y.update({"s": c_next / (unit if k else c_start) * on_s, "y": c_next / c * on_y, "z": noise})
                 last = k + 1 == len(points)
-                gathered: Combination = {"s": 1.0, base + k: c_start * h * b[k]}
-                draft.call(point, frame.name, y=y, s=None if last else gathered, node=i + 1 if last else -1)
+                gathered: Combination = {
+                    "s": 1.0 if k else unit / c_start,
+                    base + k: unit * h * b[k],
+                    "z": noise * unit / c_next,
+                }
+                draft.call(
+                    point, frame.name, y=y, s=None if last else gathered, node=i + 1 if last else -1,
+                    clock=frame.clock(point, after),
+                )  # fmt: skip
 
     def _inner(self, draft: Draft, w: np.ndarray) -> Position:
         """(steps, stages): where each stage of each step stands; the step's start where w is infinite."""

@@ -1,0 +1,204 @@
+"""Solvers made of another: stretches of a deterministic run with fresh noise between them.
+
+Adding noise, x' = (alpha_h / alpha_l) x + alpha_h sqrt(rho_h^2 - rho_l^2) z, takes a sample of the marginal at the
+level l to one of the noisier level h, so that whatever the inner solver keeps is kept. Each stretch begins anew: a
+multistep method is of first order in a stretch of one step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diffsolve.paths import Path, Position
+from diffsolve.solvers.base import Solver
+from diffsolve.solvers.exponential import ExponentialRK, dpm2
+from diffsolve.solvers.multistep import Multistep
+from diffsolve.solvers.runge_kutta import HEUN, RungeKutta
+from diffsolve.tableau import Combination, Draft
+
+__all__ = ["Ancestral", "Churn", "Renoised", "Restart"]
+
+_HEUN = RungeKutta(HEUN, "noise")
+"""EDM's own."""
+_TWO_S = ExponentialRK(dpm2())
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A run of the inner solver."""
+
+    times: np.ndarray
+    nodes: tuple[int, ...]
+    """The node of the grid that each of the times is, or -1."""
+    factor: float = 1.0
+    """On the noise that leads to it."""
+
+
+class Renoised(Solver):
+    """Stretches of the inner solver's runs; where one begins noisier than the last one ended, noise is added."""
+
+    inner: Solver
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Solver):
+            raise TypeError(f"inner={self.inner!r}: a solver is accepted")
+        if getattr(self.inner, "tau", 0) or getattr(self.inner, "eta", 0) or isinstance(self.inner, Renoised):
+            raise ValueError(f"inner={self.inner!r}: a deterministic solver is accepted")
+
+    @abstractmethod
+    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+        """The stretches of a run, in order."""
+
+    @property
+    def order(self) -> int:
+        """The weak order, where the stretches are single steps: a multistep method begins anew in each."""
+        return 1 if isinstance(self.inner, Multistep) else self.inner.order
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
+
+    def write(self, draft: Draft, call_last: bool) -> None:
+        path, g = draft.path, draft.grid
+        if not (np.diff(g.lam) > 0).all():
+            raise ValueError(f"{self}: noise is added on the way from the noise to the data only")
+        level = g[0]
+        for stretch in self.stretches(path, g):
+            piece, base = Draft(path, stretch.times), len(draft)
+            _add_noise(draft, level, piece.grid[0], stretch.factor, stretch.nodes[0])
+            self.inner.write(piece, call_last if stretch.nodes[-1] == draft.steps else True)
+            for row in piece.rows:
+                node = stretch.nodes[row.node] if row.node >= 0 else -1
+                draft.rows.append(replace(row, s=_shifted(row.s, base), y=_shifted(row.y, base), node=node))
+            level = piece.grid[-1]
+        _add_noise(draft, level, g[-1], 1.0, draft.steps)
+
+
+@dataclass(frozen=True)
+class Churn(Renoised):
+    r"""EDM's stochastic sampler (Karras et al., 2206.00364, algorithm 2): noise is added before every step of `inner`.
+
+        rho_hat = (1 + gamma) rho,  gamma = min(s_churn / N, sqrt(2) - 1) where s_min <= rho <= s_max, else 0
+
+    in rho = sigma / alpha, hence on any path; no noise takes a run beyond the path's noise end. `s_noise` is a factor
+    on the added noise: other than 1 it does not keep the marginals, and makes up for a network that removes too much.
+    """
+
+    inner: Solver = _HEUN
+    s_churn: float = 40.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("s_churn", "s_min", "s_max", "s_noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a number of at least 0 is accepted")
+        if not self.s_min <= self.s_max:
+            raise ValueError(f"s_min={self.s_min!r}, s_max={self.s_max!r}: s_min <= s_max is accepted")
+
+    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+        steps = len(grid.t) - 1
+        gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
+        for i in range(steps):
+            t, rho = grid.t[i], math.exp(-grid.lam[i])
+            if gamma and self.s_min <= rho <= self.s_max and grid.alpha[i] > 0:
+                t = _time(path, rho * (1 + gamma))
+            yield Stretch(np.array([t, grid.t[i + 1]]), (i if t == grid.t[i] else -1, i + 1), self.s_noise)
+
+
+@dataclass(frozen=True)
+class Ancestral(Renoised):
+    r"""Ancestral sampling with any inner solver (k-diffusion's `_ancestral`): each step overshoots, then adds noise.
+
+        rho_up = eta rho_t sqrt(1 - rho_t^2 / rho_s^2),   rho_down = sqrt(rho_t^2 - rho_up^2)
+
+    The inner solver goes from rho_s to rho_down, noise brings it to rho_t. With inner = "euler" that is DDIM(eta); with
+    "dpm-2s" and "dpmpp-2s" k-diffusion's dpm_2_ancestral and dpmpp_2s_ancestral. eta is a ratio of standard deviations.
+    """
+
+    inner: Solver = _TWO_S
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.eta, bool) or not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is accepted")
+
+    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+        for i in range(len(grid.t) - 1):
+            down, end = grid.t[i + 1], i + 1
+            if self.eta and grid.sigma[i + 1] > 0:
+                up = self.eta**2 * -math.expm1(2 * (grid.lam[i] - grid.lam[i + 1]))
+                down = path.t_data if up == 1 else _time(path, math.exp(-grid.lam[i + 1]) * math.sqrt(1 - up))
+                end = -1
+            yield Stretch(np.array([grid.t[i], down]), (i, end))
+
+
+@dataclass(frozen=True)
+class Restart(Renoised):
+    r"""Restart sampling (Xu et al., 2306.14878, algorithm 1): go down, jump back up with fresh noise, again.
+
+    Once the inner solver has reached the first node of the grid with rho <= `low`, noise takes the run up to the last
+    node with rho >= `high`, and the grid is run down again from there; `times` times over.
+
+    Args:
+        inner: any deterministic solver.
+        low, high: the interval in rho = sigma / alpha.
+        times: how often it is repeated.
+    """
+
+    inner: Solver = _HEUN
+    low: float = 0.1
+    high: float = 1.0
+    times: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.low < self.high:
+            raise ValueError(f"low={self.low!r}, high={self.high!r}: 0 < low < high is accepted")
+        if isinstance(self.times, bool) or not isinstance(self.times, int) or self.times < 0:
+            raise ValueError(f"times={self.times!r}: an integer of at least 0 is accepted")
+
+    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+        rho = np.exp(-grid.lam)
+        below = np.flatnonzero((rho <= self.low) & (rho > 0))
+        above = np.flatnonzero((rho >= self.high) & (grid.alpha > 0))
+        if not len(below) or not len(above) or not self.times:
+            yield Stretch(grid.t, tuple(range(len(grid.t))))
+            return
+        bottom, top = int(below[0]), int(above[-1])
+        # Of a node that is passed several times, the last pass counts.
+        yield Stretch(grid.t[: bottom + 1], (*range(top), *[-1] * (bottom + 1 - top)))
+        for _ in range(self.times - 1):
+            yield Stretch(grid.t[top : bottom + 1], (-1,) * (bottom + 1 - top))
+        yield Stretch(grid.t[top:], tuple(range(top, len(grid.t))))
+
+
+def _add_noise(draft: Draft, low: Position, high: Position, factor: float, node: int) -> None:
+    """From the level that the draft has reached to a noisier one: into its last row, or its entry."""
+    if high.t == low.t:
+        return
+    ratio = float(high.alpha / low.alpha)
+    noise = factor * math.sqrt(max(float(high.sigma**2 - (ratio * low.sigma) ** 2), 0.0))
+    if not draft.rows:
+        draft.entry = (ratio, noise)
+        return
+    last = draft.rows[-1]
+    y: Combination = {**{key: ratio * weight for key, weight in last.y.items()}, "z": noise}
+    draft.rows[-1] = replace(last, s=y, y=y, node=node)
+
+
+def _time(path: Path, rho: float) -> float:
+    """The clock at rho = sigma / alpha, or the noise end where that is beyond it."""
+    return float(path.time(max(-math.log(rho), float(path.lam(path.t_noise)))))
+
+
+def _shifted(combination: Combination, base: int) -> Combination:
+    return {key + base if isinstance(key, int) else key: weight for key, weight in combination.items()}
