@@ -55,7 +55,8 @@ class Unrounded(Tensor):
     """A state that refuses to become float32, as several diffusers schedulers want it before each step."""
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self if args[:1] == (torch.float32,) else super().to(*args, **kwargs)
+        wanted = kwargs.get("dtype", args[0] if args else None)
+        return self if wanted == torch.float32 else super().to(*args, **kwargs)
 
 
 def nodes(scheduler: Any) -> np.ndarray:

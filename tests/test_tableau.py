@@ -59,11 +59,13 @@ def test_immutable():
 @pytest.mark.parametrize("solver", ds.solvers.names())
 def test_the_check_catches_a_wrong_weight(solver):
     tableau = ds.plan("vp", solver, grid=[0.9, 0.7, 0.4, 0.2])
-    for i, side, column in np.argwhere(tableau.weights):
+    for i, side, column in np.argwhere(tableau.weights[:, :, :-1]):  # of noise the mean says nothing
         if i + 1 == tableau.nfe and side == 0:
             continue
+        if tableau.stochastic and tableau.frame[i] == "noise" and column >= 2:
+            continue  # nor of eps
         weights = tableau.weights.copy()
-        weights[i, side, column] += 1e-6
+        weights[i, side, column] += 1e-5
         if np.array_equal(tableau.weights[i, 0], tableau.weights[i, 1]):
             weights[i] = weights[i, side]
         with pytest.raises(ValueError, match="is off by .* for a constant prediction"):

@@ -26,7 +26,13 @@ _K_DIFFUSION: dict[str, str] = {
     "heun": _HEUN,
     "dpm_2": "dpm-2s",
     "lms": _LMS,
+    "dpm_2_ancestral": "dpm-2-ancestral",
     "dpmpp_2m": "dpmpp-2m",
+    "dpmpp_2s_ancestral": "dpmpp-2s-ancestral",
+    # As these are by default, eta = 1, their law is that of tau = 1.
+    "dpmpp_sde": "dpmpp-sde",
+    "dpmpp_2m_sde": "dpmpp-2m-sde",
+    "dpmpp_3m_sde": "dpmpp-3m-sde",
 }
 """sampling.sample_*."""
 
@@ -35,7 +41,11 @@ _COMFYUI: dict[str, str] = {
     "res_multistep": "res-2m",
     "uni_pc": "unipc-3(bh='bh1')",
     "uni_pc_bh2": "unipc-3",
-    "ddpm": _ANCESTRAL,
+    "er_sde": "er-sde-3",
+    "sa_solver": "sa-3",
+    "sa_solver_pece": "sa-3(mode='pece')",
+    "seeds_2": "seeds-2",
+    "seeds_3": "seeds-3",
     "deis": "tab-2",  # three values; its clock is that of a VP path fitted to the range of sigma
     "ipndm": "ipndm-4",
     # As it was meant: the code there has (1 - a b) / 2 for (1 - a) b / 2, which is wrong from three values on.
@@ -49,7 +59,13 @@ _A1111: dict[str, str] = {
     "Heun": _HEUN,
     "DPM2": "dpm-2s",
     "LMS": _LMS,
+    "DPM2 a": "dpm-2-ancestral",
     "DPM++ 2M": "dpmpp-2m",
+    "DPM++ 2M SDE": "dpmpp-2m-sde",
+    "DPM++ 2S a": "dpmpp-2s-ancestral",
+    "DPM++ 3M SDE": "dpmpp-3m-sde",
+    "DPM++ SDE": "dpmpp-sde",
+    "Restart": "restart",
     "UniPC": "unipc-3(bh='bh1')",
 }
 """The sampler menu of the web UI, each also followed by the name of a grid, as in its versions before 1.9."""
@@ -65,6 +81,10 @@ _DIFFUSERS: dict[str, Alias] = {
     "EulerAncestralDiscreteScheduler": (_ANCESTRAL, None),
     "HeunDiscreteScheduler": (_HEUN, None),
     "KDPM2DiscreteScheduler": ("dpm-2s", None),
+    "KDPM2AncestralDiscreteScheduler": ("dpm-2-ancestral", None),
+    "DPMSolverSDEScheduler": ("dpmpp-sde", None),
+    "DPMSolverMultistepScheduler(algorithm_type='sde-dpmsolver++')": ("dpmpp-2m-sde(lower_final=15)", None),
+    "SASolverScheduler": ("sa-2(corrector=2)", None),
     "FlowMatchEulerDiscreteScheduler": ("euler", None),
     "FlowMatchHeunDiscreteScheduler": ("heun", None),
     "EDMEulerScheduler": ("euler", "karras"),
@@ -94,7 +114,7 @@ ALIASES: dict[str, Alias] = {
     **{name: (solver, None) for name, solver in _FAMILY.items()},
     **{f"sample_{name}": (solver, None) for name, solver in _K_DIFFUSION.items()},
     **{name: (solver, None) for name, solver in _COMFYUI.items() if name not in ("euler", "heun")},
-    **{name: (solver, None) for name, solver in _A1111.items() if name not in ("Euler", "Heun", "LMS")},
+    **{name: (solver, None) for name, solver in _A1111.items() if name not in ("Euler", "Heun", "LMS", "Restart")},
     **{
         f"{name} {grid}": (solver, grid.lower())
         for name, solver in _A1111.items()
@@ -113,19 +133,14 @@ ALIASES: dict[str, Alias] = {
 REFUSED: dict[str, str] = {
     name: nearest
     for nearest, names in {
-        # With eta = 0 they are, or nearly, what is named instead.
-        "dpm-2s": "dpm_2_ancestral, sample_dpm_2_ancestral, DPM2 a, DPM2 a Karras, KDPM2AncestralDiscreteScheduler",
-        "dpmpp-2m": "dpmpp_2m_sde, sample_dpmpp_2m_sde, DPM++ 2M SDE, DPM++ 2M SDE Karras, DPM++ 2M SDE Exponential",
-        "dpmpp-2s": "dpmpp_2s_ancestral, sample_dpmpp_2s_ancestral, DPM++ 2S a, DPM++ 2S a Karras, dpmpp_sde, "
-        "sample_dpmpp_sde, DPM++ SDE, DPM++ SDE Karras, DPMSolverSDEScheduler, DPMSolverSinglestepScheduler",
-        "dpmpp-3m": "dpmpp_3m_sde, sample_dpmpp_3m_sde, DPM++ 3M SDE, DPM++ 3M SDE Karras, DPM++ 3M SDE Exponential",
+        # What they are nearly.
+        "dpmpp-2s": "DPMSolverSinglestepScheduler",
+        "ddim(eta=1.0)": "euler_ancestral_cfg_pp, lcm, LCMScheduler, TCDScheduler",
         "res-2m": "res_multistep_ancestral, res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp",
         "dpm-3s": "dpm_fast, sample_dpm_fast, DPM fast, dpm_adaptive, sample_dpm_adaptive, DPM adaptive",
-        "heun(frame='noise')": "heunpp2, Restart",
+        "heun(frame='noise')": "heunpp2",
         "ab-2(frame='noise')": "gradient_estimation",
         "ddim": "DDIM CFG++, euler_cfg_pp, dpmpp_2m_cfg_pp, DDIMInverseScheduler",
-        "ddim(eta=1.0)": "er_sde, sa_solver, sa_solver_pece, seeds_2, seeds_3, SASolverScheduler, lcm, LCMScheduler, "
-        "TCDScheduler, euler_ancestral_cfg_pp",
     }.items()
     for name in names.split(", ")
 }

@@ -30,7 +30,7 @@ class Solver(ABC):
     def __str__(self) -> str:
         """The class with the options that are not at their defaults."""
         options = ((f.name, getattr(self, f.name), f.default) for f in fields(self) if f.repr)  # type: ignore[arg-type]
-        given = ", ".join(f"{name}={value!r}" for name, value, default in options if value != default)
+        given = ", ".join(f"{name}={_brief(value)}" for name, value, default in options if value != default)
         return f"{type(self).__name__}({given})"
 
     @property
@@ -65,6 +65,10 @@ class Solver(ABC):
         draft = Draft(path, times)
         self.write(draft, call_last)
         return draft.build(str(self), self.order)
+
+
+def _brief(value: object) -> str:
+    return str(value) if isinstance(value, Solver) else repr(value)
 
 
 def frame_named(name: str) -> Frame:

@@ -180,7 +180,10 @@ class Multistep(Solver):
         kept = {j % n for j in self.uncorrected if -n <= j < n}
         usable: tuple[int, ...] = ()  # nodes whose d may be interpolated, newest first
         made: dict[int, int] = {}  # the call that made the d of a node
-        waiting = False  # whether the step to this node is still to be corrected
+        waiting, carried = (
+            False,
+            1.0,
+        )  # whether the step to this node is still to be corrected, and how much of s is in it
         for i in range(n):
             end, last = ends[i], i + 1 == n
             made[i] = len(draft)
@@ -189,8 +192,8 @@ class Multistep(Solver):
             state: Combination = {"y": 1.0}
             if waiting and own[i] and len(usable) > 1:
                 step = Step(integrals, i - 1, usable[: self._corrects(counts[i - 1])])
-                ratio, gain = frame.step(g[i - 1], g[i])
-                state = {"s": ratio, **_scaled(gain, step.nodes, made, self.correct(step))}
+                _, gain = frame.step(g[i - 1], g[i])
+                state = {"s": carried, **_scaled(gain, step.nodes, made, self.correct(step))}
             full = end is None and bool(usable) and math.isfinite(integrals.node[i + 1])
             beyond = not last or call_last  # whether the end of the step may be called
             if self.start and full and beyond and len(usable) < counts[i]:
@@ -203,16 +206,17 @@ class Multistep(Solver):
                 step = Step(integrals, i, usable[: counts[i]])
                 new = _scaled(gain, step.nodes, made, self.predict(step))
             y, name = _sum(ratio, state, new), (end or frame).name
-            if noise := frame.noise(g[i], g[i + 1]):  # also into the state, from which the step is corrected
+            carried = ratio  # the weight of s in the corrected state
+            if noise := frame.noise(g[i], g[i + 1]):  # which has the same noise
                 y["z"] = noise
-                state = {**state, "z": noise / ratio} if ratio else state
+                state, carried = {**{key: ratio * weight for key, weight in state.items()}, "z": noise}, 1.0
             clock = frame.clock(g[i], g[i + 1])
             corrects = full and self._corrects(counts[i]) > 0 and i not in kept
             if corrects and self.mode == "pece" and beyond:
                 draft.call(g[i], name, y=y, s=state, clock=clock)
                 made[i + 1] = len(draft)  # for now: at the predicted point
                 step = Step(integrals, i, (i + 1, *usable)[: self._corrects(counts[i])])
-                corrected = {"s": ratio, **_scaled(gain, step.nodes, made, self.correct(step))}
+                corrected = {"s": carried, **_scaled(gain, step.nodes, made, self.correct(step))}
                 draft.call(g[i + 1], name, y=corrected, node=i + 1)
                 continue
             waiting = corrects and self.mode == "pec" and not last
@@ -320,9 +324,7 @@ class UniPC(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frame not in ("denoised", "noise") or self.tau:
-            raise ValueError(
-                f"frame={self.frame!r}, tau={self.tau!r}: 'denoised' or 'noise' and 0 are accepted by UniPC"
-            )
+            raise ValueError(f"frame={self.frame!r}, tau={self.tau!r}: UniPC has 'denoised' or 'noise', and no tau")
         if self.bh not in ("bh1", "bh2"):
             raise ValueError(f"bh={self.bh!r}: 'bh1' or 'bh2' is accepted")
 

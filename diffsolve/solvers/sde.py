@@ -182,7 +182,9 @@ class Reverse(Frame):
         return float(t.sigma * np.sqrt(-np.expm1(2 * (self.A(s) - self.A(t))))) if t.sigma else 0.0
 
     def clock(self, s: Position, t: Position) -> tuple[float, float]:
-        return (float(np.exp(2 * self.A(s))), float(np.exp(2 * self.A(t)))) if t.sigma else (0.0, 0.0)
+        if t.sigma == 0 or not 2 * self.A(t) < 700:  # no noise, or a clock beyond float64
+            return 0.0, 0.0
+        return float(np.exp(2 * self.A(s))), float(np.exp(2 * self.A(t)))
 
 
 def reverse(path: Path, tau: Tau) -> Reverse:
@@ -193,12 +195,18 @@ def reverse(path: Path, tau: Tau) -> Reverse:
 
     lam = FRAMES["lambda"]
     denoised = FRAMES["denoised"]
+
+    def slope(p: Position) -> Any:
+        # Up to a factor for each row of positions: v itself grows beyond any float where much noise is renewed.
+        log_v = p.lam + A(p)
+        return np.exp(log_v - log_v.max(-1, keepdims=True)) * (1 + tau.square(path, p)) * lam.slope(p)
+
     return Reverse(
         "denoised",
         c=lambda p: p.sigma * np.exp(-A(p)),
         v=lambda p: np.exp(p.lam + A(p)),
         d=denoised.d,
-        slope=lambda p: np.exp(p.lam + A(p)) * (1 + tau.square(path, p)) * lam.slope(p),
+        slope=slope,
         lam=denoised.lam,
         at_noise=True,
         A=A,
