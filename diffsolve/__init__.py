@@ -9,6 +9,7 @@ from diffsolve.planning import plan
 from diffsolve.reference import load
 from diffsolve.sampling import Run, Step, begin, diffuse, encode, sample, solve
 from diffsolve.tableau import Tableau
+from diffsolve.transitions import transition_log_prob
 
 __version__ = "0.1.0"
 
@@ -32,4 +33,5 @@ __all__ = [
     "sample",
     "solve",
     "solvers",
+    "transition_log_prob",
 ]

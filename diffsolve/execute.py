@@ -199,7 +199,7 @@ class Executor:
             live = [x.clone(), x, x, x]
             live[Y] = live[S]
             if self.tableau.entry[:, 1].any():
-                live[Z] = self._noise(0, x)
+                live[Z] = self.noise(0, x)
             s, y = program.entry
             self._s, self._y, self._spare = kernels.linear_update(live, s, y, None)
             self._history: deque[Tensor] = deque(maxlen=max(program.depth, 1))
@@ -242,7 +242,7 @@ class Executor:
             out = out.clone()  # the network handed its input back, which is about to be overwritten
         live = [s, y, out, y]
         if row.noise:
-            live[Z] = self._noise(self.call + 1, y)
+            live[Z] = self.noise(self.call + 1)
         if self.program.depth:
             live.extend(self._keep(row.keep, y, out))
         self._s, self._y, self._spare = kernels.linear_update(live, row.s, row.y, self._spare)
@@ -263,5 +263,7 @@ class Executor:
         history.appendleft(slot)
         return history
 
-    def _noise(self, row: int, like: Tensor) -> Tensor:
+    def noise(self, row: int, like: Tensor | None = None) -> Tensor:
+        """The standard normals of a row: 0 is the entry, i + 1 that of call i."""
+        like = self._y if like is None else like
         return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)

@@ -18,6 +18,7 @@ from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
+from diffsolve.transitions import log_density
 
 __all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
 
@@ -54,7 +55,10 @@ class Run:
     seed: Seed
     """What was given, or the seed drawn in its place: `solve(..., seed=run.seed)` repeats the run."""
     trajectory: Tensor | None
-    """(n + 1, B, ...): the states at the grid nodes reached, the start first; None unless asked for."""
+    """(n + 1, B, ...): the states at the grid nodes reached, the start first; or (N + 1, B, ...), every network input
+    and the result. None unless asked for."""
+    log_prob: Tensor | None
+    """(N, B): the log-density of each call's Gaussian transition, 0 where it has no noise; None unless asked for."""
     executor: Executor
 
     @property
@@ -136,7 +140,8 @@ def solve(
     guidance: float | Guidance | None = None,
     hook: Callable[[Step], Tensor | None] | None = None,
     callback: Callable[[Step], object] | None = None,
-    trajectory: bool = False,
+    trajectory: bool | str = False,
+    log_prob: bool = False,
     progress: bool = False,
     check: bool = False,
     max_calls: int | None = None,
@@ -158,7 +163,10 @@ def solve(
         guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
         hook: sees each denoised estimate before the update, and may return another in its place.
         callback: sees each step after the update.
-        trajectory: keep the states at the grid nodes.
+        trajectory: True keeps the states at the grid nodes, where they are a network's input or the result; "calls"
+            every input and the result.
+        log_prob: find the log-density of every stochastic transition; see `diffsolve.transitions`. It draws each
+            row's noise a second time.
         progress: show a bar.
         check: stop with a FloatingPointError at the first call whose output is not finite. Costs a device
             synchronisation per call; nothing when off.
@@ -183,12 +191,17 @@ def solve(
         raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
     if max_calls is not None:
         one_of(max_calls=max_calls)
+    if not isinstance(trajectory, bool) and trajectory != "calls":
+        raise ValueError(f"trajectory={trajectory!r}: True, False or 'calls' is accepted")
+    if log_prob and not ex.tableau.stochastic:
+        raise ValueError(f"log_prob=True with {ex.tableau.solver}: a solver that adds noise is accepted")
     tableau, cond = ex.tableau, cond or {}
     guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     network = guided.around(model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
+    densities: list[Tensor] | None = [] if log_prob else None
     with torch.no_grad(), _bar(progress, last - first) as bar:
         while ex.call < last:
             i = ex.call
@@ -206,14 +219,18 @@ def solve(
                 out = step.denoised if changed is None else _checked(changed, ex.y)
                 step = replace(step, denoised=out)
             ex.advance(out)
+            if densities is not None:
+                std = float(tableau.weights[i, 1, -1])
+                densities.append(log_density(ex.noise(i + 1), std) if std else log_density(ex.y, 1.0) * 0)
             if callback and step:
                 callback(replace(step, x=ex.y))
-            if nodes is not None and tableau.node[i] >= 0:
+            if nodes is not None and (trajectory == "calls" or tableau.node[i] >= 0):
                 nodes.append(ex.y.clone())
             bar.update()
             del out, step  # before the next call makes its own
     seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
-    return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
+    kept, logs = (None if tensors is None else torch.stack(tensors) for tensors in (nodes, densities))
+    return Run(ex.y, tableau, ex.call - first, seed, kept, logs, ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
