@@ -6,12 +6,9 @@ import itertools
 
 from endpoint.runner import Pair
 
-ONE_CALL = [
-    "ddim",
-    *(f"ab-{k}" for k in (2, 3, 4, 5)), "ab-2(frame='trig')", "ab-3(frame='trig')",
-    "ab-3(start='heun')", "ab-4(start='rk4')", "ab-5(start='rk4')",
-    *(f"lms-{k}" for k in (2, 3, 4)), *(f"ipndm-{k}" for k in (2, 3, 4)), "pndm", "plms",
-    *(f"tab-{k}" for k in (1, 2, 3)),
+TWINS = [
+    "ddim", *(f"lms-{k}" for k in (2, 3, 4)), *(f"ipndm-{k}" for k in (3, 4)), "pndm", "plms",
+    *(f"tab-{k}" for k in (1, 2)),
     *(f"deis-{k}(lower_final={lower})" for k in (2, 3) for lower in (False, 15)),
     *(f"res-{k}m(lower_final={lower})" for k in (2, 3) for lower in (False, 15)),
     *(f"dpmpp-{k}m(lower_final={lower})" for k in (2, 3) for lower in (False, 15)),
@@ -20,26 +17,33 @@ ONE_CALL = [
         f"unipc-{k}(frame={frame!r}, bh={bh!r}, lower_final={lower})"
         for k in (2, 3) for frame in ("denoised", "noise") for bh in ("bh1", "bh2") for lower in (False, True)
     ),
+    *(f"{name}(frame='noise')" for name in ("heun", "midpoint", "rk4-38")), "dpm-2s", "dpm-3s", "dpmpp-2s", "dpmpp-3s",
 ]  # fmt: skip
-"""Multistep methods: those of the peers, and what else has a name."""
+"""The methods that peers have, by our names."""
 
-MORE_CALLS = [
-    "heun", "midpoint", "ralston", "bosh3", "ssprk3", "rk4", "rk4-38", "midpoint(frame='lambda')",
-    *(f"{name}(frame='noise')" for name in ("heun", "midpoint", "bosh3", "rk4", "rk4-38")),
-    "dpm-2s", "dpm-3s", "dpmpp-2s", "dpmpp-3s", "res-2s", "res-3s", "etdrk-4s",
-]  # fmt: skip
-
-GRIDS = {
-    "ve": ["karras", "karras(rho=5)", "exponential", "uniform-u", "uniform-theta", "angle"],
-    "vp": ["karras", "exponential", "uniform-t", "trailing", "uniform-u", "uniform-theta", "angle"],
-    "flow": ["uniform-t", "shifted(shift=3)", "shifted(shift=0.7)", "uniform-theta", "beta", "angle"],
+PEER_GRIDS = {
+    "ve": ["karras", "karras(rho=5)", "exponential"],
+    "vp": ["karras", "exponential", "uniform-t", "trailing"],  # on a table uniform-t is linspace
+    "flow": ["uniform-t", "shifted(shift=3)"],
 }
-"""The peers' grids (`uniform-t` is linspace on a table) and what else has a name."""
+
+OWN = [
+    *(f"ab-{k}" for k in (2, 3, 4, 5)), "ab-2(frame='trig')", "ab-3(frame='trig')",
+    "ab-3(start='heun')", "ab-4(start='rk4')", "ab-5(start='rk4')",
+    "heun", "midpoint", "bosh3", "rk4", "rk4-38", "midpoint(frame='lambda')",
+]  # fmt: skip
+"""Adams and Runge-Kutta methods in frames that are regular at the ends."""
+
+OWN_GRIDS = {
+    "ve": ["uniform-u", "uniform-theta"],
+    "vp": ["uniform-u", "uniform-t", "trailing"],
+    "flow": ["uniform-t", "shifted(shift=0.7)", "beta"],
+}
 
 
 def named(course: str) -> list[Pair]:
-    """Every named solver on every grid of a course."""
-    return list(itertools.product([*ONE_CALL, *MORE_CALLS], GRIDS[course]))
+    """The methods that have a name, on the grids that they go with."""
+    return [*itertools.product(TWINS, PEER_GRIDS[course]), *itertools.product(OWN, OWN_GRIDS[course])]
 
 
 def abm(points: int, frame: str = "straight", variable: str | None = None, corrector: int | None = None) -> str:
@@ -49,38 +53,31 @@ def abm(points: int, frame: str = "straight", variable: str | None = None, corre
     return f"ab-{points}({', '.join(given)})"
 
 
-NEAR = [
-    ("straight", None), ("straight", "theta"), ("straight", "lambda"), ("straight", "rho7"), ("straight", "log-u"),
-    ("trig", None), ("trig", "u"), ("trig", "log-u"), ("denoised", "theta"), ("noise", "theta"), ("noise", "lambda"),
-]  # fmt: skip
-"""Frames, and variables to interpolate in: those of which a wide crossing of all found any good."""
-
-
 def family() -> list[str]:
-    """The multistep family: points, frame, variable and corrector."""
-    wide = [abm(p, *near) for p in (1, 2, 3) for near in NEAR]
-    high = [abm(p, *near) for p in (4, 5, 6) for near in (*NEAR[:2], *NEAR[5:7], NEAR[8])]
-    longer = [abm(p, "straight", "theta", p + 2) for p in (1, 2, 3, 4)]
-    shorter = [abm(p, "straight", "theta", p) for p in (2, 3, 4)]
-    plain = [abm(p, *near, 0) for p in (2, 3, 4) for near in NEAR[:4]]
-    return [*wide, *high, *longer, *shorter, *plain]
+    """The multistep family, where a wide crossing of all of it found any good."""
+    straight, trig, denoised = ("straight", "theta"), ("trig", "u"), ("denoised", "theta")
+    found = [abm(p, "straight", variable) for p in (1, 2, 3) for variable in (None, "lambda", "rho7", "log-u")]
+    found += [abm(p, *straight) for p in (1, 2, 3, 4, 5, 6)] + [abm(p, *straight, p + 2) for p in (1, 2, 3, 4)]
+    found += [abm(p, "trig", None) for p in (4, 5, 6)] + [abm(p, *trig) for p in (2, 4, 5)]
+    found += [abm(p, *denoised) for p in (2, 6)] + [abm(p, "noise", "lambda") for p in (2, 3)]
+    return [*found, abm(1, "noise", "theta"), abm(3, "straight", None, 0), abm(2, "straight", "rho7", 0)]
 
 
 def family_grids(course: str) -> list[str]:
     """Where the family is tried."""
     angles = [
-        *itertools.product((1.0, 1.5, 2.0, 3.0), (1.25, 1.5, 2.0)),
-        *itertools.product((5.0, 7.0, 10.0), (1.5, 2.0, 2.5)),
-    ]
+        (1.5, 1.5), (1.5, 2.0), (2.0, 1.25), (2.0, 1.5), (2.0, 2.0), (3.0, 1.5), (3.0, 2.0),
+        (5.0, 2.0), (5.0, 2.5), (8.0, 2.0), (8.0, 2.5),
+    ]  # fmt: skip
     common = [
         "uniform-u", "polynomial(power=1.25, variable='u')", "polynomial(power=1.5, variable='u')",
-        "shifted(shift=1.4, variable='u')", "polynomial(power=1.5, variable='theta')",
+        "polynomial(power=1.5, variable='theta')",
         *(f"angle(scale={scale:g}, power={power:g})" for scale, power in angles),
     ]  # fmt: skip
     own = {
         "ve": ["karras", "karras(rho=3)"],
         "vp": ["exponential", "quadratic", "polynomial(power=1.5)"],
-        "flow": ["beta", "polynomial(power=1.25)", "shifted(shift=2)"],
+        "flow": ["beta", "polynomial(power=1.25)"],
     }
     return [*common, *own[course]]
 

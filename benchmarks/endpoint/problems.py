@@ -73,7 +73,7 @@ TARGETS = {
 }
 TUNE = [name for name, (_, role) in TARGETS.items() if role == "tune"]
 REPORT = [name for name, (_, role) in TARGETS.items() if role == "report"]
-PARTICLES = {"aniso64": 64, "spectrum256": 64, "spectrum1024": 32}
+PARTICLES = {"aniso64": 64, "spectrum256": 32, "spectrum1024": 32}
 """Targets with fewer particles than the others, as they cost more."""
 
 

@@ -29,7 +29,7 @@ def shortlist(course: Course, budgets: Sequence[int], problems: Sequence[Problem
 
 def search(courses: Sequence[Course], budgets: Sequence[int], particles: int, cache: FilePath, file: FilePath) -> None:
     """Write the shortlist of every course to a file."""
-    problems = [Problem(name, min(64, particles), cache) for name in TUNE]
+    problems = [Problem(name, min(32, particles), cache) for name in TUNE]
     stored = json.loads(file.read_text()) if file.exists() else {}
     for course in courses:
         stored[course.name] = shortlist(course, budgets, problems)
