@@ -1,6 +1,6 @@
 r"""Does guidance ask for another order? Error against network calls of guided runs, for the rule behind `auto`.
 
-A mixture whose modes belong to four classes, and particles that each want one of them:
+A mixture whose modes belong to three or four classes, and particles that each want one of them:
 D = D_u + w (D_c - D_u), with both networks exact; w = 1 is the class alone. The exact end of each guided flow is
 solved for to 1e-10. The error is the mean of |x - x*| over the root mean square of x*, which strong guidance
 carries beyond the data.
@@ -26,7 +26,6 @@ from torchdiffeq import odeint
 from diffsolve.reference.mixture import GaussianMixture
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
-CLASSES = 4
 STUDIES = {
     "chosen on": (("ring", "iso16", "aniso8"), (1.0, 2.0, 4.0, 7.5)),
     "held out": (("plane", "iso64", "aniso16"), (1.5, 3.0, 5.0, 10.0)),
@@ -43,21 +42,22 @@ OTHERS: list[Pair] = [
 
 
 class Guided:
-    """Both posterior means under guidance; row i wants class i mod `CLASSES`."""
+    """Both posterior means under guidance; row i wants class i mod their number."""
 
     shared = False
 
     def __init__(self, mixture: GaussianMixture, scale: float) -> None:
         self.scale, self.all = scale, FastMixture(mixture)
-        members = torch.arange(len(mixture.means)).chunk(CLASSES)
+        members = torch.arange(len(mixture.means)).chunk(4)
         self.each = [FastMixture(part(mixture, chosen)) for chosen in members]
 
     def __call__(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
         free = self.all(x, alpha, sigma)
         wanted = [torch.empty_like(x), torch.empty_like(x)]
+        count = len(self.each)
         for c, mixture in enumerate(self.each):
-            for all_rows, found in zip(wanted, mixture(x[c::CLASSES], alpha, sigma), strict=True):
-                all_rows[c::CLASSES] = found
+            for all_rows, found in zip(wanted, mixture(x[c::count], alpha, sigma), strict=True):
+                all_rows[c::count] = found
         data, noise = (torch.lerp(u, w, self.scale) for u, w in zip(free, wanted, strict=True))
         return data, noise
 
@@ -69,10 +69,10 @@ def part(mixture: GaussianMixture, chosen: Tensor) -> GaussianMixture:
 
 
 class GuidedProblem(Problem):
-    """A target under guidance; 64 particles, a multiple of the classes."""
+    """A target under guidance; of 60 particles, a multiple of the classes."""
 
     def __init__(self, name: str, scale: float, tol: float = 1e-10) -> None:
-        super().__init__(name, 64, FilePath())
+        super().__init__(name, 60, FilePath())
         self.target, self.name, self.tol = name, f"{name}, w={scale:g}", tol
         self.fast = Guided(self.mixture, scale)
 
