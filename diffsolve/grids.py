@@ -236,6 +236,8 @@ class Spaced(Grid):
     def __post_init__(self) -> None:
         if self.spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"spacing={self.spacing!r}: leading, trailing or linspace is accepted")
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int) or self.offset < 0:
+            raise ValueError(f"offset={self.offset!r}: an integer of at least 0 is accepted")
         if self.offset and self.spacing != "leading":
             raise ValueError(f"offset={self.offset!r}: only the leading spacing has an offset")
 

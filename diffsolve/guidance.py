@@ -46,6 +46,11 @@ class Guidance:
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval={self.interval!r}: two noise levels, 0 <= low < high, are accepted")
 
+    @staticmethod
+    def of(value: float | Guidance | None) -> Guidance:
+        """What `guidance=` means: a scale, a Guidance, or none."""
+        return value if isinstance(value, Guidance) else Guidance(1.0 if value is None else value)
+
     def around(self, model: Model, tableau: Tableau) -> Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]:
         """The guided network of a run: (number of the call, x, clock, cond) -> output."""
         with np.errstate(divide="ignore"):

@@ -33,6 +33,7 @@ def plan(
     grid: GridLike | None = None,
     start: float | None = None,
     stop: float | None = None,
+    guidance: float = 1.0,
 ) -> Tableau:
     """The tableau of a run, before any network is called: print it, save it, compare it.
 
@@ -47,11 +48,13 @@ def plan(
             the path's own.
         start: where to begin on the path's clock; the noise end if None.
         stop: where to end, exactly. If None the run ends on the data: the last update is the denoised estimate.
+        guidance: the scale of classifier-free guidance that the run is for; "auto" depends on it.
     """
     if not isinstance(model, Model):
         model = adapt(_nothing, model, "v")
     path, determined = model.path, model.determined
     method, its_grid = solvers.resolve(solver)
+    method = method.guided(guidance)
     grid = its_grid if grid is None else grid
     times = _own_times(grid)
     if times is not None:
@@ -71,6 +74,7 @@ def plan_back(
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
+    guidance: float = 1.0,
 ) -> Tableau:
     """The tableau of a run from the data to the noise: the grid of sampling, turned round.
 
@@ -78,6 +82,7 @@ def plan_back(
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
+    method = method.guided(guidance)
     grid = its_grid if grid is None else grid
     stop = None
     if not model.determined(path.t_data):

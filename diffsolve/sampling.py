@@ -94,11 +94,13 @@ def begin(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     takes: str | None = None,
+    guidance: float = 1.0,
 ) -> Executor:
     """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
 
     Args:
         takes: what `advance` will be given, if not the network's output: "denoised", say.
+        guidance: the scale of classifier-free guidance that the outputs will have; see `plan`.
 
     The other arguments are those of `solve`.
     """
@@ -109,7 +111,7 @@ def begin(
         tableau = solver
     else:
         fed = model if takes is None else replace(model, predicts=takes)
-        tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
+        tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
     program = bind(tableau, model, takes)
     if state is not None:
         refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
@@ -183,9 +185,11 @@ def solve(
             another shape or type.
         FloatingPointError: see `check`.
     """
+    guided = Guidance.of(guidance)
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
+        guidance=guided.scale,
     )  # fmt: skip
     if not isinstance(cond, Mapping | None):
         raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
@@ -196,7 +200,6 @@ def solve(
     if log_prob and not ex.tableau.stochastic:
         raise ValueError(f"log_prob=True with {ex.tableau.solver}: a solver that adds noise is accepted")
     tableau, cond = ex.tableau, cond or {}
-    guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     network = guided.around(model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
@@ -246,6 +249,7 @@ def encode(
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
+    guidance: float | Guidance | None = None,
     **options: Any,
 ) -> Tensor:
     """Data to noise: the probability-flow ODE from the data end to the noise end, at the prior's scale.
@@ -254,8 +258,9 @@ def encode(
     begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
     gives x back up to the solver's error. Options are those of `solve`.
     """
-    tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid)
-    return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options).x
+    guided = Guidance.of(guidance)
+    tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, guidance=guided.scale)
+    return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, guidance=guided, **options).x
 
 
 def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:

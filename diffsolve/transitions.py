@@ -74,8 +74,7 @@ def transition_log_prob(
     if not all(isinstance(i, int) and 0 <= i < n for i in wanted) or wanted != sorted(set(wanted)):
         raise ValueError(f"rows={rows!r}: rising numbers from 0 to {n - 1} are accepted")
     bind(tableau, model)  # its errors
-    guided = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
-    network, at = guided.around(model, tableau), model.path.nodes(tableau.calls[:, 0])
+    network, at = Guidance.of(guidance).around(model, tableau), model.path.nodes(tableau.calls[:, 0])
     p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, at)
     scale = model.input_scale(at)
     device, dtype = trajectory.device, trajectory.dtype

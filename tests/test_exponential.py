@@ -18,7 +18,7 @@ from diffsolve.frames import FRAMES
 from diffsolve.reference import mixture_model
 from diffsolve.solvers import ExponentialRK, Scheme, butcher
 from diffsolve.solvers.exponential import dpm2, dpm3, res2
-from diffsolve.solvers.multistep import phi
+from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.runge_kutta import RungeKutta, thrifty
 
 EDM = paths.EDM()

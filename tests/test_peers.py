@@ -26,7 +26,10 @@ from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import anisotropic
 from diffsolve.solvers import DDIM, DPMpp, Multistep, Solver, UniPC
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # it uses NumPy as of 1.x
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),  # it uses NumPy as of 1.x
+    pytest.mark.filterwarnings("ignore:.*algorithm_type.*:FutureWarning:diffusers"),  # of DPM-Solver without ++
+]
 
 ULP = 2.0**-24
 """Half the spacing of float32 at 1: its largest relative rounding."""
@@ -252,6 +255,9 @@ def vp_cases():
     for p, lower in product((1, 2, 3), (False, True)):
         options = {"solver_order": p, "lower_order_final": lower, "final_sigmas_type": "sigma_min"}
         yield Case(dpm, options, DPMpp(p, lower_final=lower))
+    for p in (1, 2, 3):  # DPM-Solver, with noise prediction
+        options = {"solver_order": p, "algorithm_type": "dpmsolver", "lower_order_final": False}
+        yield Case(dpm, {**options, "final_sigmas_type": "sigma_min"}, DPMpp(p, "noise"))
     yield Case(dpm, {"solver_order": 2, "solver_type": "heun"}, Multistep(2, "denoised", "lambda"))
     yield Case(dpm, {"solver_order": 3, "solver_type": "heun", "lower_order_final": False}, HeunStart(3))
 
@@ -475,23 +481,27 @@ def test_unipc_weights(p, frame, bh, times):
 
 
 @pytest.mark.parametrize("times", [COARSE, FINE], ids=["coarse", "fine"])
-def test_dpmpp_weights(times):
+@pytest.mark.parametrize("frame", ["denoised", "noise"])
+def test_dpmpp_weights(frame, times):
     with mp.workdps(50):
         alpha, sigma, lam = levels(times)
         h = lam[ROW + 1] - lam[ROW]
         r0, r1 = (lam[ROW] - lam[ROW - 1]) / h, (lam[ROW - 1] - lam[ROW - 2]) / h
-        lead, f1 = alpha[ROW + 1], mp.expm1(-h)
-        # 2M, 2211.01095, algorithm 2: x_t = (sigma_t / sigma_s) x - alpha_t (e^-h - 1) D
-        second = [-lead * f1 * (1 + 1 / (2 * r0)), lead * f1 / (2 * r0)]
-        # 3M, as in its authors' code: .. + alpha_t f2 D1 - alpha_t f3 D2
-        f2 = f1 / h + 1
-        f3 = f2 / h - mp.mpf(1) / 2
+        # 2M, 2211.01095, algorithm 2: x_t = (sigma_t / sigma_s) x - alpha_t (e^z - 1) D, z = -h; the same with
+        # alpha and sigma exchanged and z = h for eps
+        lead, kept, z = (alpha, sigma, -h) if frame == "denoised" else (sigma, alpha, h)
+        f1 = lead[ROW + 1] * mp.expm1(z)
+        second = [-f1 * (1 + 1 / (2 * r0)), f1 / (2 * r0)]
+        # 3M, as in its authors' code: .. - alpha_t ((e^z - 1) / z - 1) D1 - alpha_t ((e^z - 1 - z) / z^2 - 1/2) D2
+        f2 = f1 / z - lead[ROW + 1]
+        f3 = f2 / z - lead[ROW + 1] / 2
         D1_0, D1_1 = mp.matrix([1, -1, 0]) / r0, mp.matrix([0, 1, -1]) / r1
         D1 = D1_0 + (D1_0 - D1_1) * (r0 / (r0 + r1))
         D2 = (D1_0 - D1_1) / (r0 + r1)
-        third = mp.matrix([-lead * f1, 0, 0]) + lead * f2 * D1 - lead * f3 * D2
+        third = mp.matrix([-f1, 0, 0]) - f2 * D1 - f3 * D2
     for points, expected in ((2, second), (3, third)):
-        agree(added(DPMpp(points)(VP, times), ROW, sigma[ROW + 1] / sigma[ROW]), expected)
+        found = added(DPMpp(points, frame)(VP, times), ROW, kept[ROW + 1] / kept[ROW])
+        agree(found, expected)
 
 
 @pytest.mark.parametrize("times", [COARSE, FINE], ids=["coarse", "fine"])

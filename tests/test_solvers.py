@@ -16,7 +16,7 @@ from diffsolve.frames import FRAMES, VARIABLES
 from diffsolve.noise import Key, Stream
 from diffsolve.reference import mixture_model
 from diffsolve.solvers import Multistep, UniPC
-from diffsolve.solvers.multistep import phi
+from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.runge_kutta import RK4, Butcher, RungeKutta
 
 RK = ["euler", "heun", "midpoint", "ralston", "rk4"]

@@ -1,9 +1,10 @@
-"""The solver that is used when none is named: one rule for every path, from the number of steps alone."""
+"""The solver that is used when none is named: one rule for every path, from the number of steps and the guidance."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -23,17 +24,34 @@ POINTS = ((5, 1), (9, 2), (14, 3), (25, 4), (40, 5))
 class Auto(Solver):
     """Adams with a corrector (PEC) on the straight velocity, interpolated in the angle; the order grows with the steps.
 
-    `Multistep(p, "straight", "theta", corrector=p + 1)` on the grid "angle", p = 1 to 6: docs/accuracy.md has the
-    measurements behind the rule. Each step makes one network call.
+    `Multistep(p, "straight", "theta", corrector=p + 1)` on the grid "angle", p = 1 to 6. Each step makes one network
+    call. Guidance of scale w multiplies differences of the field by up to w, and extrapolation multiplies them
+    again: n steps then bear the order of n / sqrt(w) steps, and below two of those no corrector either.
+    docs/accuracy.md has the measurements behind the rule.
+
+    Args:
+        guidance: the scale w of classifier-free guidance. If None, that of the run: `ds.solve(guidance=...)`.
     """
+
+    guidance: float | None = None
 
     grid: ClassVar[str] = "angle"
 
-    @staticmethod
-    def method(steps: int) -> Multistep:
+    def __post_init__(self) -> None:
+        w = self.guidance
+        if w is not None and (isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)):
+            raise ValueError(f"guidance={w!r}: a finite number, or None, is accepted")
+
+    def guided(self, scale: float) -> Solver:
+        return replace(self, guidance=scale) if self.guidance is None else self
+
+    def method(self, steps: int) -> Multistep:
         """What a run of so many steps uses."""
-        points = next((p for most, p in POINTS if steps <= most), 6)
-        return Multistep(points, "straight", "theta", corrector=points + 1)
+        w = 1.0 if self.guidance is None else self.guidance
+        # u + w (c - u) = c + (1 - w) (u - c): the larger of the two weights, and at least 1 in between.
+        worth = steps / math.sqrt(max(1.0, w, 1 - w))
+        points = next((p for most, p in POINTS if worth <= most), 6)
+        return Multistep(points, "straight", "theta", corrector=0 if worth < 2 else points + 1)
 
     @property
     def order(self) -> int:

@@ -38,6 +38,10 @@ class Solver(ABC):
         """Network calls in a step away from the ends."""
         return 1
 
+    def guided(self, scale: float) -> Solver:
+        """The solver for a run under classifier-free guidance of that scale: itself, unless its rule asks for it."""
+        return self
+
     @abstractmethod
     def write(self, draft: Draft, call_last: bool) -> None:
         """Add the calls of a run over `draft.grid` to the draft."""

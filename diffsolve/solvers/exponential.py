@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffsolve.frames import FRAMES, Frame
-from diffsolve.solvers.multistep import phi
+from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.runge_kutta import OneStep, Stages, thrifty
 from diffsolve.solvers.sde import Constant
 

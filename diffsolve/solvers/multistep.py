@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -22,7 +21,8 @@ from diffsolve.frames import VARIABLES, Frame
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.solvers.butcher import HEUN, RK4
-from diffsolve.solvers.sde import Constant, Reverse, Tau, frame_of, tau_named
+from diffsolve.solvers.integrals import Integrals, Step, phi
+from diffsolve.solvers.sde import Constant, Tau, frame_of, tau_named
 from diffsolve.tableau import Combination, Draft
 
 __all__ = ["IPNDM", "PNDM", "DPMpp", "Multistep", "UniPC"]
@@ -244,67 +244,6 @@ class Multistep(Solver):
             draft.call(point, frame.name, y=y, s=None if last else start, node=i + 1 if last else -1)
 
 
-class Integrals:
-    """Gauss-Legendre nodes of every step: where the interpolation variable is, and the normalised measure dv."""
-
-    def __init__(self, path: Path, frame: Frame, variable: str | None, grid: Position) -> None:
-        self.grid = grid
-        w = frame.v if variable is None else VARIABLES[variable]
-        with np.errstate(all="ignore"):
-            self.node: np.ndarray = w(grid)
-            self.lam: np.ndarray = grid.lam
-            self.A: np.ndarray = frame.A(grid) if isinstance(frame, Reverse) else np.zeros_like(grid.lam)
-            if variable is None:  # a polynomial in v: few nodes are exact
-                x, mass = _gauss_legendre(8)
-                v = self.node[:-1, None] + np.diff(self.node)[:, None] * x
-                self.inner, self.mass = v, np.broadcast_to(mass, v.shape)
-                return
-            # Else integrate in lambda, in which all frames and variables are analytic in a strip, or, out of an
-            # end, in theta.
-            theta = np.arctan2(grid.sigma, grid.alpha)
-            finite = np.isfinite(self.lam[:-1]) & np.isfinite(self.lam[1:])
-            start, stop = (np.where(finite, a, b) for a, b in ((self.lam[:-1], theta[:-1]), (self.lam[1:], theta[1:])))
-            q, mass = _panels(start, stop, frame.breaks if isinstance(frame, Reverse) else (), finite)
-            angle = np.where(finite[:, None], np.arctan(np.exp(-q)), q)
-            p = Position(angle, np.cos(angle), np.sin(angle), np.nan, np.nan)
-            if frame.lam is None or variable == "t":
-                p = path.nodes(path.time(np.clip(p.lam, *np.sort(path.lam([path.t_noise, path.t_data]).numpy()))))
-            density = frame.slope(p) * np.where(finite[:, None], -p.alpha * p.sigma / (p.alpha**2 + p.sigma**2), 1)
-            weighted = density * mass
-            self.inner, self.mass = w(p), weighted / weighted.sum(-1, keepdims=True)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One grid interval and the nodes whose values of d are interpolated over it."""
-
-    integrals: Integrals
-    index: int
-    nodes: tuple[int, ...]
-
-    @cached_property
-    def lam(self) -> np.ndarray:
-        """lambda at the nodes."""
-        return self.integrals.lam[list(self.nodes)]
-
-    @cached_property
-    def h(self) -> float:
-        """The step in lambda."""
-        return float(self.integrals.lam[self.index + 1] - self.integrals.lam[self.index])
-
-    @property
-    def renewed(self) -> float:
-        """The integral of tau^2 over the step in lambda."""
-        A = self.integrals.A
-        return float(A[self.index + 1] - A[self.index])
-
-    def omega(self) -> np.ndarray:
-        """The integral of each Lagrange polynomial, in units of the whole: they sum to 1."""
-        w, x = self.integrals.node[list(self.nodes)], self.integrals.inner[self.index]
-        basis = [np.prod([(x - w[k]) / (w[j] - w[k]) for k in range(len(w)) if k != j], axis=0) for j in range(len(w))]
-        return np.array([np.sum(L * self.integrals.mass[self.index]) for L in basis])
-
-
 @dataclass(frozen=True)
 class UniPC(Multistep):
     """UniPC of order p (Zhao et al., 2302.04867) with data or noise prediction: `frame` denoised or noise.
@@ -353,7 +292,8 @@ class DPMpp(Multistep):
     With tau they are the 2M SDE and 3M SDE of k-diffusion, whose eta is tau^2: h is (1 + tau^2) h in the phi.
     2M replaces phi_2 by phi_1 / 2, which keeps order 2. 3M lacks a factor 2 on phi_3, so that it is not exact
     for D quadratic in lambda; below 50 calls it is yet the more accurate of the two on mixtures. The exact
-    form is `Multistep(3, "denoised", "lambda")`.
+    form is `Multistep(3, "denoised", "lambda")`. In the frame noise these are DPM-Solver-2 and -3, multistep: the
+    `algorithm_type="dpmsolver"` of diffusers.
     """
 
     points: int | tuple[int, ...] = 2
@@ -362,8 +302,10 @@ class DPMpp(Multistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frame != "denoised" or self.variable != "lambda" or self.corrector or self.most > 3:
-            raise ValueError(f"{self}: DPMpp has 1 to 3 points in the frame denoised; Multistep has the others")
+        if self.frame not in ("denoised", "noise"):
+            raise ValueError(f"frame={self.frame!r}: 'denoised' or 'noise' is accepted by DPMpp")
+        if self.variable != "lambda" or self.corrector or self.most > 3:
+            raise ValueError(f"{self}: DPMpp has 1 to 3 points, in lambda and not corrected; Multistep has the others")
 
     def predict(self, step: Step) -> np.ndarray:
         h, lam = step.h, step.lam
@@ -372,11 +314,12 @@ class DPMpp(Multistep):
         r = (lam[:-1] - lam[1:]) / h
         if len(lam) == 2:
             return np.array([1 + 0.5 / r[0], -0.5 / r[0]])
-        # D1, D2 as combinations of (m0, m1, m2); phi_1 = (1 - e^-h) / h is the unit of omega.
+        # D1, D2 as combinations of (m0, m1, m2); phi_1(z) is the unit of omega.
+        z = -h if self.frame == "denoised" else h
         first, second = np.array([1, -1, 0]) / r[0], np.array([0, 1, -1]) / r[1]
         D2 = (first - second) / (r[0] + r[1])
         D1 = first + r[0] * D2
-        z = -h - step.renewed
+        z -= step.renewed
         omega: np.ndarray = np.array([1, 0, 0]) + (phi(2, z) * D1 + phi(3, z) * D2) / phi(1, z)
         return omega
 
@@ -428,34 +371,6 @@ class PNDM(IPNDM):
 
     def between(self, path: Path, frame: Frame, s: Position, t: Position, c: float) -> Position:
         return s if c == 0 else t if c == 1 else path.nodes([s.t + c * (t.t - s.t)])[0]
-
-
-def phi(k: int, z: float) -> float:
-    """phi_k(z) = int_0^1 e^{(1 - s) z} s^{k-1} / (k - 1)! ds: phi_1 = (e^z - 1) / z, phi_{k+1} = (phi_k - 1/k!) / z.
-
-    By quadrature, since the recursion cancels for small z.
-    """
-    s, mass = _gauss_legendre(64)
-    return float(np.sum(mass * np.exp((1 - s) * z) * s ** (k - 1)) / math.factorial(k - 1))
-
-
-@lru_cache
-def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes in [0, 1] and weights that sum to 1."""
-    x, w = np.polynomial.legendre.leggauss(count)
-    return (x + 1) / 2, w / 2
-
-
-def _panels(
-    start: np.ndarray, stop: np.ndarray, breaks: tuple[float, ...], finite: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes of each interval, and their weights, in panels between the breaks that it contains."""
-    x, mass = _gauss_legendre(64)
-    low, high = np.minimum(start, stop), np.maximum(start, stop)
-    inner = [np.where(finite, np.clip(at, low, high), high) for at in breaks]
-    edges = np.stack([low, *inner, high], -1)
-    length = np.diff(edges)[..., None]
-    return ((edges[:, :-1, None] + length * x).reshape(len(start), -1), (length * mass).reshape(len(start), -1))
 
 
 def _scaled(gain: float, nodes: tuple[int, ...], made: dict[int, int], omega: np.ndarray) -> Combination:

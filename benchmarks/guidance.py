@@ -1,0 +1,131 @@
+r"""Does guidance ask for another order? Error against network calls of guided runs, for the rule behind `auto`.
+
+A mixture whose modes belong to three or four classes, and particles that each want one of them:
+D = D_u + w (D_c - D_u), with both networks exact; w = 1 is the class alone. The exact end of each guided flow is
+solved for to 1e-10. The error is the mean of |x - x*| over the root mean square of x*, which strong guidance
+carries beyond the data.
+
+    python benchmarks/guidance.py        (writes results/guidance.md)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path as FilePath
+
+import torch
+from endpoint.ours import POINTS, Pair
+from endpoint.problems import COURSES, Course, FastMixture, Problem
+from endpoint.runner import measure
+from endpoint.tables import mean_log, rows
+from torch import Tensor
+from torchdiffeq import odeint
+
+from diffsolve.reference.mixture import GaussianMixture
+
+BUDGETS = (5, 8, 10, 15, 20, 30, 50)
+STUDIES = {
+    "chosen on": (("ring", "iso16", "aniso8"), (1.0, 2.0, 4.0, 7.5)),
+    "held out": (("plane", "iso64", "aniso16"), (1.5, 3.0, 5.0, 10.0)),
+}
+"""Targets and scales that the rule was chosen on, and others."""
+
+OTHERS: list[Pair] = [
+    *((f"ab-{p}(frame='denoised', variable='theta', corrector={p + 1})", "angle") for p in (2, 3)),
+    *((f"ab-{p}(variable='theta')", "angle") for p in (1, 2)),
+    *((name, "angle") for name in ("dpmpp-2m", "unipc-2", "unipc-3")),
+    *((name, "exponential") for name in ("dpmpp-2m", "unipc-2")),
+]
+"""Another frame, no corrector, and what others use, to compare."""
+
+
+class Guided:
+    """Both posterior means under guidance; row i wants class i mod their number."""
+
+    shared = False
+
+    def __init__(self, mixture: GaussianMixture, scale: float) -> None:
+        self.scale, self.all = scale, FastMixture(mixture)
+        members = torch.arange(len(mixture.means)).chunk(4)
+        self.each = [FastMixture(part(mixture, chosen)) for chosen in members]
+
+    def __call__(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        free = self.all(x, alpha, sigma)
+        wanted = [torch.empty_like(x), torch.empty_like(x)]
+        count = len(self.each)
+        for c, mixture in enumerate(self.each):
+            for all_rows, found in zip(wanted, mixture(x[c::count], alpha, sigma), strict=True):
+                all_rows[c::count] = found
+        data, noise = (torch.lerp(u, w, self.scale) for u, w in zip(free, wanted, strict=True))
+        return data, noise
+
+
+def part(mixture: GaussianMixture, chosen: Tensor) -> GaussianMixture:
+    """The modes of one class."""
+    basis = None if mixture.basis is None else mixture.basis[chosen]
+    return GaussianMixture(mixture.weights[chosen], mixture.means[chosen], mixture.std[chosen], basis)
+
+
+class GuidedProblem(Problem):
+    """A target under guidance; of 60 particles, a multiple of the classes."""
+
+    def __init__(self, name: str, scale: float, tol: float = 1e-10) -> None:
+        super().__init__(name, 60, FilePath())
+        self.target, self.name, self.tol = name, f"{name}, w={scale:g}", tol
+        self.fast = Guided(self.mixture, scale)
+
+    @functools.cache  # noqa: B019
+    def exact(self, course: Course, to: tuple[float, float] | None = None) -> Tensor:
+        """The guided flow from the start of the course to its end, in the angle, where both ends are regular."""
+        (alpha, sigma), (alpha_t, sigma_t) = course.start, course.end
+        begin, end = math.atan2(sigma, alpha), math.atan2(sigma_t, alpha_t)
+
+        def slope(u: Tensor, z: Tensor) -> Tensor:
+            theta = begin + float(u) * (end - begin)
+            data, noise = self.fast(z, math.cos(theta), math.sin(theta))
+            return (end - begin) * (math.cos(theta) * noise - math.sin(theta) * data)
+
+        u = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        options = {"norm": lambda e: e.abs().max(), "step_t": u[1:], "first_step": 0.01}
+        z = self.start(course) / math.hypot(alpha, sigma)
+        x: Tensor = odeint(slope, z, u, rtol=self.tol, atol=self.tol, method="dopri8", options=options)[-1]
+        return x * math.hypot(alpha_t, sigma_t)
+
+    def error(self, course: Course, x: Tensor) -> Tensor:
+        exact = self.exact(course)
+        return (x - exact).norm(dim=-1).mean(-1) / exact.norm(dim=-1).square().mean().sqrt()
+
+
+def moved(problems: Iterable[GuidedProblem]) -> float:
+    """The most that an exact end moves if it is solved to 1e-12 instead, in units of the error."""
+    pairs = [(p, GuidedProblem(p.target, p.fast.scale, 1e-12)) for p in problems]
+    return max(float(p.error(course, finer.exact(course))) for p, finer in pairs for course in COURSES.values())
+
+
+def study(targets: Sequence[str], scale: float) -> str:
+    """One scale: a row for each configuration."""
+    problems = [GuidedProblem(target, scale) for target in targets]
+    pairs = [("auto", "angle"), (f"auto(guidance={scale:g})", "angle"), *POINTS, *OTHERS]
+    found = [measure(course, pairs, BUDGETS, problems, "").values() for course in COURSES.values()]
+    tables = [table for tables in found for table in tables]
+    names = [f"{solver} @ {grid}" for solver, grid in pairs]
+    body = [
+        [f"`{name}`", *(f"{mean_log(t[name][b] for t in tables):.1e}" for b in range(len(BUDGETS)))] for name in names
+    ]
+    return "\n".join([*rows(["configuration", *map(str, BUDGETS)], body), f"Exact to {moved(problems):.0e}.\n"])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    text = ["# Guidance: error against network calls", "", *(__doc__ or "").splitlines()[2:]]
+    for role, (targets, scales) in STUDIES.items():
+        for scale in scales:
+            text += [f"\n## w = {scale:g}, {role}: geometric means over {', '.join(targets)} and all paths\n"]
+            text += [study(targets, scale)]
+    (FilePath(__file__).parent / "results" / "guidance.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
