@@ -5,10 +5,13 @@ python benchmarks/solvers.py > docs/solvers.md            (about 10 minutes on o
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path as FilePath
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ import diffsolve as ds
 from diffsolve.frames import FRAMES
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, random_means, ring
+from diffsolve.solvers.sde import tau_named
 
 INTERIOR = {"condot": (0.4, 0.85), "edm": (1.5, 0.2), "vp": (0.6, 0.12)}
 NETWORK = {"condot": "velocity", "edm": "denoised", "vp": "v"}
@@ -35,8 +39,18 @@ history: K + 2 states are alive. `gain` is the standard deviation of the result 
 deviation 0.5 on EDM's path, grid uniform in theta, in at most 5 calls: far from 1 is unstable at large steps.
 """
 
+STOCHASTIC = """
+## Stochastic solvers
+
+`order` is the weak order. The slopes are those of |mean - exact| + |variance - exact| on Gaussian data, summed over the
+deviations 0.2, 0.4 and 1, from 160 to 320 steps between times away from both ends; the sum at 320 steps beside each.
+The last columns are the standard deviation of the result over the exact one for N(0, 0.5^2) on EDM's path from the
+noise to the data, in its own grid. No sampling: the linear recursion is followed in closed form (`tests/gaussian.py`).
+`restart` does nothing where the grid has no node in its interval.
+"""
+
 ORDERS = """
-## Measured orders
+## Measured orders of deterministic solvers
 
 Slopes of log error against log steps on three Gaussians in the plane, grid uniform in theta, the error at the finer
 grid beside each. `interior`: between times away from both ends. `data`: from the same start down to sigma = 0.
@@ -118,6 +132,41 @@ def error(solver: str, path: str, target: GaussianMixture, nfe: int) -> float:
     return float((found - exact).norm(dim=1).mean()) / scale
 
 
+@cache
+def gaussian() -> ModuleType:
+    """tests/gaussian.py: what a tableau makes of Gaussian data."""
+    spec = importlib.util.spec_from_file_location(
+        "diffsolve_test_gaussian", FilePath(__file__).resolve().parent.parent / "tests" / "gaussian.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def weak_order(solver: str, path: str) -> str:
+    start, stop = INTERIOR[path]
+    errors = []
+    for n in (160, 320):
+        table = ds.plan(path, solver, steps=n, start=start, stop=stop, grid="uniform-theta")
+        errors.append(sum(sum(gaussian().errors(table, std=std)) for std in (0.2, 0.4, 1.0)))
+    return f"{math.log(errors[0] / errors[1], 2):.2f} ({errors[1]:.0e})"
+
+
+def spread(solver: str, nfe: int) -> str:
+    y, _ = gaussian().propagate(ds.plan("edm", solver, nfe=nfe), mean=0.0, std=0.5, prior=80.0)
+    return f"{math.sqrt(float(gaussian().moments(y)[1][-1])) / 0.5:.3f}"
+
+
+def source(solver: ds.solvers.Solver) -> str:
+    """The papers that the class names, and those of its SDE."""
+    docs = [inspect.getdoc(type(solver)) or ""]
+    if getattr(solver, "tau", 0):
+        docs.append(inspect.getdoc(type(tau_named(solver.tau))) or "")  # type: ignore[attr-defined]
+    return ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{4,5}\b", " ".join(docs))))
+
+
 def row(cells: list[str]) -> None:
     print("| " + " | ".join(cells) + " |", flush=True)
 
@@ -129,14 +178,25 @@ def head(cells: list[str]) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    names = ds.solvers.names()
+    every = ds.solvers.names()
+    stochastic = [name for name in every if ds.plan("vp", name, steps=12).stochastic]
+    names = [name for name in every if name not in stochastic]
     print(INTRODUCTION)
     head(["name", "class", "source", "order", "calls", "K", "gain"])
     for name in names:
         solver = ds.solvers.named(name)
-        papers = ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{4,5}\b", inspect.getdoc(type(solver)) or "")))
         history = ds.plan("condot", name, steps=12).history
-        row([f"`{name}`", f"`{solver}`", papers, str(solver.order), str(solver.calls), str(history), gain(name)])
+        row(
+            [f"`{name}`", f"`{solver}`", source(solver), str(solver.order), str(solver.calls), str(history), gain(name)]
+        )
+
+    print(STOCHASTIC)
+    head(["name", "class", "source", "order", "calls", "K", *INTERIOR, *(f"{nfe} calls" for nfe in (10, 20, 50, 100))])
+    for name in stochastic:
+        solver = ds.solvers.named(name)
+        about = [source(solver), str(solver.order), str(solver.calls), str(ds.plan("condot", name, steps=12).history)]
+        slopes = [weak_order(name, path) for path in INTERIOR]
+        row([f"`{name}`", f"`{solver}`", *about, *slopes, *(spread(name, nfe) for nfe in (10, 20, 50, 100))])
 
     print(ORDERS)
     target = smooth()

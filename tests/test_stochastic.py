@@ -1,6 +1,8 @@
 """Stochastic solvers: closed-form laws on Gaussian data, coupled paths, and agreement with peers fed the same noise."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import peers
@@ -29,6 +31,8 @@ from diffsolve.solvers import (
 )
 from diffsolve.solvers.exponential import dpm2, res5
 from diffsolve.solvers.runge_kutta import RK4
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # it uses NumPy as of 1.x
 
 NAMES = [name for name in ds.solvers.names() if ds.plan("vp", name, steps=12).stochastic]
 INEXACT = ["euler-maruyama", "stochastic-heun", "reverse-diffusion", "ddpm(variance='large')"]
@@ -179,6 +183,48 @@ def test_a_step_of_the_exact_sde_can_be_cut_in_two():
     assert two.clock[1, 1] == q[1]
     share = math.sqrt((q[2] - q[0]) / (q[1] - q[0]))
     np.testing.assert_allclose([first, second], [a * share, a * math.sqrt(1 - share**2)], rtol=1e-12)
+
+
+# Reproducible noise ----------------------------------------------------------------------------------------------
+
+
+def elementwise(x, t):
+    return torch.tanh(x) * 0.9
+
+
+@pytest.mark.parametrize("spec", NAMES)
+def test_a_sample_depends_on_its_seed_alone(spec):
+    """Whatever the batch, the shard and the order; and PyTorch's global random state is neither read nor written."""
+    model = ds.adapt(elementwise, "edm", "denoised")
+    run = lambda *shape, **options: ds.sample(model, shape, solver=spec, steps=12, grid="angle", **options)  # noqa: E731
+    before = torch.get_rng_state()
+    whole = run(64, 3, 5, seed=9)
+    torch.manual_seed(1)
+    assert torch.equal(run(1, 3, 5, seed=9), whole[:1])
+    assert torch.equal(run(7, 3, 5, seed=9), whole[:7])
+    assert torch.equal(run(7, 3, 5, seed=9, index=20), whole[20:27])
+    listed = run(4, 3, 5, seed=[3, 4, 5, 6])
+    assert torch.equal(run(4, 3, 5, seed=[6, 3, 5, 4]), listed[[3, 0, 2, 1]])
+    torch.set_rng_state(before)
+    run(2, 3, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_split_over_two_processes(tmp_path):
+    program = """
+import sys, torch, diffsolve as ds
+torch.manual_seed(int(sys.argv[1]))
+model = ds.adapt(lambda x, t: torch.tanh(x) * 0.9, "edm", "denoised")
+torch.save([ds.sample(model, (5, 3, 4), solver=s, steps=9, seed=2, index=int(sys.argv[1])) for s in ("sa-3", "edm-heun", "seeds-3")], sys.argv[2])
+"""
+    shards = [(0, tmp_path / "a"), (5, tmp_path / "b")]
+    running = [subprocess.Popen([sys.executable, "-c", program, str(index), str(file)]) for index, file in shards]
+    assert [process.wait(120) for process in running] == [0, 0]
+    parts = [torch.load(file, weights_only=True) for _, file in shards]
+    model = ds.adapt(elementwise, "edm", "denoised")
+    for i, spec in enumerate(("sa-3", "edm-heun", "seeds-3")):
+        whole = ds.sample(model, (10, 3, 4), solver=spec, steps=9, seed=2)
+        assert torch.equal(torch.cat([part[i] for part in parts]), whole)
 
 
 # Peers ---------------------------------------------------------------------------------------------------------

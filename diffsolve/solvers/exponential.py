@@ -82,7 +82,7 @@ class ExponentialRK(OneStep):
     one more where a step in lambda is so large that saving it would multiply the rounding of the state.
 
     With tau it steps the SDE of that constant tau (`diffsolve.solvers.sde`), (1 + tau^2) h in the place of h: dpm2 and
-    dpm3 are then SEEDS-2 and SEEDS-3 with data prediction (2305.14267), dpm2 also DPM-Solver++(2S) SDE.
+    dpm3 are then SEEDS-2 and SEEDS-3 with data prediction, and dpm2 is the DPM-Solver++ SDE of k-diffusion.
     """
 
     scheme: Scheme

@@ -53,7 +53,7 @@ class Multistep(Solver):
         uncorrected: the steps that keep their prediction, counted from 0, or from the end if negative
             (`disable_corrector` in diffusers).
         tau: the SDE to step in the place of the probability flow, a number or a `Tau`; in the frame denoised, from
-            the noise to the data. With the variable lambda it is SA-Solver (2309.05019). See `diffsolve.solvers.sde`.
+            the noise to the data. With the variable lambda it is SA-Solver; see `diffsolve.solvers.sde`.
     """
 
     points: int | tuple[int, ...] = 2
