@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -154,7 +154,7 @@ class State:
 
         tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
         tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
-        about = {"call": self.call, "seed": self.key.seed, "index": self.key.index, "format": "diffsolve.state/1"}
+        about = {"call": self.call, **asdict(self.key), "format": "diffsolve.state/1"}
         temporary = f"{os.fspath(path)}.partial"
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(about)})
         os.replace(temporary, path)
@@ -171,7 +171,8 @@ class State:
             raise ValueError(f"path={os.fspath(path)!r} is not a saved diffsolve state")
         seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
         history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
-        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, Key(seed, about["index"]))
+        key = Key(seed, about["index"], about.get("antithetic", False), about.get("shared", False))
+        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, key)
 
 
 class Executor:

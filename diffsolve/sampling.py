@@ -21,7 +21,7 @@ from diffsolve.tableau import Tableau
 
 __all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
 
-Seed = int | Sequence[int]
+Seed = int | Sequence[int] | Key
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def solve(
         noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
         solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau.
         seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
-            else of the batch. If None one is drawn, and kept in `Run.seed`.
+            else of the batch. If None one is drawn, and kept in `Run.seed`. A `ds.Key` also makes the noise
+            antithetic or shared, and brings its own index.
         index: where this batch begins in a larger one that is sampled in shards.
         cond: keyword arguments for the network, passed on unchanged.
         guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
@@ -212,7 +213,10 @@ def solve(
                 nodes.append(ex.y.clone())
             bar.update()
             del out, step  # before the next call makes its own
-    seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
+    if isinstance(seed, Key) or ex.key.antithetic or ex.key.shared:
+        seed = ex.key
+    else:
+        seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
     return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
 
 
@@ -314,6 +318,10 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
 
 
 def _key(seed: Seed | None, index: int) -> Key:
+    if isinstance(seed, Key):
+        if index:
+            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
+        return seed
     return Key(secrets.randbits(63) if seed is None else seed, index)
 
 
