@@ -5,7 +5,7 @@ python benchmarks/brownian.py            (a few minutes on one core; --full runs
 Increments over random intervals of [0, 1]. torchsde's `BrownianInterval` takes one interval at a time and keeps a
 tree that grows with what it was asked; with its default settings its values also depend on the order of the
 queries. `halfway_tree` is its mode where they do not. `batch` is ours with all intervals in one call, `one by one` in
-a loop like torchsde's. Times are the least of alternating repetitions in this process.
+a loop like torchsde's. Times are of the processor, the least of alternating repetitions in this process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def one_by_one(path: Callable[[float, float], object], queries: np.ndarray) -> N
 
 
 def compare(shape: tuple[int, ...], count: int, theirs: int, repeats: int, halfway: bool) -> None:
-    """Ours for `count` queries; torchsde's for the first `theirs` of them, per query (they grow dearer, not cheaper)."""
+    """Ours for `count` queries; torchsde's for the first `theirs`, per query (the later ones cost no less)."""
     queries = np.sort(np.random.default_rng(0).random((count, 2)), axis=1)
     some = queries[:theirs]
     options = {"halfway_tree": True, "tol": 1e-6} if halfway else {}

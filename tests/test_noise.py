@@ -423,7 +423,7 @@ def test_key_is_a_value():
     assert hash(Key([1, 2])) == hash(Key((1, 2)))
     key = Key([1, 2])
     assert pickle.loads(pickle.dumps(key)) == copy.deepcopy(key) == key
-    assert repr(Key(5, index=2)) == "Key(seed=5, index=2)"
+    assert repr(Key(5, index=2)) == "Key(seed=5, index=2, antithetic=False, shared=False)"
 
 
 @pytest.mark.parametrize(
