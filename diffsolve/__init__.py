@@ -1,6 +1,7 @@
 """diffsolve: numerical ODE and SDE solvers for sampling from diffusion, score and flow-matching networks."""
 
 from diffsolve import grids, paths, solvers
+from diffsolve.brownian import Brownian
 from diffsolve.execute import Executor, State
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, adapt
@@ -14,6 +15,7 @@ from diffsolve.transitions import transition_log_prob
 __version__ = "0.1.0"
 
 __all__ = [
+    "Brownian",
     "Executor",
     "Guidance",
     "Key",

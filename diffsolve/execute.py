@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,16 @@ from diffsolve.noise import Key, Stream
 from diffsolve.paths import Position
 from diffsolve.tableau import Tableau
 
-__all__ = ["Executor", "Program", "State", "bind"]
+__all__ = ["Executor", "Program", "State", "Wiener", "bind"]
+
+
+class Wiener(Protocol):
+    """A Brownian path of the state's shape: `ds.Brownian`, or torchsde's `BrownianInterval`."""
+
+    shape: Any
+
+    def __call__(self, ta: float, tb: float) -> Tensor:
+        """W(tb) - W(ta)."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,17 @@ def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.nda
     return np.where(same, 0.0, p), np.where(same, 1.0, q)
 
 
+def _check_path(brownian: Wiener, tableau: Tableau, x: Tensor | None) -> None:
+    assert x is not None
+    if tuple(brownian.shape) != tuple(x.shape):
+        raise ValueError(
+            f"brownian has shape {tuple(brownian.shape)}; that of the state, {tuple(x.shape)}, is accepted"
+        )
+    noisy = tableau.weights[:, :, -1].any(-1)
+    if tableau.entry[:, 1].any() or not (tableau.clock[noisy, 1] > tableau.clock[noisy, 0]).all():
+        raise ValueError(f"brownian with {tableau.solver}: a solver whose noise is that of one SDE is accepted")
+
+
 def _no_network(*_: Any, **__: Any) -> Tensor:
     raise TypeError("a program has no network")
 
@@ -154,7 +174,7 @@ class State:
 
         tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
         tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
-        about = {"call": self.call, "seed": self.key.seed, "index": self.key.index, "format": "diffsolve.state/1"}
+        about = {"call": self.call, **asdict(self.key), "format": "diffsolve.state/1"}
         temporary = f"{os.fspath(path)}.partial"
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(about)})
         os.replace(temporary, path)
@@ -171,7 +191,8 @@ class State:
             raise ValueError(f"path={os.fspath(path)!r} is not a saved diffsolve state")
         seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
         history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
-        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, Key(seed, about["index"]))
+        key = Key(seed, about["index"], about.get("antithetic", False), about.get("shared", False))
+        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, key)
 
 
 class Executor:
@@ -185,12 +206,26 @@ class Executor:
         x: the start, which is not written to. Or
         state: where an earlier run of the same program stopped.
         told: (N,), the network's clock for every call; the path's own clock if None.
+        brownian: where the noise comes from, if not from draws keyed by the row. It is no part of `state`.
+
+    Raises:
+        ValueError: if the noise of the tableau is not that of one Brownian path, or the path is of another shape.
     """
 
     def __init__(
-        self, program: Program, x: Tensor | None, key: Key, *, state: State | None = None, told: Tensor | None = None
+        self,
+        program: Program,
+        x: Tensor | None,
+        key: Key,
+        *,
+        state: State | None = None,
+        told: Tensor | None = None,
+        brownian: Wiener | None = None,
     ) -> None:
         self.program, self.tableau, self.key = program, program.tableau, key
+        if brownian is not None:
+            _check_path(brownian, self.tableau, x if state is None else state.y)
+        self._brownian = brownian
         self._spare: Tensor | None = None
         self._told = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
         if state is None:
@@ -266,4 +301,7 @@ class Executor:
     def noise(self, row: int, like: Tensor | None = None) -> Tensor:
         """The standard normals of a row: 0 is the entry, i + 1 that of call i."""
         like = self._y if like is None else like
+        if self._brownian is not None:
+            start, stop = self.tableau.clock[row - 1].tolist()
+            return self._brownian(start, stop).to(like) / (stop - start) ** 0.5  # not in place: the path may keep it
         return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)

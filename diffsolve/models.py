@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from diffsolve.frames import PREDICTIONS, convert
 from diffsolve.paths import Path, Position
 from diffsolve.paths import named as path_named
+
+if TYPE_CHECKING:
+    from diffsolve.integrations.torchsde import SDE
 
 __all__ = ["CLOCKS", "Model", "adapt"]
 
@@ -140,6 +143,12 @@ class Model:
     def velocity(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """dx/dt of the probability-flow ODE on the path's clock."""
         return self.predict("velocity", x, t, **cond)
+
+    def as_sde(self, tau: float = 1.0, **options: Any) -> SDE:
+        """The SDE with this path's marginals, for `torchsde.sdeint`: see `diffsolve.integrations.torchsde.SDE`."""
+        from diffsolve.integrations.torchsde import SDE
+
+        return SDE(self, tau, **options)
 
 
 def adapt(

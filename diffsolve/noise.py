@@ -41,6 +41,9 @@ class Stream(IntEnum):
 
     PRIOR = 0  # the sample at the noise end
     ROW = 1  # the noise of a tableau's row
+    BROWNIAN = 2  # a Brownian path: counter (octave, sample, node)
+    LANGEVIN = 3  # a Langevin step
+    ACCEPT = 4  # the uniform of a Metropolis test
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:
@@ -81,12 +84,18 @@ class Key:
         seed: an int (row i of the batch is keyed (seed, index + i)), or a sequence or 1-D integer tensor of
             ints, one per row (row i is keyed (seed_i, 0)). Each in [0, 2**64).
         index: where row 0 of this shard stands in the whole batch; 0 where every row has its own seed.
+        antithetic: rows 2j and 2j + 1 of the whole batch have opposite noise, that of row 2j. Averages of odd
+            functions of the noise are then exact in each pair; their variance is smaller for monotone ones.
+        shared: every row has the noise of row 0. With both, that of row 0 and its opposite in turn.
 
-    The seed s and the seeds (s,) name the same first row.
+    The seed s and the seeds (s,) name the same first row. Antithetic and shared rows need an int seed: with one
+    seed per row the seeds alone say which rows agree.
     """
 
     seed: int | Sequence[int]
     index: int = 0
+    antithetic: bool = False
+    shared: bool = False
 
     def __post_init__(self) -> None:
         seed: Any = self.seed
@@ -99,6 +108,12 @@ class Key:
         index = _integer("index", self.index, 2**32)
         if index and isinstance(seed, tuple):
             raise ValueError(f"index={index} with one seed per row, which alone keys the row; accepted: 0")
+        for name in ("antithetic", "shared"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}={value!r} of type {type(value).__name__}; accepted: True or False")
+            if value and isinstance(seed, tuple):
+                raise ValueError(f"{name}=True with one seed per row, which alone keys the row; accepted: False")
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "index", index)
 
@@ -133,16 +148,12 @@ class Key:
             device: the CPU, or that of `out`.
             out: a tensor of this shape to write to; if not contiguous, by way of one that is.
         """
-        batch, *inner = sizes = _sizes(shape)
+        batch, *inner = sizes = sizes_of(shape)
         size = math.prod(inner)
         counters = -(-size // 4)
         if counters > 2**32:
             raise ValueError(f"shape={tuple(sizes)}: a sample of {size} elements; accepted: at most 2**34")
-        if isinstance(self.seed, int):
-            if self.index + batch > 2**32:
-                raise ValueError(f"index={self.index} with {batch} rows; accepted: index + rows <= 2**32")
-        elif len(self.seed) != batch:
-            raise ValueError(f"seed: {len(self.seed)} of them for shape={tuple(sizes)}; accepted: {batch}")
+        self.check(sizes)
         row = _integer("row", row, 2**32)
         if stream not in list(Stream):
             raise ValueError(f"stream={stream!r}; accepted: one of {', '.join(map(str, Stream.__members__))}")
@@ -156,17 +167,36 @@ class Key:
         width = min(max(counters, 1), block)
         depth = block // width
         for i in range(0, batch, depth):
-            key, sample = self._words(i, min(i + depth, batch), out.device)
+            key, sample = self.words(i, min(i + depth, batch), out.device)
             for e in range(0, counters, width):
                 n = _normals(key, (e, min(e + width, counters)), sample, row, stream)
                 flat[i : i + depth, 4 * e : 4 * (e + width)] = n[:, : size - 4 * e]
+        self.flip(flat)
         return out if whole is out else out.copy_(whole)
 
-    def _words(self, start: int, stop: int, device: torch.device) -> tuple[Sequence[Word], Tensor]:
+    def check(self, sizes: Sequence[int]) -> None:
+        """That there is a key for every row of a batch of this shape, else a ValueError."""
+        if isinstance(self.seed, int):
+            if self.index + sizes[0] > 2**32:
+                raise ValueError(f"index={self.index} with {sizes[0]} rows; accepted: index + rows <= 2**32")
+        elif len(self.seed) != sizes[0]:
+            raise ValueError(f"seed: {len(self.seed)} of them for shape={tuple(sizes)}; accepted: {sizes[0]}")
+
+    def flip(self, x: Tensor) -> None:
+        """Turn the sign of the rows that have the opposite noise of the row before."""
+        if self.antithetic:
+            x[1 - self.index % 2 :: 2].neg_()
+
+    def words(self, start: int, stop: int, device: torch.device) -> tuple[Sequence[Word], Tensor]:
         """The key and the sample word of rows start .. stop-1, each an int or a column."""
         if isinstance(self.seed, int):
             first = self.index + start
-            return _split(self.seed), torch.arange(first, first + stop - start, device=device)[:, None]
+            sample = torch.arange(first, first + stop - start, device=device)[:, None]
+            if self.shared:
+                sample.zero_()
+            elif self.antithetic:
+                sample.bitwise_and_(~1)
+            return _split(self.seed), sample
         k0, k1 = _columns(tuple(self.seed), device)
         return (k0[start:stop], k1[start:stop]), torch.zeros(1, 1, dtype=torch.int64, device=device)
 
@@ -221,7 +251,7 @@ def _integer(name: str, value: Any, stop: int, accepted: str = "an int") -> int:
     return number
 
 
-def _sizes(shape: Any) -> list[int]:
+def sizes_of(shape: Any) -> list[int]:
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape={shape!r} of type {type(shape).__name__}; accepted: a tuple of ints")
     if not shape:

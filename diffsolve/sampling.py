@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.execute import Executor, State, bind, conversion
+from diffsolve.execute import Executor, State, Wiener, bind, conversion
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
@@ -22,7 +22,7 @@ from diffsolve.transitions import log_density
 
 __all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
 
-Seed = int | Sequence[int]
+Seed = int | Sequence[int] | Key
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def begin(
     device: str | torch.device | None = None,
     takes: str | None = None,
     guidance: float = 1.0,
+    brownian: Wiener | None = None,
 ) -> Executor:
     """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
 
@@ -122,7 +123,8 @@ def begin(
         key = _key(seed, index)
         x = _initial(model, tableau, shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
-    return Executor(program, x, key, state=state, told=told.to(x.device, model.time_dtype(x.dtype)))
+    told = told.to(x.device, model.time_dtype(x.dtype))
+    return Executor(program, x, key, state=state, told=told, brownian=brownian)
 
 
 def solve(
@@ -144,6 +146,7 @@ def solve(
     callback: Callable[[Step], object] | None = None,
     trajectory: bool | str = False,
     log_prob: bool = False,
+    brownian: Wiener | None = None,
     progress: bool = False,
     check: bool = False,
     max_calls: int | None = None,
@@ -159,7 +162,8 @@ def solve(
         noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
         solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau.
         seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
-            else of the batch. If None one is drawn, and kept in `Run.seed`.
+            else of the batch. If None one is drawn, and kept in `Run.seed`. A `ds.Key` also makes the noise
+            antithetic or shared, and brings its own index.
         index: where this batch begins in a larger one that is sampled in shards.
         cond: keyword arguments for the network, passed on unchanged.
         guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
@@ -169,6 +173,9 @@ def solve(
             every input and the result.
         log_prob: find the log-density of every stochastic transition; see `diffsolve.transitions`. It draws each
             row's noise a second time.
+        brownian: a `ds.Brownian` of the state's shape (or torchsde's `BrownianInterval`) that the noise is taken from,
+            in the place of draws keyed by the row: runs of any number of steps then follow one path. For solvers whose
+            noise is that of an SDE; the clock is e^{2A}, from 0 at alpha = 0 (see `diffsolve.solvers.sde`).
         progress: show a bar.
         check: stop with a FloatingPointError at the first call whose output is not finite. Costs a device
             synchronisation per call; nothing when off.
@@ -189,7 +196,7 @@ def solve(
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
-        guidance=guided.scale,
+        guidance=guided.scale, brownian=brownian,
     )  # fmt: skip
     if not isinstance(cond, Mapping | None):
         raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
@@ -231,9 +238,8 @@ def solve(
                 nodes.append(ex.y.clone())
             bar.update()
             del out, step  # before the next call makes its own
-    seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
     kept, logs = (None if tensors is None else torch.stack(tensors) for tensors in (nodes, densities))
-    return Run(ex.y, tableau, ex.call - first, seed, kept, logs, ex)
+    return Run(ex.y, tableau, ex.call - first, _seed(seed, ex.key), kept, logs, ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
@@ -335,7 +341,18 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
     return changed
 
 
+def _seed(given: Seed | None, key: Key) -> Seed:
+    """What repeats the run: a Key where one was given or the seed alone would not do."""
+    if isinstance(given, Key) or key.antithetic or key.shared:
+        return key
+    return key.seed if isinstance(key.seed, int) else list(key.seed)
+
+
 def _key(seed: Seed | None, index: int) -> Key:
+    if isinstance(seed, Key):
+        if index:
+            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
+        return seed
     return Key(secrets.randbits(63) if seed is None else seed, index)
 
 

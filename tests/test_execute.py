@@ -432,3 +432,27 @@ def test_nan_is_found_where_it_appeared():
         ds.sample(ds.adapt(nan_at(2), "edm", "denoised"), (3, 2), solver="euler", steps=5, seed=0, check=True)
     x = ds.sample(ds.adapt(nan_at(2), "edm", "denoised"), (3, 2), solver="euler", steps=5, seed=0)
     assert x.isnan().all()
+
+
+def test_a_key_makes_noise_antithetic_or_shared(tmp_path):
+    model, options = ds.load("mixture-2d"), {"solver": "ddim(eta=1)", "steps": 6}
+    key = ds.Key(3, antithetic=True)
+    run = ds.solve(model, (6, 2), seed=key, **options)
+    assert run.seed == key
+    plain = ds.sample(model, (6, 2), seed=3, **options)
+    assert torch.equal(run.x[::2], plain[::2])
+    shard = ds.sample(model, (3, 2), seed=ds.Key(3, index=3, antithetic=True), **options)
+    torch.testing.assert_close(shard, run.x[3:], rtol=1e-5, atol=1e-5)
+    # The ring is symmetric about the origin, so the opposite noise makes the opposite sample.
+    torch.testing.assert_close(run.x[1::2], -run.x[::2], rtol=1e-3, atol=1e-3)
+    half = ds.solve(model, (6, 2), seed=key, max_calls=3, **options)
+    half.state.save(tmp_path / "state")
+    state = ds.State.load(tmp_path / "state")
+    assert state.key == key
+    rest = ds.solve(model, solver=run.tableau, state=state)
+    assert rest.seed == key
+    assert torch.equal(rest.x, run.x)
+    shared = ds.sample(model, (3, 2), seed=ds.Key(3, shared=True), **options)
+    torch.testing.assert_close(shared, plain[:1].expand(3, 2), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="index=2"):
+        ds.sample(model, (3, 2), seed=key, index=2, **options)

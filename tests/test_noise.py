@@ -229,6 +229,23 @@ def test_any_cut_of_any_batch_agrees(seed, index, inner, data):
         assert close(float(flat[i, e]), reference_normal(seed, index + i, e, row, stream))
 
 
+@pytest.mark.parametrize("inner", [(), (3,), (70_001,)])
+def test_antithetic_and_shared_rows(inner):
+    plain = Key(3).normal((6, *inner), row=2, stream=Stream.ROW)
+    draw = lambda count, **how: Key(3, **how).normal((count, *inner), row=2, stream=Stream.ROW)  # noqa: E731
+    pairs = draw(6, antithetic=True)
+    assert torch.equal(pairs[::2], plain[::2])
+    assert torch.equal(pairs[1::2], -plain[::2])
+    assert torch.equal(draw(3, index=3, antithetic=True), pairs[3:])
+    assert torch.equal(draw(2, index=2, antithetic=True), pairs[2:4])
+    shared = draw(4, index=5, shared=True)
+    assert torch.equal(shared, plain[:1].expand_as(shared))
+    both = draw(4, index=1, antithetic=True, shared=True)
+    assert torch.equal(both, torch.stack([-plain[0], plain[0]] * 2))
+    x = torch.empty(6, *inner, 2)[..., 0]
+    assert torch.equal(Key(3, antithetic=True).normal(x.shape, row=2, stream=Stream.ROW, out=x), pairs)
+
+
 def test_blocks_and_threads_leave_no_trace():
     size = 4 * 2**14 * 2 + 3  # over two blocks
     x = Key(5).normal((2, size))
@@ -406,7 +423,7 @@ def test_key_is_a_value():
     assert hash(Key([1, 2])) == hash(Key((1, 2)))
     key = Key([1, 2])
     assert pickle.loads(pickle.dumps(key)) == copy.deepcopy(key) == key
-    assert repr(Key(5, index=2)) == "Key(seed=5, index=2)"
+    assert repr(Key(5, index=2)) == "Key(seed=5, index=2, antithetic=False, shared=False)"
 
 
 @pytest.mark.parametrize(
@@ -428,6 +445,9 @@ def test_key_is_a_value():
         (lambda: Key(1, index=2**32), ValueError, ["index=4294967296", "[0, 2**32)"]),
         (lambda: Key(1, index=1.0), TypeError, ["index=1.0"]),
         (lambda: Key([1, 2], index=2), ValueError, ["index=2", "seed"]),
+        (lambda: Key([1], antithetic=True), ValueError, ["antithetic=True", "False"]),
+        (lambda: Key([1], shared=True), ValueError, ["shared=True", "False"]),
+        (lambda: Key(1, shared=1), TypeError, ["shared=1"]),
         (lambda: Key(1, index=2**32 - 2).normal((3,)), ValueError, ["index=4294967294", "3 rows"]),
         (lambda: Key([1, 2]).normal((3, 2)), ValueError, ["seed: 2", "(3, 2)", "accepted: 3"]),
         (lambda: Key([1, 2]).normal((1, 2)), ValueError, ["seed: 2", "(1, 2)", "accepted: 1"]),

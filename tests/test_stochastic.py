@@ -428,3 +428,62 @@ def test_any_inner_solver_restarts():
         plan = ds.plan("condot", Restart(inner, 0.3, 1.0), steps=12)
         assert plan.stochastic
         assert sum(errors(ds.plan("condot", Restart(inner, 0.3, 1.0), steps=300, start=0.3, stop=0.9))) < 1e-3
+
+
+WIDE = GaussianMixture.isotropic(MIXTURE.means, 1.0)
+"""No particle falls into another mode."""
+
+
+# One Brownian path for any number of steps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["sa-3", "seeds-2", "er-sde-2", "ddim(eta=1.0)", "euler-maruyama", "sa-2(tau=0.5)"])
+@pytest.mark.parametrize("path", ["edm", "vp"])
+def test_runs_along_one_brownian_path_converge_to_each_other(spec, path):
+    """Strong convergence, with the library's own path and executor; with row-keyed noise the runs differ by their noise."""
+    start, stop = INTERIOR[path]
+    model = mixture_model(WIDE, path, "denoised")
+    level = float(model.path.sigma(start))
+    x = level * KEY.normal((16, 6), dtype=torch.float64)
+    w = ds.Brownian((16, 6), seed=1, dtype=torch.float64)
+
+    def run(n, **noise):
+        where = {"start": start, "stop": stop, "grid": "uniform-lambda"}
+        return ds.sample(model, noise=x, solver=spec, steps=n, **where, **noise)
+
+    exact = run(256, brownian=w)
+    off = [float((run(n, brownian=w) - exact).norm() / exact.norm()) for n in (8, 32)]
+    assert off[1] < off[0] / 2.5
+    assert off[1] < 0.1
+    assert float((run(32, seed=0) - exact).norm() / exact.norm()) > 3 * off[1]
+
+
+def test_a_path_is_the_same_for_every_batch_and_resumes():
+    model = ds.adapt(elementwise, "edm", "denoised")
+    w = lambda n, **at: ds.Brownian((n, 3), seed=5, **at)  # noqa: E731
+    whole = ds.sample(model, (6, 3), solver="sa-2", steps=7, seed=2, brownian=w(6))
+    assert torch.equal(
+        ds.sample(model, (2, 3), solver="sa-2", steps=7, seed=2, index=4, brownian=w(2, index=4)), whole[4:]
+    )
+    part = ds.solve(model, (6, 3), solver="sa-2", steps=7, seed=2, brownian=w(6), max_calls=3)
+    assert torch.equal(ds.sample(model, solver=part.tableau, state=part.state, brownian=w(6)), whole)
+    assert not torch.equal(ds.sample(model, (6, 3), solver="sa-2", steps=7, seed=2), whole)
+
+
+def test_torchsde_has_a_path_too():
+    torchsde = pytest.importorskip("torchsde")
+    model = ds.adapt(elementwise, "edm", "denoised")
+    w = torchsde.BrownianInterval(0.0, 1e6, size=(6, 3), entropy=1, dtype=torch.float64)
+    x = 80 * torch.randn(6, 3, dtype=torch.float64)
+    once, again = (ds.sample(model, noise=x, solver="sa-2", steps=7, brownian=w) for _ in range(2))
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"solver": "edm-heun", "brownian": ds.Brownian((2, 3), seed=0)}, "a solver whose noise is that of one SDE"),
+    ({"solver": "restart(low=0.5, high=1.5)", "brownian": ds.Brownian((2, 3), seed=0)}, "a solver whose noise is that of one SDE"),
+    ({"solver": "sa-2", "brownian": ds.Brownian((3, 3), seed=0)}, "brownian has shape \\(3, 3\\)"),
+])  # fmt: skip
+def test_errors_of_paths(options, says):
+    with pytest.raises(ValueError, match=says):
+        ds.sample(ds.adapt(elementwise, "edm", "denoised"), (2, 3), steps=12, grid="angle", **options)

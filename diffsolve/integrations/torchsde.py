@@ -1,0 +1,165 @@
+r"""torchsde, both ways: a model as an SDE for `sdeint` and `sdeint_adjoint`, and its Brownian motions as ours.
+
+    sde = model.as_sde(tau=1.0, shape=(3, 32, 32))
+    w = ds.Brownian((16, 3 * 32 * 32), seed=0, t0=sde.span()[0])
+    y = torchsde.sdeint(sde, sde.flatten(x_T), sde.span(), bm=w, dt=1e-2, method="euler")
+    x = sde.unflatten(y[-1])
+
+A `ds.Brownian` needs no wrapper as `bm`. It has no Levy areas, which torchsde's methods "srk" (its default for an
+Ito SDE) and "log_ode" ask for; for noise that does not depend on the state "euler" and "milstein" are one method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsolve.brownian import Times
+from diffsolve.frames import convert
+from diffsolve.models import Model, undetermined
+
+__all__ = ["SDE", "Interval"]
+
+
+class SDE(nn.Module):
+    r"""The family of SDEs with a path's marginals, from noise to data, as torchsde wants it: `Model.as_sde` makes one.
+
+    .. math:: dx = \Big[\dot\alpha\, E[x_0|x] + \dot\sigma\, E[\varepsilon|x]
+                   + \tau^2 \sigma^2 \dot\lambda\, \nabla \log p(x)\Big] ds + \tau \sigma \sqrt{2 \dot\lambda}\, dW
+
+    with dots for d/ds. tau = 0 is the probability-flow ODE, tau = 1 the reverse of the diffusion with the same path
+    (Song et al., 2011.13456, eq. 6; Karras et al., 2206.00364, eq. 6). torchsde's time must rise, so s is the path's
+    clock t, or -t where that falls from noise to data.
+
+    Args:
+        model: a Model; its parameters, if it is a module, are those of this one.
+        tau: 0 or more.
+        shape: of one sample; torchsde's states are (B, d). None where x is so already.
+        cond: keyword arguments for the network.
+        sde_type: "ito" or "stratonovich": the same here, as the noise does not depend on x, but torchsde offers
+            each other methods.
+
+    Raises:
+        ValueError: for bad arguments; from f and g, where the drift is not finite or not determined by the network
+            (alpha = 0 with tau > 0, sigma = 0 for a noise or score network): start later, or stop sooner.
+    """
+
+    noise_type = "diagonal"
+
+    def __init__(
+        self,
+        model: Model,
+        tau: float = 1.0,
+        *,
+        shape: Sequence[int] | None = None,
+        cond: Mapping[str, Any] | None = None,
+        sde_type: str = "ito",
+    ) -> None:
+        super().__init__()
+        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau < math.inf:
+            raise ValueError(f"tau={tau!r}: a finite number of at least 0 is accepted")
+        if sde_type not in ("ito", "stratonovich"):
+            raise ValueError(f"sde_type={sde_type!r}: 'ito' or 'stratonovich' is accepted")
+        if not isinstance(cond, Mapping | None):
+            raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+        self.model, self.tau, self.sde_type = model, float(tau), sde_type
+        self.event = None if shape is None else tuple(shape)
+        self.cond = dict(cond or {})
+        self.sign = 1.0 if model.path.t_data > model.path.t_noise else -1.0
+        if isinstance(model.net, nn.Module):
+            self.net = model.net  # where `sdeint_adjoint` finds the parameters
+
+    def span(self, start: float | None = None, stop: float | None = None) -> Tensor:
+        """(2,), float64: torchsde's times of the path's `start` and `stop`; the noise end and `t_last` if None."""
+        path = self.model.path
+        ends = [path.t_noise if start is None else start, path.t_last if stop is None else stop]
+        if not path.within(ends):
+            raise ValueError(f"start={start!r}, stop={stop!r}: from {path.t_noise} to {path.t_data} is accepted")
+        span = self.sign * torch.tensor(ends, dtype=torch.float64)
+        if not span[0] < span[1]:
+            raise ValueError(f"start={start!r}, stop={stop!r}: the noisier one first is accepted")
+        return span
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """(B, d): x as torchsde's state."""
+        if self.event is not None and x.shape[1:] != self.event:
+            raise ValueError(f"x has shape {tuple(x.shape)}: (B, {', '.join(map(str, self.event))}) is accepted")
+        return x.flatten(1)
+
+    def unflatten(self, y: Tensor) -> Tensor:
+        """The inverse of `flatten`, for a state or for a stack of them."""
+        return y if self.event is None else y.unflatten(-1, self.event)
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """The drift, (B, d)."""
+        t, p = self._at(s)
+        with np.errstate(all="ignore"):
+            rate = p.dalpha / p.alpha - p.dsigma / p.sigma if self.tau else 0.0
+            target = p.dalpha, p.dsigma - self.tau**2 * p.sigma * rate
+            on_x, on_out = convert(target, self.model.coefficients(p), p.alpha, p.sigma)
+        if not (np.isfinite(on_x) and np.isfinite(on_out)):
+            raise undetermined(self.model.predicts, f"drift at tau={self.tau:g}", t)
+        x = self.unflatten(y)
+        out = self.model(x, t, **self.cond)
+        return self.sign * (float(on_x) * x + float(on_out) * out).to(y.dtype).flatten(1)
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        """The diffusion, (B, d): the same number everywhere."""
+        t, p = self._at(s)
+        with np.errstate(all="ignore"):
+            square = 2 * p.sigma * (p.sigma * p.dalpha / p.alpha - p.dsigma) * self.sign if self.tau else 0.0
+        if not np.isfinite(square):
+            raise undetermined(self.model.predicts, f"diffusion at tau={self.tau:g}", t)
+        return torch.full_like(y, self.tau * math.sqrt(max(square, 0.0)))
+
+    def _at(self, s: Any) -> tuple[float, Any]:
+        """The path's clock, and its position as numbers; s in float32 may be a rounding beyond the ends."""
+        path = self.model.path
+        low, high = sorted((path.t_noise, path.t_data))
+        t = min(max(self.sign * float(s), low), high)
+        with np.errstate(all="ignore"):
+            return t, path.nodes([t])[0]
+
+
+class Interval:
+    """A torchsde Brownian motion where a `ds.Brownian` is expected.
+
+    Args:
+        bm: a `torchsde.BrownianInterval`, or any other; its times are the ones it accepts. Its values may depend on
+            the order of the queries (see its `halfway_tree`).
+        shape: in which to give its values; its own if None.
+    """
+
+    def __init__(self, bm: Any, shape: Sequence[int] | None = None) -> None:
+        self.bm, self.shape = bm, tuple(bm.shape if shape is None else shape)
+        if math.prod(self.shape) != math.prod(bm.shape):
+            raise ValueError(f"shape={self.shape}: as many numbers as in bm's {tuple(bm.shape)} are accepted")
+        self.dtype, self.device = bm.dtype, bm.device
+
+    def __call__(self, ta: Times, tb: Times | None = None) -> Tensor:
+        """W(ta), or the increment from ta to tb, as from a `ds.Brownian`."""
+        if tb is None:
+            alone, pairs = np.ndim(ta) == 0, [(t,) for t in np.ravel(np.asarray(ta)).tolist()]
+        else:
+            alone = np.ndim(ta) == 0
+            pairs = list(zip(np.ravel(np.asarray(ta)).tolist(), np.ravel(np.asarray(tb)).tolist(), strict=True))
+        values = [self._increment(*pair).reshape(self.shape) for pair in pairs]
+        return values[0] if alone else torch.stack(values)
+
+    def normal_between(self, s: Times, t: Times) -> Tensor:
+        """(W(t) - W(s)) / sqrt(|t - s|), a standard normal."""
+        gap = torch.as_tensor(np.asarray(t, dtype=np.float64) - np.asarray(s, dtype=np.float64))
+        if (gap == 0).any():
+            raise ValueError(f"s={s!r}, t={t!r}: an interval of some length is accepted")
+        scale = gap.abs().rsqrt().to(self.device, self.dtype)
+        return self(s, t) * scale.view((*scale.shape, *[1] * (len(self.shape) if scale.dim() else 0)))
+
+    def _increment(self, s: float, t: float | None = None) -> Tensor:
+        if t is not None and t < s:
+            return -self.bm(t, s)
+        return self.bm(s) if t is None else self.bm(s, t)
