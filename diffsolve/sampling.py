@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffsolve.execute import Executor, State, bind, conversion
 from diffsolve.guidance import Guidance
+from diffsolve.langevin import Correction, Langevin
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
@@ -134,6 +135,7 @@ def solve(
     stop: float | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
+    corrector: Langevin | None = None,
     hook: Callable[[Step], Tensor | None] | None = None,
     callback: Callable[[Step], object] | None = None,
     trajectory: bool = False,
@@ -157,6 +159,8 @@ def solve(
         index: where this batch begins in a larger one that is sampled in shards.
         cond: keyword arguments for the network, passed on unchanged.
         guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
+        corrector: Langevin steps at each node before the network is called there (predictor-corrector, 2011.13456).
+            Its calls are in `Run.nfe`; it goes with steps, not with a budget of calls, nor with a hook.
         hook: sees each denoised estimate before the update, and may return another in its place.
         callback: sees each step after the update.
         trajectory: keep the states at the grid nodes.
@@ -176,6 +180,8 @@ def solve(
             another shape or type.
         FloatingPointError: see `check`.
     """
+    if corrector is not None:
+        refuse("corrector", nfe=nfe, hook=hook)
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
@@ -187,6 +193,7 @@ def solve(
     tableau, cond = ex.tableau, cond or {}
     guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     network = guided.around(model, tableau)
+    correct = None if corrector is None else Correction(corrector, model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
@@ -207,6 +214,8 @@ def solve(
                 out = step.denoised if changed is None else _checked(changed, ex.y)
                 step = replace(step, denoised=out)
             ex.advance(out)
+            if correct:
+                correct(ex, network, cond)
             if callback and step:
                 callback(replace(step, x=ex.y))
             if nodes is not None and tableau.node[i] >= 0:
@@ -217,7 +226,8 @@ def solve(
         seed = ex.key
     else:
         seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
-    return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
+    calls = ex.call - first + (correct.calls if correct else 0)
+    return Run(ex.y, tableau, calls, seed, None if nodes is None else torch.stack(nodes), ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
