@@ -4,6 +4,7 @@ from diffsolve import grids, paths, solvers
 from diffsolve.brownian import Brownian
 from diffsolve.execute import Executor, State
 from diffsolve.guidance import Guidance
+from diffsolve.langevin import Chain, Langevin, annealed_langevin, langevin
 from diffsolve.models import Model, adapt
 from diffsolve.noise import Key
 from diffsolve.planning import plan
@@ -16,19 +17,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Brownian",
+    "Chain",
     "Executor",
     "Guidance",
     "Key",
+    "Langevin",
     "Model",
     "Run",
     "State",
     "Step",
     "Tableau",
     "adapt",
+    "annealed_langevin",
     "begin",
     "diffuse",
     "encode",
     "grids",
+    "langevin",
     "load",
     "paths",
     "plan",

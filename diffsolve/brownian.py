@@ -136,7 +136,7 @@ class Brownian:
         def scale(s: np.ndarray, t: np.ndarray) -> np.ndarray:
             if (s == t).any():
                 raise ValueError(f"s={s[s == t][0] + self.t0!r} is also t: an interval of some length is accepted")
-            return np.abs(t - s) ** -0.5
+            return np.asarray(np.abs(t - s) ** -0.5)
 
         return self._increments(s, t, scale)
 
@@ -174,7 +174,10 @@ class Brownian:
         """W at the times 2^k (1 + place), sorted, over 2^(k/2): from W = 0 at the octave `origin`."""
         way = _Way(octave, place, self.depth, self._last)
         normals = self._rows(way.octaves, way.nodes, way.scale)
-        cells, lefts, rights, bases = self._cells, [], [], []
+        cells = self._cells
+        lefts: list[Tensor] = []
+        rights: list[Tensor] = []
+        bases: list[Tensor] = []
         base = zero = torch.zeros(self._numel, dtype=self._wide, device=self.device)
         for k, cell, known, needed in zip(octave.tolist(), way.cell.tolist(), way.known, way.needed, strict=True):
             if not bases or k != self._last[0]:

@@ -12,6 +12,7 @@ library, a serving engine) drives it from outside:
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from dataclasses import asdict, dataclass, replace
@@ -303,5 +304,6 @@ class Executor:
         like = self._y if like is None else like
         if self._brownian is not None:
             start, stop = self.tableau.clock[row - 1].tolist()
-            return self._brownian(start, stop).to(like) / (stop - start) ** 0.5  # not in place: the path may keep it
+            increment = self._brownian(start, stop).to(like)
+            return torch.div(increment, math.sqrt(stop - start))  # not in place: the path may keep it
         return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)

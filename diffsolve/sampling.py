@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffsolve.execute import Executor, State, Wiener, bind, conversion
 from diffsolve.guidance import Guidance
+from diffsolve.langevin import Correction, Langevin
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
@@ -142,6 +143,7 @@ def solve(
     stop: float | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
+    corrector: Langevin | None = None,
     hook: Callable[[Step], Tensor | None] | None = None,
     callback: Callable[[Step], object] | None = None,
     trajectory: bool | str = False,
@@ -167,6 +169,8 @@ def solve(
         index: where this batch begins in a larger one that is sampled in shards.
         cond: keyword arguments for the network, passed on unchanged.
         guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
+        corrector: Langevin steps at each node before the network is called there (predictor-corrector, 2011.13456).
+            Its calls are in `Run.nfe`; it goes with steps, not with a budget of calls, nor with a hook.
         hook: sees each denoised estimate before the update, and may return another in its place.
         callback: sees each step after the update.
         trajectory: True keeps the states at the grid nodes, where they are a network's input or the result; "calls"
@@ -192,6 +196,8 @@ def solve(
             another shape or type.
         FloatingPointError: see `check`.
     """
+    if corrector is not None:
+        refuse("corrector", nfe=nfe, hook=hook, log_prob=log_prob or None)
     guided = Guidance.of(guidance)
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
@@ -208,6 +214,7 @@ def solve(
         raise ValueError(f"log_prob=True with {ex.tableau.solver}: a solver that adds noise is accepted")
     tableau, cond = ex.tableau, cond or {}
     network = guided.around(model, tableau)
+    correct = None if corrector is None else Correction(corrector, model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
@@ -232,6 +239,8 @@ def solve(
             if densities is not None:
                 std = float(tableau.weights[i, 1, -1])
                 densities.append(log_density(ex.noise(i + 1), std) if std else log_density(ex.y, 1.0) * 0)
+            if correct:
+                correct(ex, network, cond)
             if callback and step:
                 callback(replace(step, x=ex.y))
             if nodes is not None and (trajectory == "calls" or tableau.node[i] >= 0):
@@ -239,7 +248,8 @@ def solve(
             bar.update()
             del out, step  # before the next call makes its own
     kept, logs = (None if tensors is None else torch.stack(tensors) for tensors in (nodes, densities))
-    return Run(ex.y, tableau, ex.call - first, _seed(seed, ex.key), kept, logs, ex)
+    calls = ex.call - first + (correct.calls if correct else 0)
+    return Run(ex.y, tableau, calls, _seed(seed, ex.key), kept, logs, ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:

@@ -93,7 +93,7 @@ class SDE(nn.Module):
 
     def unflatten(self, y: Tensor) -> Tensor:
         """The inverse of `flatten`, for a state or for a stack of them."""
-        return y if self.event is None else y.unflatten(-1, self.event)
+        return y if self.event is None else y.reshape(*y.shape[:-1], *self.event)
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """The drift, (B, d)."""
@@ -143,12 +143,9 @@ class Interval:
 
     def __call__(self, ta: Times, tb: Times | None = None) -> Tensor:
         """W(ta), or the increment from ta to tb, as from a `ds.Brownian`."""
-        if tb is None:
-            alone, pairs = np.ndim(ta) == 0, [(t,) for t in np.ravel(np.asarray(ta)).tolist()]
-        else:
-            alone = np.ndim(ta) == 0
-            pairs = list(zip(np.ravel(np.asarray(ta)).tolist(), np.ravel(np.asarray(tb)).tolist(), strict=True))
-        values = [self._increment(*pair).reshape(self.shape) for pair in pairs]
+        alone, starts = np.ndim(ta) == 0, np.ravel(np.asarray(ta)).tolist()
+        stops = [None] * len(starts) if tb is None else np.ravel(np.asarray(tb)).tolist()
+        values = [self._increment(s, t).reshape(self.shape) for s, t in zip(starts, stops, strict=True)]
         return values[0] if alone else torch.stack(values)
 
     def normal_between(self, s: Times, t: Times) -> Tensor:
@@ -159,7 +156,6 @@ class Interval:
         scale = gap.abs().rsqrt().to(self.device, self.dtype)
         return self(s, t) * scale.view((*scale.shape, *[1] * (len(self.shape) if scale.dim() else 0)))
 
-    def _increment(self, s: float, t: float | None = None) -> Tensor:
-        if t is not None and t < s:
-            return -self.bm(t, s)
-        return self.bm(s) if t is None else self.bm(s, t)
+    def _increment(self, s: float, t: float | None) -> Tensor:
+        value: Tensor = self.bm(s) if t is None else self.bm(s, t) if s <= t else -self.bm(t, s)
+        return value
