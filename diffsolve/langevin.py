@@ -275,4 +275,5 @@ def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.flatten(1) if x.dim() > 1 else x[:, None], dim=1)
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1) if x.dim() > 1 else x[:, None], dim=1)
+    return norm
