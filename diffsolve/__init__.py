@@ -5,6 +5,7 @@ from diffsolve.execute import Executor, State
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, adapt
 from diffsolve.noise import Key
+from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
 from diffsolve.planning import plan
 from diffsolve.reference import load
 from diffsolve.sampling import Run, Step, begin, diffuse, encode, sample, solve
@@ -13,10 +14,14 @@ from diffsolve.tableau import Tableau
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anderson",
     "Executor",
     "Guidance",
     "Key",
     "Model",
+    "Parareal",
+    "Picard",
+    "Ranks",
     "Run",
     "State",
     "Step",

@@ -15,6 +15,8 @@ from diffsolve.execute import Executor, State, bind, conversion
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
+from diffsolve.parallel import Parallel, Statistics
+from diffsolve.parallel.base import Calls
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
@@ -56,6 +58,8 @@ class Run:
     trajectory: Tensor | None
     """(n + 1, B, ...): the states at the grid nodes reached, the start first; None unless asked for."""
     executor: Executor
+    parallel: Statistics | None = None
+    """What it took, if the run was made in parallel."""
 
     @property
     def state(self) -> State:
@@ -141,6 +145,7 @@ def solve(
     check: bool = False,
     max_calls: int | None = None,
     state: State | None = None,
+    parallel: Parallel | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Run:
@@ -164,6 +169,10 @@ def solve(
             synchronisation per call; nothing when off.
         max_calls: stop after so many calls; `Run.state` goes on from there.
         state: go on from there, with the solver (or tableau) of that run.
+        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
+            list or tuple there) whose first dimension is the batch size B is then taken to have one entry per
+            sample, and repeated for each of its calls. Not together with hook, callback, trajectory, max_calls or
+            state.
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
 
@@ -185,6 +194,11 @@ def solve(
         one_of(max_calls=max_calls)
     tableau, cond = ex.tableau, cond or {}
     guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    if parallel is not None:
+        if not isinstance(parallel, Parallel):
+            raise TypeError(f"parallel={parallel!r}: a ds.Picard or a ds.Parareal is accepted")
+        refuse("parallel", hook=hook, callback=callback, trajectory=trajectory or None, max_calls=max_calls, state=state)
+        return _in_parallel(parallel, ex, model, guided, cond, check, progress, seed)
     network = guided.around(model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
@@ -212,8 +226,27 @@ def solve(
                 nodes.append(ex.y.clone())
             bar.update()
             del out, step  # before the next call makes its own
-    seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
-    return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
+    return Run(ex.y, tableau, ex.call - first, _seed(ex), None if nodes is None else torch.stack(nodes), ex)
+
+
+def _in_parallel(
+    parallel: Parallel,
+    ex: Executor,
+    model: Model,
+    guidance: Guidance,
+    cond: Mapping[str, Any],
+    check: bool,
+    progress: bool,
+    seed: Seed | None,
+) -> Run:
+    if parallel.ranks is not None and seed is None:
+        raise ValueError("seed=None with ranks: the same seed is to be given on each of them")
+    calls = Calls(
+        model, ex.tableau, ex.y, guidance, cond, max_batch=parallel.max_batch, ranks=parallel.ranks, check=check
+    )
+    with torch.no_grad(), _bar(progress, ex.tableau.nfe) as bar:
+        ex, statistics = parallel.run(ex, calls, bar.update)
+    return Run(ex.y, ex.tableau, -(-statistics.calls // max(1, len(ex.y))), _seed(ex), None, ex, statistics)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
@@ -311,6 +344,10 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
         got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise ValueError(f"hook returned {got}: None or a tensor of shape {tuple(like.shape)} is accepted")
     return changed
+
+
+def _seed(ex: Executor) -> Seed:
+    return ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
 
 
 def _key(seed: Seed | None, index: int) -> Key:

@@ -1,0 +1,153 @@
+"""What the drivers of a run in parallel share: the network called for many rows at once, and the counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffsolve.execute import Executor, State
+from diffsolve.guidance import Guidance
+from diffsolve.models import Model
+from diffsolve.tableau import Tableau
+
+if TYPE_CHECKING:
+    from diffsolve.parallel.distributed import Ranks
+
+__all__ = ["Calls", "Parallel", "Statistics", "finished"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a run in parallel took, against N calls one after another."""
+
+    rounds: int
+    """Sweeps over the window, or parareal iterations, until the last sample was done."""
+    calls: int
+    """Network evaluations, summed over the samples; over all ranks."""
+    wasted: int
+    """How many of them a sequential run would not have made."""
+    depth: int
+    """Batches that the network was called with one after another: the time of a run on enough workers."""
+    each: Tensor
+    """(B,): the rounds that each sample took."""
+
+
+class Parallel(ABC):
+    """A way to make many of a run's network calls at once: `Picard` or `Parareal`. Immutable."""
+
+    max_batch: int | None
+    ranks: Ranks | None
+
+    @abstractmethod
+    def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+        """Bring a run from its first call to its end.
+
+        Args:
+            ex: at call 0; it gives the start, the noise and the program.
+            calls: the network.
+            moved: told, after each round, by how many calls the slowest sample has moved on.
+        """
+
+
+class Calls:
+    """The network of a run, called for any samples at any rows of its tableau, and counted.
+
+    A tensor among the conditioning arguments (in mappings, lists and tuples too) whose first dimension is the batch
+    size has one entry per sample, which is repeated for each of the sample's calls; all else is passed unchanged.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tableau: Tableau,
+        like: Tensor,
+        guidance: Guidance,
+        cond: Mapping[str, Any],
+        *,
+        max_batch: int | None = None,
+        ranks: Ranks | None = None,
+        check: bool = False,
+    ) -> None:
+        self.model, self.max_batch, self.ranks, self.check = model, max_batch, ranks, check
+        self._guidance, self._cond, self._shape = guidance, cond, like.shape
+        self._at(tableau, like)
+        self.made = self.depth = 0
+
+    def _at(self, tableau: Tableau, like: Tensor) -> None:
+        """Be the network of this tableau's calls."""
+        at = self.model.path.nodes(tableau.calls[:, 0])
+        told = self.model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
+        self.tableau, self._network = tableau, self._guidance.around(self.model, tableau)
+        self._told = told.to(like.device, self.model.time_dtype(like.dtype))
+        scale = self.model.input_scale(at)
+        # In the state's precision, as a Python number would be where the executor multiplies.
+        self._scale = None if scale is None else torch.from_numpy(scale).to(like)
+        guided = torch.tensor(self._guidance.active(tableau))
+        self._mixed = None if guided.all() or not guided.any() else guided.to(like.device)
+
+    def of(self, tableau: Tableau, like: Tensor) -> Calls:
+        """The same network at the calls of another tableau, counted apart."""
+        other = object.__new__(Calls)
+        other.__dict__.update(self.__dict__)
+        other._at(tableau, like)
+        other.made = other.depth = 0
+        return other
+
+    def __call__(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        """The network's outputs for the inputs y (M, n) of `sample` (M,) at the calls `row` (M,)."""
+        self.made += len(row)
+        if self.ranks is None:
+            return self._batches(row, sample, y)
+        share = -(-len(row) // self.ranks.size)
+        mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
+        return self.ranks.gather(lambda: self._batches(row[mine], sample[mine], y[mine]), share, y)
+
+    def _batches(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        size = max(1, min(len(row), self.max_batch or len(row)))
+        self.depth += -(-len(row) // size)
+        parts = [self._batch(*part) for part in zip(row.split(size), sample.split(size), y.split(size), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(y)
+
+    def _batch(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        if self._mixed is None:
+            return self._call(row, sample, y)
+        out = torch.empty_like(y)
+        for part in (self._mixed[row], ~self._mixed[row]):  # rows with guidance, and rows without
+            if part.any():
+                out[part] = self._call(row[part], sample[part], y[part])
+        return out
+
+    def _call(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        x = y if self._scale is None else y * self._scale[row, None]
+        x = x.view(-1, *self._shape[1:])
+        cond, uncond = (self._picked(c, sample) for c in (self._cond, self._guidance.uncond))
+        out = self._network(0 if self._mixed is None else int(row[0]), x, self._told[row], cond, uncond)
+        if self.check and not bool(out.isfinite().all()):
+            bad = ~out.flatten(1).isfinite().all(1)
+            i = int(row[bad].min())
+            raise FloatingPointError(
+                f"net returned {int((~out.isfinite()).sum())} non-finite values of {out.numel()}, first in call {i} of "
+                f"{self.tableau.nfe}, at t={self.tableau.calls[i, 0]:.6g}"
+            )
+        return out.flatten(1).to(y.dtype)
+
+    def _picked(self, value: Any, sample: Tensor) -> Any:
+        if isinstance(value, Tensor):
+            per_sample = value.dim() > 0 and len(value) == self._shape[0]
+            return value[sample.to(value.device)] if per_sample else value
+        if isinstance(value, Mapping):
+            return {name: self._picked(part, sample) for name, part in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._picked(part, sample) for part in value)
+        return value
+
+
+def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
+    """The executor at its end, with these tensors."""
+    state = State(ex.tableau.nfe, s, y, (), ex.key)
+    return Executor(ex.program, None, ex.key, state=replace(state, y=s) if y is s else state)
