@@ -197,7 +197,9 @@ def solve(
     if parallel is not None:
         if not isinstance(parallel, Parallel):
             raise TypeError(f"parallel={parallel!r}: a ds.Picard or a ds.Parareal is accepted")
-        refuse("parallel", hook=hook, callback=callback, trajectory=trajectory or None, max_calls=max_calls, state=state)
+        refuse(
+            "parallel", hook=hook, callback=callback, trajectory=trajectory or None, max_calls=max_calls, state=state
+        )
         return _in_parallel(parallel, ex, model, guided, cond, check, progress, seed)
     network = guided.around(model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
@@ -239,8 +241,10 @@ def _in_parallel(
     progress: bool,
     seed: Seed | None,
 ) -> Run:
-    if parallel.ranks is not None and seed is None:
-        raise ValueError("seed=None with ranks: the same seed is to be given on each of them")
+    if parallel.ranks is not None:
+        if seed is None:
+            raise ValueError("seed=None with ranks: the same seed is to be given on each of them")
+        parallel.ranks.agree(ex)
     calls = Calls(
         model, ex.tableau, ex.y, guidance, cond, max_batch=parallel.max_batch, ranks=parallel.ranks, check=check
     )

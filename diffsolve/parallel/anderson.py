@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsolve.parallel.rows import take
+from diffsolve.parallel.rows import shifted
 
 __all__ = ["Anderson", "Mixer"]
 
@@ -75,15 +75,11 @@ class Mixer:
         # The safeguard: where mixing gave nothing sensible, the plain sweep.
         return torch.where(mixed.isfinite().all(-1, keepdim=True), mixed, g)
 
-    def slide(self, index: Tensor, fresh: Tensor, samples: Tensor) -> None:
-        """Move to the window whose slot l is the old slot index[l, b]; where `fresh` there was none.
-
-        Args:
-            samples: those that go on.
-        """
+    def slide(self, index: Tensor, samples: Tensor) -> None:
+        """Move to the window whose slot l is the old slot index[l, b], and keep these samples."""
 
         def moved(slots: Tensor) -> Tensor:
-            return take(slots, index).masked_fill_(fresh[..., None], 0.0)[:, samples]
+            return shifted(slots, index)[:, samples]
 
         if self._last is not None:
             self._last = moved(self._last[0]), moved(self._last[1])

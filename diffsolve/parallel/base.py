@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,10 @@ from torch import Tensor
 from diffsolve.execute import Executor, State
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model
+from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
 
-if TYPE_CHECKING:
-    from diffsolve.parallel.distributed import Ranks
-
-__all__ = ["Calls", "Parallel", "Statistics", "finished"]
+__all__ = ["Calls", "Parallel", "Statistics", "finished", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,23 @@ class Statistics:
 class Parallel(ABC):
     """A way to make many of a run's network calls at once: `Picard` or `Parareal`. Immutable."""
 
+    tol: float
+    atol: float
     max_batch: int | None
     ranks: Ranks | None
+
+    def _check(self, *counts: str) -> None:
+        """That the options that they share, and these counts, are what they should be."""
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+        for name in ("tol", "atol"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: a finite number of at least 0 is accepted")
+        if self.ranks is not None and not isinstance(self.ranks, Ranks):
+            raise TypeError(f"ranks={self.ranks!r}: a ds.Ranks is accepted")
 
     @abstractmethod
     def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
@@ -110,7 +124,9 @@ class Calls:
     def _batches(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
         size = max(1, min(len(row), self.max_batch or len(row)))
         self.depth += -(-len(row) // size)
-        parts = [self._batch(*part) for part in zip(row.split(size), sample.split(size), y.split(size), strict=True)]
+        parts = [
+            self._batch(*part) for part in zip(*(torch.split(part, size) for part in (row, sample, y)), strict=True)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(y)
 
     def _batch(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
@@ -151,3 +167,14 @@ def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
     """The executor at its end, with these tensors."""
     state = State(ex.tableau.nfe, s, y, (), ex.key)
     return Executor(ex.program, None, ex.key, state=replace(state, y=s) if y is s else state)
+
+
+def in_order(ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+    """One call after another: the executor itself."""
+    n, batch = ex.tableau.nfe, len(ex.y)
+    sample = torch.arange(batch, device=ex.y.device)
+    while not ex.done:
+        out = calls(torch.full_like(sample, ex.call), sample, ex.y.flatten(1))
+        ex.advance(out.view_as(ex.y))
+        moved(1)
+    return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from diffsolve.execute import Executor
 
 __all__ = ["Ranks"]
 
@@ -68,11 +71,20 @@ class Ranks:
         self._agree([int(part[1]) for part in parts], "calls in a round")
         return torch.cat([part[2:] for part in parts]).view(-1, like.shape[1])[: len(like)].to(like.dtype)
 
-    def agree(self, digest: int) -> None:
-        """Check that all ranks are to make the same run, by a number below 2**31."""
-        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
-        parts = self._gather(torch.tensor([digest], dtype=torch.int64, device=device))
-        self._agree([int(part) for part in parts], "seed, start, solver or shape")
+    def agree(self, ex: Executor) -> None:
+        """Check that all ranks are to make the same run: the same tableau, noise and start.
+
+        Raises:
+            RuntimeError: if not, or as in `gather`.
+        """
+        parts = [
+            ex.tableau.calls.tobytes(),
+            ex.tableau.weights.tobytes(),
+            repr((ex.key, ex.y.shape, ex.y.dtype)).encode(),
+        ]
+        parts.append(ex.y.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest = torch.tensor([zlib.crc32(b"".join(parts))], dtype=torch.int64, device=ex.y.device)
+        self._agree([int(part) for part in self._gather(digest)], "seed, start, solver or shape")
 
     def _agree(self, values: list[int], what: str) -> None:
         if len(set(values)) > 1:

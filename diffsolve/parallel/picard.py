@@ -11,9 +11,10 @@ from torch import Tensor
 
 from diffsolve.execute import Executor
 from diffsolve.parallel.anderson import Anderson, Mixer
-from diffsolve.parallel.base import Calls, Parallel, Statistics, finished
+from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, in_order
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, sweep, take
+from diffsolve.parallel.secant import Slopes
 from diffsolve.parallel.warm import Warmth
 from diffsolve.solvers.base import frame_named
 from diffsolve.tableau import Tableau
@@ -45,7 +46,9 @@ class Picard(Parallel):
         warm: the first guess of a point that enters the window: "extrapolate" runs on with the last derivative,
             "copy" takes the last point (as ParaDiGMS does), and a Tableau is run first, one call after another, for
             derivatives to interpolate: `ds.plan(model, "dpmpp-2m", steps=10)`.
-        mixing: Anderson mixing of the guesses: `ds.Anderson()`. Points that the window has passed are plain.
+        accelerate: "secant" lets f follow the point, f + j (y - x), with the slope j of its last two values along
+            the last change of x, one number per call and sample: still a linear recurrence. Or Anderson mixing of
+            the guesses, `ds.Anderson()`; or None. What the window has passed is never mixed.
         workers: how many calls of a sample can be made at once, if fewer than the window: the window is then swept
             in parts, each of which starts from the outputs of those before (Gauss-Seidel).
         max_batch: the most samples that the network is called with at once.
@@ -57,47 +60,27 @@ class Picard(Parallel):
     atol: float = 0.0
     frame: str = "straight"
     warm: str | Tableau = "extrapolate"
-    mixing: Anderson | None = None
+    accelerate: str | Anderson | None = "secant"
     workers: int | None = None
     max_batch: int | None = None
     ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
-        for name in ("window", "workers", "max_batch"):
-            value = getattr(self, name)
-            if (value is not None or name == "window") and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
-        for name in ("tol", "atol"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r}: a finite number of at least 0 is accepted")
+        if self.window is None:
+            raise ValueError("window=None: an integer of at least 1 is accepted")
+        self._check("window", "workers", "max_batch")
         frame_named(self.frame)
         if self.warm not in ("extrapolate", "copy") and not isinstance(self.warm, Tableau):
             raise ValueError(f"warm={self.warm!r}: 'extrapolate', 'copy' or a Tableau is accepted")
         if isinstance(self.warm, Tableau) and self.warm.stochastic:
             raise ValueError(f"warm={self.warm.solver}: a deterministic solver's tableau is accepted")
-        for name, kind in (("mixing", Anderson), ("ranks", Ranks)):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise TypeError(f"{name}={value!r}: a ds.{kind.__name__} is accepted")
+        if self.accelerate not in ("secant", None) and not isinstance(self.accelerate, Anderson):
+            raise ValueError(f"accelerate={self.accelerate!r}: 'secant', a ds.Anderson or None is accepted")
 
     def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
-        if min(self.window, ex.tableau.nfe) == 1:
-            return _one_by_one(ex, calls, moved)
+        if min(self.window, ex.tableau.nfe) == 1 or len(ex.y) == 0:
+            return in_order(ex, calls, moved)
         return _Window(self, ex, calls).run(moved)
-
-
-def _one_by_one(ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
-    """The window of one call: the executor itself."""
-    n, batch = ex.tableau.nfe, len(ex.y)
-    sample = torch.arange(batch, device=ex.y.device)
-    while not ex.done:
-        out = calls(torch.full_like(sample, ex.call), sample, ex.y.flatten(1))
-        ex.advance(out.view_as(ex.y))
-        moved(1)
-    return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n))
 
 
 class _Window:
@@ -122,10 +105,11 @@ class _Window:
         self.d = like.new_zeros(K - 1, batch, size)
         self.noise = _Noise(ex, self.rows.noisy)
         self.warm = Warmth(options.warm, self.rows, calls, like)
-        self.mixer = None if options.mixing is None else Mixer(options.mixing)
+        self.mixer = Mixer(options.accelerate) if isinstance(options.accelerate, Anderson) else None
         row = self.row
         self.f = self.warm.first(row)
         self.x = sweep(self.rows, row, self.s, self.y, self.d, self.f, self.noise(row, self.who))[1]
+        self.slopes = Slopes(self.f) if options.accelerate == "secant" else None
         if options.warm == "copy":
             self.x[:] = self.y
         self.end_s, self.end_y = torch.empty_like(like), torch.empty_like(like)
@@ -148,9 +132,7 @@ class _Window:
         y = self.end_y.view_as(self.ex.y)
         s = y if self.rows.single else self.end_s.view_as(y)
         batch, made = len(self.each), self.calls.made + self.warm.made
-        statistics = Statistics(
-            rounds, made, made - batch * self.N, self.calls.depth + self.warm.depth, self.each
-        )
+        statistics = Statistics(rounds, made, made - batch * self.N, self.calls.depth + self.warm.depth, self.each)
         return finished(self.ex, s, y), statistics
 
     def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -158,23 +140,29 @@ class _Window:
         row, W = self.row, self.W
         z = self.noise(row, self.who)
         step = min(self.options.workers or W, W)
-        s, y, d = self.s, self.y, self.d
-        ss, ys, ds = [s[None]], [y[None]], [d]
+        here = self.s, self.y, self.d
+        pieces = [(self.s[None], self.y[None], self.d)]
         for first in range(0, W, step):
             part, rest = slice(first, first + step), slice(first + step, W)
             self.evaluate(row, part)
-            more = sweep(self.rows, row[part], s, y, d, self.f[part], None if z is None else z[part])
-            for whole, new, old in zip((ss, ys, ds), more, (1, 1, len(d)), strict=True):
-                whole.append(new[old:])
-            s, y, d = more[0][-1], more[1][-1], more[2][len(more[2]) - len(d) :]
+            done = self.sweep(row, part, here, z)
+            here = done[0][-1], done[1][-1], done[2][len(done[2]) - len(self.d) :]
+            pieces.append((done[0][1:], done[1][1:], done[2][len(self.d) :]))
             if first + step < W:
-                guess = sweep(self.rows, row[rest], s, y, d, self.f[rest], None if z is None else z[rest])
-                self.x[first + step :] = guess[1]
-        points = torch.cat(ys)
+                self.x[first + step :] = self.sweep(row, rest, here, z)[1]
+        ss, points, ds = (torch.cat(piece) for piece in zip(*pieces, strict=True))
         change = (points[1:] - self.x[1:]).square().mean(-1, dtype=torch.float64)
         within = change <= self.limit[row]
         stride = (within.int().cumprod(0).sum(0) + 1).clamp(max=W).minimum(self.N - self.at)
-        return points if self.rows.single else torch.cat(ss), points, torch.cat(ds), stride
+        return ss, points, ds, stride
+
+    def sweep(
+        self, row: Tensor, part: slice, here: tuple[Tensor, Tensor, Tensor], z: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        f, slope = self.f[part], None
+        if self.slopes is not None:
+            f, slope = self.slopes(f, part)
+        return sweep(self.rows, row[part], *here, f, None if z is None else z[part], slope)
 
     def evaluate(self, row: Tensor, part: slice) -> None:
         """Call the network at the points of some slots, short of the end, and take what it says as f."""
@@ -182,7 +170,10 @@ class _Window:
         slot, column = slots.unbind(1)
         rows, x = row[part][slot, column], self.x[:-1][part][slot, column]
         out = self.calls(rows, self.who[column], x)
-        self.f[part][slot, column] = self.rows.fixed(rows, x, out)
+        f = self.rows.fixed(rows, x, out)
+        if self.slopes is not None:
+            self.slopes.learn(part, slot, column, x, f - self.f[part][slot, column])
+        self.f[part][slot, column] = f
 
     def slide(self, s: Tensor, y: Tensor, d: Tensor, stride: Tensor, rounds: int) -> None:
         """Move each window on, to points that are good, and guess the points that enter it."""
@@ -208,13 +199,14 @@ class _Window:
         on = (~done).nonzero()[:, 0]
         keep = stride + torch.arange(W + 1, device=y.device)[:, None]
         self.f = take(torch.cat([self.f, f]), keep[:-1])[:, on]
+        if self.slopes is not None:
+            self.slopes.slide(keep[:-1], on)
         self.x = take(torch.cat([guess, beyond]), keep)[:, on]
         self.s, self.y = take(s, keep[:1])[0, on], take(y, keep[:1])[0, on]
         self.x[0] = self.y
         self.d = take(d, stride + torch.arange(K - 1, device=y.device)[:, None])[:, on]
         if self.mixer is not None:
-            old = keep[:-1]  # points 1 .. W are the mixer's slots
-            self.mixer.slide(old.clamp(max=W - 1), old >= W, on)
+            self.mixer.slide(keep[:-1], on)  # points 1 .. W are the mixer's slots
         self.at, self.who = (self.at + stride)[on], self.who[on]
 
 

@@ -17,7 +17,7 @@ from diffsolve.frames import FRAMES
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 
-__all__ = ["Rows", "sweep", "take"]
+__all__ = ["Rows", "shifted", "step_variance", "sweep", "take"]
 
 
 class Rows:
@@ -61,24 +61,30 @@ class Rows:
             )
         )
         self.used = (weights != 0).any(0).tolist()
-        self.noisy = [*tableau.weights[:, :, -1].any(1).tolist(), False]
+        self.noisy: list[bool] = np.append(tableau.weights[:, :, -1].any(1), False).tolist()
 
     def fixed(self, row: Tensor, y: Tensor, out: Tensor) -> Tensor:
         """f of the outputs at y, for (M, n) inputs at rows (M,)."""
-        on_y, on_out = self.fix[row].to(y.dtype).unbind(-1)
-        return torch.addcmul(on_out[:, None] * out, on_y[:, None], y)
+        on_y, on_out = self.fix[row][..., None].unbind(1)
+        return torch.addcmul(on_out * out, on_y, y).to(y.dtype)
 
     def guess(self, y: Tensor) -> Tensor:
-        """f before any call, (N + 1, 1) weights on the start y: as if all of it were noise (or, at sigma = 0, data)."""
-        t, alpha, sigma = self.tableau.calls[0]
+        """f before any call, as (N + 1,) weights on the start: as if all of it were noise (at sigma = 0, data)."""
+        _, alpha, sigma = self.tableau.calls[0]
         a, b = (np.broadcast_to(c, self.lost.shape) for c in self.target)
         f = b / sigma if sigma else a / alpha
-        weights = torch.from_numpy(np.append(np.where(self.lost, 0.0, f), 0.0)).to(y)
-        return weights
+        return torch.from_numpy(np.append(np.where(self.lost, 0.0, f), 0.0)).to(y)
 
 
 def sweep(
-    rows: Rows, row: Tensor, s: Tensor, y: Tensor, d: Tensor, f: Tensor, z: Tensor | None
+    rows: Rows,
+    row: Tensor,
+    s: Tensor,
+    y: Tensor,
+    d: Tensor,
+    f: Tensor,
+    z: Tensor | None,
+    slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The recurrence over L calls, each sample from a row of its own: exact linear algebra, given f.
 
@@ -90,13 +96,16 @@ def sweep(
         d: (K - 1, B, n), the derivatives of the calls before, oldest first.
         f: (L, B, n), what is held fixed of the network's outputs.
         z: (L, B, n), the noise, or None.
+        slope: (L, B), if what is held fixed is f + slope y.
 
     Returns:
         s and y, (L + 1, B, n) with the start first, and d, (K - 1 + L, B, n). s is y if they are one tensor.
     """
     K, L = rows.tableau.history, len(row)
-    w = rows.weights[row].to(y.dtype).movedim(1, -1)[..., None]  # (L, 2, K + 3, B, 1)
-    p, q = rows.keep[row].to(y.dtype).movedim(-1, 0)[..., None]  # (L, B, 1) each
+    w = rows.weights[row].movedim(1, -1)[..., None]  # (L, 2, K + 3, B, 1)
+    p, q = rows.keep[row][..., None].unbind(2)  # (L, B, 1) each
+    if slope is not None:
+        p = torch.addcmul(p, q, slope[..., None])
     ys = y.new_empty(L + 1, *y.shape)
     ss = ys if rows.single else torch.empty_like(ys)
     ds = y.new_empty(K - 1 + L, *y.shape)
@@ -119,6 +128,12 @@ def take(slots: Tensor, index: Tensor) -> Tensor:
     return slots.gather(0, index[..., None].expand(-1, -1, slots.shape[-1]))
 
 
+def shifted(slots: Tensor, index: Tensor) -> Tensor:
+    """`take` from slots that are followed by zeros."""
+    beyond = index >= len(slots)
+    return take(slots, index.clamp(max=len(slots) - 1)).masked_fill_(beyond[..., None], 0.0)
+
+
 def step_variance(tableau: Tableau) -> np.ndarray:
     """(N,): the noise variance of ancestral sampling over each call's move, sigma_t^2 (1 - e^{-2 |h|}).
 
@@ -136,7 +151,8 @@ def step_variance(tableau: Tableau) -> np.ndarray:
     good = np.flatnonzero(np.isfinite(variance) & (variance > 0))
     if not len(good):
         return np.ones(tableau.nfe)
-    return variance[good[np.maximum(np.searchsorted(good, i, side="right") - 1, 0)]]
+    found: np.ndarray = variance[good[np.maximum(np.searchsorted(good, i, side="right") - 1, 0)]]
+    return found
 
 
 def _alike(entry: np.ndarray) -> bool:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.frames import FRAMES
 from diffsolve.parallel.base import Calls
-from diffsolve.parallel.rows import Rows, sweep
+from diffsolve.parallel.coarse import one_by_one
+from diffsolve.parallel.rows import Rows
 from diffsolve.tableau import Tableau
 
 __all__ = ["Warmth"]
@@ -27,12 +27,13 @@ class Warmth:
         self._curve: Tensor | None = None
         if isinstance(warm, Tableau):
             coarse = calls.of(warm, y)
-            self._curve = _derivatives(warm, rows.frame, coarse, y)
+            everyone = torch.arange(len(y), device=y.device)
+            self._curve, _ = one_by_one(Rows(warm, calls.model, rows.frame, y), coarse, everyone, y)
             self.made, self.depth = coarse.made, coarse.depth
             angle, knots = (np.arctan2(t.calls[:, 2], t.calls[:, 1]) for t in (rows.tableau, warm))
             order = np.argsort(knots, kind="stable")
             place = np.interp(np.append(angle, angle[-1]), knots[order], order.astype(np.float64))
-            left = np.clip(np.floor(place).astype(np.int64), 0, warm.nfe - 2) if warm.nfe > 1 else 0 * place.astype(int)
+            left = np.clip(np.floor(place).astype(np.int64), 0, max(0, warm.nfe - 2))
             self._left = torch.from_numpy(left).to(y.device)
             self._part = torch.from_numpy(place - left).to(y)
 
@@ -53,19 +54,3 @@ class Warmth:
         left, part = self._left[row], self._part[row][..., None]
         right = (left + 1).clamp(max=len(self._curve) - 1)
         return torch.lerp(self._curve[left, who], self._curve[right, who], part)
-
-
-def _derivatives(tableau: Tableau, frame: str, calls: Calls, x: Tensor) -> Tensor:
-    """The frame's derivative at each call of a run one after another, (N, B, n)."""
-    rows = Rows(tableau, calls.model, frame, x)
-    sample = torch.arange(len(x), device=x.device)
-    s = y = x * float(tableau.entry[1, 0])
-    d = x.new_zeros(tableau.history - 1, *x.shape)
-    found = []
-    for i in range(tableau.nfe):
-        row = torch.full_like(sample, i)
-        f = rows.fixed(row, y, calls(row, sample, y))
-        ss, ys, ds = sweep(rows, row[None], s, y, d, f[None], None)
-        s, y, d = ss[1], ys[1], ds[1:]
-        found.append(f)
-    return torch.stack(found)
