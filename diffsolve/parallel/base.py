@@ -17,7 +17,7 @@ from diffsolve.models import Model
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
 
-__all__ = ["Calls", "Parallel", "Statistics", "finished", "in_order"]
+__all__ = ["Calls", "Parallel", "Statistics", "finished", "flat", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -114,20 +114,24 @@ class Calls:
 
     def __call__(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
         """The network's outputs for the inputs y (M, n) of `sample` (M,) at the calls `row` (M,)."""
+        if not len(row):
+            return torch.empty_like(y)
+        share = len(row) if self.ranks is None else -(-len(row) // self.ranks.size)
         self.made += len(row)
+        self.depth += -(-share // (self.max_batch or share))
         if self.ranks is None:
             return self._batches(row, sample, y)
-        share = -(-len(row) // self.ranks.size)
         mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
         return self.ranks.gather(lambda: self._batches(row[mine], sample[mine], y[mine]), share, y)
 
     def _batches(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
-        size = max(1, min(len(row), self.max_batch or len(row)))
-        self.depth += -(-len(row) // size)
+        if not len(row):  # no share for this rank
+            return torch.empty_like(y)
+        size = self.max_batch or len(row)
         parts = [
             self._batch(*part) for part in zip(*(torch.split(part, size) for part in (row, sample, y)), strict=True)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(y)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _batch(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
         if self._mixed is None:
@@ -144,13 +148,13 @@ class Calls:
         cond, uncond = (self._picked(c, sample) for c in (self._cond, self._guidance.uncond))
         out = self._network(0 if self._mixed is None else int(row[0]), x, self._told[row], cond, uncond)
         if self.check and not bool(out.isfinite().all()):
-            bad = ~out.flatten(1).isfinite().all(1)
+            bad = ~flat(out).isfinite().all(1)
             i = int(row[bad].min())
             raise FloatingPointError(
                 f"net returned {int((~out.isfinite()).sum())} non-finite values of {out.numel()}, first in call {i} of "
                 f"{self.tableau.nfe}, at t={self.tableau.calls[i, 0]:.6g}"
             )
-        return out.flatten(1).to(y.dtype)
+        return flat(out).to(y.dtype)
 
     def _picked(self, value: Any, sample: Tensor) -> Any:
         if isinstance(value, Tensor):
@@ -161,6 +165,11 @@ class Calls:
         if type(value) in (list, tuple):
             return type(value)(self._picked(part, sample) for part in value)
         return value
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, n)."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
@@ -174,7 +183,7 @@ def in_order(ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tupl
     n, batch = ex.tableau.nfe, len(ex.y)
     sample = torch.arange(batch, device=ex.y.device)
     while not ex.done:
-        out = calls(torch.full_like(sample, ex.call), sample, ex.y.flatten(1))
+        out = calls(torch.full_like(sample, ex.call), sample, flat(ex.y))
         ex.advance(out.view_as(ex.y))
         moved(1)
     return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n))

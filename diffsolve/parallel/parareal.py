@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffsolve import solvers
 from diffsolve.execute import Executor
-from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, in_order
+from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, flat, in_order
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, sweep
@@ -89,7 +89,7 @@ class _Blocks:
     def __init__(self, options: Parareal, ex: Executor, calls: Calls) -> None:
         self.ex, self.calls, tableau = ex, calls, ex.tableau
         start = ex.state
-        y = start.y.flatten(1)
+        y = flat(start.y)
         self.rows = Rows(tableau, calls.model, options.frame, y)
         self.bounds = _bounds(tableau, options.blocks)
         self.n = len(self.bounds) - 1
@@ -100,7 +100,7 @@ class _Blocks:
         if options.coarse is not None:
             written = _coarse(options.coarse, calls, tableau, self.bounds)
             self.coarse = [(Rows(t, calls.model, options.frame, y), calls.of(t, y)) for t in written]
-        first = _State(start.s.flatten(1), y, y.new_zeros(tableau.history - 1, *y.shape))
+        first = _State(flat(start.s), y, y.new_zeros(tableau.history - 1, *y.shape))
         self.everyone = torch.arange(len(y), device=y.device)
         self.ends = [first]
         self.G: list[_State] = []
@@ -193,7 +193,7 @@ class _Blocks:
         z = self.ex.y.new_zeros(*row.shape, self.ex.y[0].numel())
         for i in sorted(set(row.flatten().tolist())):
             if self.rows.noisy[i]:
-                drawn = self.ex._noise(i + 1, self.ex.y).flatten(1)
+                drawn = flat(self.ex._noise(i + 1, self.ex.y))
                 slot, column = (row == i).nonzero().unbind(1)
                 z[slot, column] = drawn[who[column]]
         return z

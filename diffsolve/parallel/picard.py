@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsolve.execute import Executor
 from diffsolve.parallel.anderson import Anderson, Mixer
-from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, in_order
+from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, flat, in_order
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, sweep, take
 from diffsolve.parallel.secant import Slopes
@@ -92,7 +92,7 @@ class _Window:
     def __init__(self, options: Picard, ex: Executor, calls: Calls) -> None:
         self.options, self.ex, self.calls = options, ex, calls
         start = ex.state
-        like = start.y.flatten(1)
+        like = flat(start.y)
         self.N, (batch, size), K = ex.tableau.nfe, like.shape, ex.tableau.history
         self.W = min(options.window, self.N)
         self.rows = Rows(ex.tableau, calls.model, options.frame, like)
@@ -101,7 +101,7 @@ class _Window:
         self.slot = torch.arange(self.W, device=like.device)[:, None]
         self.who = torch.arange(batch, device=like.device)
         self.at = torch.zeros_like(self.who)
-        self.y, self.s = like, start.s.flatten(1)
+        self.y, self.s = like, flat(start.s)
         self.d = like.new_zeros(K - 1, batch, size)
         self.noise = _Noise(ex, self.rows.noisy)
         self.warm = Warmth(options.warm, self.rows, calls, like)
@@ -225,7 +225,7 @@ class _Noise:
         for i in range(self.first + len(self.drawn), int(row.max()) + 1):
             y = self.ex.y
             z = self.ex._noise(i + 1, y) if self.noisy[i] else torch.zeros_like(y)
-            self.drawn.append(z.flatten(1))
+            self.drawn.append(flat(z))
         return torch.stack(self.drawn)[row - self.first, who]
 
     def drop(self, before: int) -> None:
