@@ -488,6 +488,8 @@ def test_bad_options_are_named(make, message):
 def test_bad_options_that_only_a_run_can_see():
     with pytest.raises(ValueError, match="coarse='ddim.eta=1.': a deterministic solver"):
         solve(ds.adapt(elementwise, "edm", "v"), "heun", ds.Parareal(coarse="ddim(eta=1)"))
+    with pytest.raises(ValueError, match="was written for EDM"):
+        solve(ds.adapt(elementwise, "condot", "v"), "heun", ds.Picard(warm=ds.plan("edm", "heun", steps=3)))
     with pytest.raises(TypeError, match="ranks=2: a ds.Ranks is accepted"):
         ds.Picard(ranks=2)
 

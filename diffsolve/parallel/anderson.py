@@ -23,7 +23,8 @@ class Anderson:
                          \sum_{j \le l} \Delta r_j^T r_j / v_j,
 
     Delta_i the differences of the last sweeps, v_j the variance that the tolerance is relative to: the sums of point
-    l run over it and *earlier* points alone, so that a point that is done is not disturbed by what is not.
+    l run over it and *earlier* points alone, so that a point that is done is not disturbed by what is not. Only guesses
+    are mixed: what a window has passed is the plain sweep's, so that the iteration ends whatever the mixing does.
 
     Args:
         memory: how many differences.

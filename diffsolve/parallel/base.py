@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,8 +107,7 @@ class Calls:
 
     def of(self, tableau: Tableau, like: Tensor) -> Calls:
         """The same network at the calls of another tableau, counted apart."""
-        other = object.__new__(Calls)
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         other._at(tableau, like)
         other.made = other.depth = 0
         return other
@@ -174,8 +174,7 @@ def flat(x: Tensor) -> Tensor:
 
 def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
     """The executor at its end, with these tensors."""
-    state = State(ex.tableau.nfe, s, y, (), ex.key)
-    return Executor(ex.program, None, ex.key, state=replace(state, y=s) if y is s else state)
+    return Executor(ex.program, None, ex.key, state=State(ex.tableau.nfe, s, y, (), ex.key))
 
 
 def in_order(ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.execute import bind
 from diffsolve.parallel.base import Calls
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.rows import Rows
@@ -26,6 +27,7 @@ class Warmth:
         self._y, self._rows = y, rows
         self._curve: Tensor | None = None
         if isinstance(warm, Tableau):
+            bind(warm, calls.model)  # which checks that it is of this path
             coarse = calls.of(warm, y)
             everyone = torch.arange(len(y), device=y.device)
             self._curve, _ = one_by_one(Rows(warm, calls.model, rows.frame, y), coarse, everyone, y)
