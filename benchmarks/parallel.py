@@ -31,7 +31,8 @@ GROUPS = 8  # of samples, left out in turn for the standard error of the Frechet
 
 INTRODUCTION = """# Parallel in time, measured
 
-Written by `python benchmarks/parallel.py`, on {machine}, one thread, float32, torch {torch}. Nothing was run on a GPU.
+Written by `python benchmarks/parallel.py`, on {machine}, one thread, float32, torch {torch}. Nothing was run on a GPU. The
+machine was shared: columns of times are good to a factor of 2 or so, all others are exact.
 
 Each sample has a window of its own and does not depend on the others, so rounds and calls are those of one sample made
 alone: mean, and the most of any.
@@ -93,7 +94,7 @@ class Target:
             for size in sizes:
                 x, t = torch.randn(size, *self.shape), torch.full((size,), 500.0)
                 times = []
-                for _ in range(30 if size < 64 else 10):
+                for _ in range(40):
                     start = time.perf_counter()
                     self.model.net(x, t)
                     times.append(time.perf_counter() - start)
