@@ -31,8 +31,8 @@ GROUPS = 8  # of samples, left out in turn for the standard error of the Frechet
 
 INTRODUCTION = """# Parallel in time, measured
 
-Written by `python benchmarks/parallel.py`, on {machine}, one thread, float32, torch {torch}. Nothing was run on a GPU. The
-machine was shared: columns of times are good to a factor of 2 or so, all others are exact.
+Written by `python benchmarks/parallel.py`, on {machine}, one thread, float32, torch {torch}. Nothing was run on a GPU.
+The machine was shared: columns of times are good to a factor of 2 or so; the others repeat.
 
 Each sample has a window of its own and does not depend on the others, so rounds and calls are those of one sample made
 alone: mean, and the most of any.
