@@ -7,6 +7,7 @@ from diffsolve.guidance import Guidance
 from diffsolve.langevin import Chain, Langevin, annealed_langevin, langevin
 from diffsolve.models import Model, adapt
 from diffsolve.noise import Key
+from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
 from diffsolve.planning import plan
 from diffsolve.reference import load
 from diffsolve.sampling import Run, Step, begin, diffuse, encode, sample, solve
@@ -16,6 +17,7 @@ from diffsolve.transitions import transition_log_prob
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anderson",
     "Brownian",
     "Chain",
     "Executor",
@@ -23,6 +25,9 @@ __all__ = [
     "Key",
     "Langevin",
     "Model",
+    "Parareal",
+    "Picard",
+    "Ranks",
     "Run",
     "State",
     "Step",

@@ -51,21 +51,31 @@ class Guidance:
         """What `guidance=` means: a scale, a Guidance, or none."""
         return value if isinstance(value, Guidance) else Guidance(1.0 if value is None else value)
 
-    def around(self, model: Model, tableau: Tableau) -> Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]:
-        """The guided network of a run: (number of the call, x, clock, cond) -> output."""
+    def active(self, tableau: Tableau) -> list[bool]:
+        """Which calls of a run are guided."""
         with np.errstate(divide="ignore"):
             rho = tableau.calls[:, 2] / tableau.calls[:, 1]
         low, high = self.interval
-        guided = ((rho >= low) & (rho <= high) & (self.scale != 1)).tolist()
+        active: list[bool] = ((rho >= low) & (rho <= high) & (self.scale != 1)).tolist()
+        return active
 
-        def call(i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def around(self, model: Model, tableau: Tableau) -> Callable[..., Tensor]:
+        """The guided network of a run: (number of the call, x, clock, cond) -> output.
+
+        The unconditional arguments may be given after cond, in place of `uncond`.
+        """
+        guided = self.active(tableau)
+
+        def call(
+            i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any] = self.uncond
+        ) -> Tensor:
             if not guided[i]:
                 return model.call(x, told, cond)
             if self.batched:
-                both = {name: torch.cat([cond[name], self.uncond[name]]) for name in _same_names(cond, self.uncond)}
+                both = {name: torch.cat([cond[name], uncond[name]]) for name in _same_names(cond, uncond)}
                 with_, without = model.call(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
             else:
-                with_, without = model.call(x, told, cond), model.call(x, told, self.uncond)
+                with_, without = model.call(x, told, cond), model.call(x, told, uncond)
             return torch.lerp(without, with_, self.scale)
 
         return call

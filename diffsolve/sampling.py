@@ -16,6 +16,8 @@ from diffsolve.guidance import Guidance
 from diffsolve.langevin import Correction, Langevin
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
+from diffsolve.parallel import Parallel, Statistics
+from diffsolve.parallel.base import Calls
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
@@ -61,6 +63,8 @@ class Run:
     log_prob: Tensor | None
     """(N, B): the log-density of each call's Gaussian transition, 0 where it has no noise; None unless asked for."""
     executor: Executor
+    parallel: Statistics | None = None
+    """What it took, if the run was made in parallel."""
 
     @property
     def state(self) -> State:
@@ -153,6 +157,7 @@ def solve(
     check: bool = False,
     max_calls: int | None = None,
     state: State | None = None,
+    parallel: Parallel | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Run:
@@ -185,6 +190,10 @@ def solve(
             synchronisation per call; nothing when off.
         max_calls: stop after so many calls; `Run.state` goes on from there.
         state: go on from there, with the solver (or tableau) of that run.
+        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
+            list or tuple there) whose first dimension is the batch size B is then taken to have one entry per
+            sample, and repeated for each of its calls. Not together with hook, callback, corrector, trajectory,
+            log_prob, brownian, max_calls or state.
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
 
@@ -213,6 +222,14 @@ def solve(
     if log_prob and not ex.tableau.stochastic:
         raise ValueError(f"log_prob=True with {ex.tableau.solver}: a solver that adds noise is accepted")
     tableau, cond = ex.tableau, cond or {}
+    if parallel is not None:
+        if not isinstance(parallel, Parallel):
+            raise TypeError(f"parallel={parallel!r}: a ds.Picard or a ds.Parareal is accepted")
+        refuse(
+            "parallel", hook=hook, callback=callback, trajectory=trajectory or None, max_calls=max_calls, state=state,
+            corrector=corrector, log_prob=log_prob or None, brownian=brownian,
+        )  # fmt: skip
+        return _in_parallel(parallel, ex, model, guided, cond, check, progress, seed)
     network = guided.around(model, tableau)
     correct = None if corrector is None else Correction(corrector, model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
@@ -250,6 +267,30 @@ def solve(
     kept, logs = (None if tensors is None else torch.stack(tensors) for tensors in (nodes, densities))
     calls = ex.call - first + (correct.calls if correct else 0)
     return Run(ex.y, tableau, calls, _seed(seed, ex.key), kept, logs, ex)
+
+
+def _in_parallel(
+    parallel: Parallel,
+    ex: Executor,
+    model: Model,
+    guidance: Guidance,
+    cond: Mapping[str, Any],
+    check: bool,
+    progress: bool,
+    seed: Seed | None,
+) -> Run:
+    if parallel.ranks is not None:
+        if seed is None:
+            raise ValueError("seed=None with ranks: the same seed is to be given on each of them")
+        parallel.ranks.agree(ex)
+    calls = Calls(
+        model, ex.tableau, ex.y, guidance, cond, max_batch=parallel.max_batch, ranks=parallel.ranks, check=check
+    )
+    with torch.no_grad(), _bar(progress, ex.tableau.nfe) as bar:
+        ex, statistics = parallel.run(ex, calls, bar.update)
+    return Run(
+        ex.y, ex.tableau, -(-statistics.calls // max(1, len(ex.y))), _seed(seed, ex.key), None, None, ex, statistics
+    )
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:

@@ -1,0 +1,14 @@
+"""Parallel in time: many network calls of one run at once.
+
+A run is a strictly lower-triangular system: call i of the network depends on earlier calls alone. So it has one
+solution, and iterations that guess all calls of a window at once reach it in finitely many rounds. They drive *any*
+tableau, multistep and stochastic ones included, because noise is a function of its row and known beforehand.
+"""
+
+from diffsolve.parallel.anderson import Anderson
+from diffsolve.parallel.base import Parallel, Statistics
+from diffsolve.parallel.distributed import Ranks
+from diffsolve.parallel.parareal import Parareal
+from diffsolve.parallel.picard import Picard
+
+__all__ = ["Anderson", "Parallel", "Parareal", "Picard", "Ranks", "Statistics"]

@@ -1,0 +1,87 @@
+"""Anderson mixing along a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffsolve.parallel.rows import shifted
+
+__all__ = ["Anderson", "Mixer"]
+
+
+@dataclass(frozen=True)
+class Anderson:
+    r"""Anderson mixing of the points of a window, restricted to the triangle (ParaTAA, Tang et al., 2402.09970).
+
+    With the points x evaluated in a sweep, what it made of them g, and r = g - x, the next ones are
+
+    .. math:: x_l' = g_l - \sum_i \gamma_{l,i} \Delta_i g_l, \qquad
+              \gamma_l = \Big(\sum_{j \le l} \Delta r_j^T \Delta r_j / v_j + \mu I\Big)^{-1}
+                         \sum_{j \le l} \Delta r_j^T r_j / v_j,
+
+    Delta_i the differences of the last sweeps, v_j the variance that the tolerance is relative to: the sums of point
+    l run over it and *earlier* points alone, so that a point that is done is not disturbed by what is not. Only guesses
+    are mixed: what a window has passed is the plain sweep's, so that the iteration ends whatever the mixing does.
+
+    Args:
+        memory: how many differences.
+        ridge: mu, relative to the mean of the diagonal.
+    """
+
+    memory: int = 2
+    ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
+            raise ValueError(f"memory={self.memory!r}: an integer of at least 1 is accepted")
+        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not self.ridge > 0:
+            raise ValueError(f"ridge={self.ridge!r}: a positive number is accepted")
+
+
+class Mixer:
+    """The memory of an Anderson iteration: what earlier sweeps did, at the points of the window of now."""
+
+    def __init__(self, options: Anderson) -> None:
+        self.options = options
+        self._last: tuple[Tensor, Tensor] | None = None  # r, g
+        self._deltas: list[tuple[Tensor, Tensor]] = []  # of r and g, newest first
+
+    def __call__(self, r: Tensor, g: Tensor, variance: Tensor) -> Tensor:
+        """The next points, from the change r and the result g (L, B, n) of this sweep, and (L, B) variances."""
+        if self._last is not None:
+            self._deltas.insert(0, (r - self._last[0], g - self._last[1]))
+            del self._deltas[self.options.memory :]
+        self._last = r, g
+        if not self._deltas:
+            return g
+        dr = torch.stack([delta for delta, _ in self._deltas])  # (m, L, B, n)
+        m = len(dr)
+
+        def products(other: Tensor) -> Tensor:
+            return ((dr * other).sum(-1, dtype=torch.float64) / variance).cumsum(1)
+
+        gram = torch.stack([products(delta) for delta in dr], -1).movedim(0, -1)  # (L, B, m, m)
+        scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+        # A tiny number beside the ridge: where nothing changed, gamma is 0.
+        ridge = (self.options.ridge * scale + torch.finfo(torch.float64).tiny)[..., None, None]
+        gram = gram + ridge * torch.eye(m, dtype=torch.float64, device=r.device)
+        gamma, _ = torch.linalg.solve_ex(gram, products(r).movedim(0, -1)[..., None])
+        gamma = gamma.to(g.dtype)
+        mixed = g.clone()
+        for i, (_, dg) in enumerate(self._deltas):
+            mixed.addcmul_(dg, gamma[..., i, :], value=-1)
+        # The safeguard: where mixing gave nothing sensible, the plain sweep.
+        return torch.where(mixed.isfinite().all(-1, keepdim=True), mixed, g)
+
+    def slide(self, index: Tensor, samples: Tensor) -> None:
+        """Move to the window whose slot l is the old slot index[l, b], and keep these samples."""
+
+        def moved(slots: Tensor) -> Tensor:
+            return shifted(slots, index)[:, samples]
+
+        if self._last is not None:
+            self._last = moved(self._last[0]), moved(self._last[1])
+        self._deltas = [(moved(dr), moved(dg)) for dr, dg in self._deltas]

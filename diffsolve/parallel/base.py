@@ -1,0 +1,188 @@
+"""What the drivers of a run in parallel share: the network called for many rows at once, and the counts."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsolve.execute import Executor, State
+from diffsolve.guidance import Guidance
+from diffsolve.models import Model
+from diffsolve.parallel.distributed import Ranks
+from diffsolve.tableau import Tableau
+
+__all__ = ["Calls", "Parallel", "Statistics", "finished", "flat", "in_order"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a run in parallel took, against N calls one after another."""
+
+    rounds: int
+    """Sweeps over the window, or parareal iterations, until the last sample was done."""
+    calls: int
+    """Network evaluations, summed over the samples; over all ranks."""
+    wasted: int
+    """How many of them a sequential run would not have made."""
+    depth: int
+    """Batches that the network was called with one after another: the time of a run on enough workers."""
+    each: Tensor
+    """(B,): the rounds that each sample took."""
+
+
+class Parallel(ABC):
+    """A way to make many of a run's network calls at once: `Picard` or `Parareal`. Immutable."""
+
+    tol: float
+    atol: float
+    max_batch: int | None
+    ranks: Ranks | None
+
+    def _check(self, *counts: str) -> None:
+        """That the options that they share, and these counts, are what they should be."""
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+        for name in ("tol", "atol"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: a finite number of at least 0 is accepted")
+        if self.ranks is not None and not isinstance(self.ranks, Ranks):
+            raise TypeError(f"ranks={self.ranks!r}: a ds.Ranks is accepted")
+
+    @abstractmethod
+    def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+        """Bring a run from its first call to its end.
+
+        Args:
+            ex: at call 0; it gives the start, the noise and the program.
+            calls: the network.
+            moved: told, after each round, by how many calls the slowest sample has moved on.
+        """
+
+
+class Calls:
+    """The network of a run, called for any samples at any rows of its tableau, and counted.
+
+    A tensor among the conditioning arguments (in mappings, lists and tuples too) whose first dimension is the batch
+    size has one entry per sample, which is repeated for each of the sample's calls; all else is passed unchanged.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tableau: Tableau,
+        like: Tensor,
+        guidance: Guidance,
+        cond: Mapping[str, Any],
+        *,
+        max_batch: int | None = None,
+        ranks: Ranks | None = None,
+        check: bool = False,
+    ) -> None:
+        self.model, self.max_batch, self.ranks, self.check = model, max_batch, ranks, check
+        self._guidance, self._cond, self._shape = guidance, cond, like.shape
+        self._at(tableau, like)
+        self.made = self.depth = 0
+
+    def _at(self, tableau: Tableau, like: Tensor) -> None:
+        """Be the network of this tableau's calls."""
+        at = self.model.path.nodes(tableau.calls[:, 0])
+        told = self.model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
+        self.tableau, self._network = tableau, self._guidance.around(self.model, tableau)
+        self._told = told.to(like.device, self.model.time_dtype(like.dtype))
+        scale = self.model.input_scale(at)
+        # In the state's precision, as a Python number would be where the executor multiplies.
+        self._scale = None if scale is None else torch.from_numpy(scale).to(like)
+        guided = torch.tensor(self._guidance.active(tableau))
+        self._mixed = None if guided.all() or not guided.any() else guided.to(like.device)
+
+    def of(self, tableau: Tableau, like: Tensor) -> Calls:
+        """The same network at the calls of another tableau, counted apart."""
+        other = copy(self)
+        other._at(tableau, like)
+        other.made = other.depth = 0
+        return other
+
+    def __call__(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        """The network's outputs for the inputs y (M, n) of `sample` (M,) at the calls `row` (M,)."""
+        if not len(row):
+            return torch.empty_like(y)
+        share = len(row) if self.ranks is None else -(-len(row) // self.ranks.size)
+        self.made += len(row)
+        self.depth += -(-share // (self.max_batch or share))
+        if self.ranks is None:
+            return self._batches(row, sample, y)
+        mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
+        return self.ranks.gather(lambda: self._batches(row[mine], sample[mine], y[mine]), share, y)
+
+    def _batches(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        if not len(row):  # no share for this rank
+            return torch.empty_like(y)
+        size = self.max_batch or len(row)
+        parts = [
+            self._batch(*part) for part in zip(*(torch.split(part, size) for part in (row, sample, y)), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _batch(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        if self._mixed is None:
+            return self._call(row, sample, y)
+        out = torch.empty_like(y)
+        for part in (self._mixed[row], ~self._mixed[row]):  # rows with guidance, and rows without
+            if part.any():
+                out[part] = self._call(row[part], sample[part], y[part])
+        return out
+
+    def _call(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
+        x = y if self._scale is None else y * self._scale[row, None]
+        x = x.view(-1, *self._shape[1:])
+        cond, uncond = (self._picked(c, sample) for c in (self._cond, self._guidance.uncond))
+        out = self._network(0 if self._mixed is None else int(row[0]), x, self._told[row], cond, uncond)
+        if self.check and not bool(out.isfinite().all()):
+            bad = ~flat(out).isfinite().all(1)
+            i = int(row[bad].min())
+            raise FloatingPointError(
+                f"net returned {int((~out.isfinite()).sum())} non-finite values of {out.numel()}, first in call {i} of "
+                f"{self.tableau.nfe}, at t={self.tableau.calls[i, 0]:.6g}"
+            )
+        return flat(out).to(y.dtype)
+
+    def _picked(self, value: Any, sample: Tensor) -> Any:
+        if isinstance(value, Tensor):
+            per_sample = value.dim() > 0 and len(value) == self._shape[0]
+            return value[sample.to(value.device)] if per_sample else value
+        if isinstance(value, Mapping):
+            return {name: self._picked(part, sample) for name, part in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._picked(part, sample) for part in value)
+        return value
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, n)."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
+    """The executor at its end, with these tensors."""
+    return Executor(ex.program, None, ex.key, state=State(ex.tableau.nfe, s, y, (), ex.key))
+
+
+def in_order(ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+    """One call after another: the executor itself."""
+    n, batch = ex.tableau.nfe, len(ex.y)
+    sample = torch.arange(batch, device=ex.y.device)
+    while not ex.done:
+        out = calls(torch.full_like(sample, ex.call), sample, flat(ex.y))
+        ex.advance(out.view_as(ex.y))
+        moved(1)
+    return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n))

@@ -1,0 +1,105 @@
+"""The calls of a window, shared out over the ranks of `torch.distributed`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diffsolve.execute import Executor
+
+__all__ = ["Ranks"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that share the network calls of a run; each has the network, and each gets all samples.
+
+    Every round is one all-gather of the network's outputs, from which each rank computes the same sweep. So all ranks
+    must make the same call of `ds.sample`, with the same seed, on devices of one kind; that they do is checked at the
+    start, and that they stay together in each round.
+
+    Args:
+        group: a process group; the default one of `torch.distributed.init_process_group` (gloo or nccl) if None.
+        timeout: seconds to wait for the other ranks in each round. With gloo this is exact; with nccl the timeout
+            that the group was made with applies as well, whichever is shorter.
+    """
+
+    group: Any = None
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not self.timeout > 0:
+            raise ValueError(f"timeout={self.timeout!r}: a positive number of seconds is accepted")
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError("ranks: torch.distributed.init_process_group is to be called first")
+
+    @property
+    def size(self) -> int:
+        return dist.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self.group)
+
+    def gather(self, work: Callable[[], Tensor], share: int, like: Tensor) -> Tensor:
+        """The rows of all ranks' work, at most `share` from each, in order; `like` (M, n) has the shape of them all.
+
+        Raises:
+            RuntimeError: if another rank failed, died, is somewhere else in the run, or did not answer in time.
+        """
+        mine = like.new_zeros(share * like.shape[1] + 2, dtype=torch.promote_types(like.dtype, torch.float32))
+        failure: BaseException | None = None
+        try:
+            rows = work()
+            mine[2 : 2 + rows.numel()] = rows.flatten()
+        except Exception as error:  # tell the others, then raise
+            failure, mine[0] = error, 1.0
+        mine[1] = len(like) % 2**20
+        parts = self._gather(mine)
+        if failure is not None:
+            raise failure
+        for rank, part in enumerate(parts):
+            if part[0]:
+                raise RuntimeError(f"rank {rank} of {self.size} failed in a network call; its own error says why")
+        self._agree([int(part[1]) for part in parts], "calls in a round")
+        return torch.cat([part[2:] for part in parts]).view(-1, like.shape[1])[: len(like)].to(like.dtype)
+
+    def agree(self, ex: Executor) -> None:
+        """Check that all ranks are to make the same run: the same tableau, noise and start.
+
+        Raises:
+            RuntimeError: if not, or as in `gather`.
+        """
+        parts = [
+            ex.tableau.calls.tobytes(),
+            ex.tableau.weights.tobytes(),
+            repr((ex.key, ex.y.shape, ex.y.dtype)).encode(),
+        ]
+        parts.append(ex.y.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest = torch.tensor([zlib.crc32(b"".join(parts))], dtype=torch.int64, device=ex.y.device)
+        self._agree([int(part) for part in self._gather(digest)], "seed, start, solver or shape")
+
+    def _agree(self, values: list[int], what: str) -> None:
+        if len(set(values)) > 1:
+            raise RuntimeError(
+                f"the ranks differ in {what}: {values}; each must make the same run, on the same kind of device"
+            )
+
+    def _gather(self, mine: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        try:
+            work = dist.all_gather(parts, mine, group=self.group, async_op=True)
+            assert work is not None
+            work.wait(timedelta(seconds=self.timeout))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"rank {self.rank} of {self.size}: another rank died, or did not answer within {self.timeout:g} s"
+            ) from error
+        return parts

@@ -1,0 +1,235 @@
+"""Picard iteration on a sliding window: Jacobi sweeps on the triangular system that a run is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffsolve.execute import Executor
+from diffsolve.parallel.anderson import Anderson, Mixer
+from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, flat, in_order
+from diffsolve.parallel.distributed import Ranks
+from diffsolve.parallel.rows import Rows, sweep, take
+from diffsolve.parallel.secant import Slopes
+from diffsolve.parallel.warm import Warmth
+from diffsolve.solvers.base import frame_named
+from diffsolve.tableau import Tableau
+
+__all__ = ["Picard"]
+
+
+@dataclass(frozen=True)
+class Picard(Parallel):
+    r"""Sweeps over a window of calls, all of which are made at once (ParaDiGMS, Shih et al., 2305.16317).
+
+    A sweep calls the network at the guesses x_l of all points of the window, holds what it says fixed, as the
+    derivative of `frame`, and runs the tableau's recurrence exactly: points y_l. Then the window moves on, to the
+    first point that changed by more than was allowed,
+
+    .. math:: |y_l - x_l|^2 / n > \mathrm{tol}^2 v_l + \mathrm{atol}^2,
+
+    n the size of a sample and v_l the variance of ancestral noise in that step (`rows.step_variance`). The point that
+    changed is itself good, for everything before it is: the window moves by at least one call in each round, and
+    after k rounds at least k points are what they would be in a run one after another. With tol = atol = 0 that is
+    the limit of all of them. Each sample has a window of its own. The host waits for the device once a round.
+
+    Args:
+        window: calls of each sample in flight. 1 is the run one after another, bit for bit.
+        tol: allowed root mean square change of a point, relative to the step's noise.
+        atol: the same, absolute. Both are added in squares.
+        frame: whose derivative is held fixed in a sweep, a name in `diffsolve.frames.FRAMES`. The velocity of the
+            straight path changes least along a run. Where the network does not determine it, its output is held.
+        warm: the first guess of a point that enters the window: "extrapolate" runs on with the last derivative,
+            "copy" takes the last point (as ParaDiGMS does), and a Tableau is run first, one call after another, for
+            derivatives to interpolate: `ds.plan(model, "dpmpp-2m", steps=10)`.
+        accelerate: "secant" lets f follow the point, f + j (y - x), with the slope j of its last two values along
+            the last change of x, one number per call and sample: still a linear recurrence. Or Anderson mixing of
+            the guesses, `ds.Anderson()`; or None. What the window has passed is never mixed.
+        workers: how many calls of a sample can be made at once, if fewer than the window: the window is then swept
+            in parts, each of which starts from the outputs of those before (Gauss-Seidel).
+        max_batch: the most samples that the network is called with at once.
+        ranks: the `ds.Ranks` of torch.distributed that share the calls.
+    """
+
+    window: int = 64
+    tol: float = 0.1
+    atol: float = 0.0
+    frame: str = "straight"
+    warm: str | Tableau = "extrapolate"
+    accelerate: str | Anderson | None = "secant"
+    workers: int | None = None
+    max_batch: int | None = None
+    ranks: Ranks | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is None:
+            raise ValueError("window=None: an integer of at least 1 is accepted")
+        self._check("window", "workers", "max_batch")
+        frame_named(self.frame)
+        if self.warm not in ("extrapolate", "copy") and not isinstance(self.warm, Tableau):
+            raise ValueError(f"warm={self.warm!r}: 'extrapolate', 'copy' or a Tableau is accepted")
+        if isinstance(self.warm, Tableau) and self.warm.stochastic:
+            raise ValueError(f"warm={self.warm.solver}: a deterministic solver's tableau is accepted")
+        if self.accelerate not in ("secant", None) and not isinstance(self.accelerate, Anderson):
+            raise ValueError(f"accelerate={self.accelerate!r}: 'secant', a ds.Anderson or None is accepted")
+
+    def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+        if min(self.window, ex.tableau.nfe) == 1 or len(ex.y) == 0:
+            return in_order(ex, calls, moved)
+        return _Window(self, ex, calls).run(moved)
+
+
+class _Window:
+    """The iteration itself. Slot l of sample b is call `at[b] + l`; x has its points, those of slot W after the last.
+
+    Samples that are done leave: `who` says which samples the columns of all tensors are.
+    """
+
+    def __init__(self, options: Picard, ex: Executor, calls: Calls) -> None:
+        self.options, self.ex, self.calls = options, ex, calls
+        start = ex.state
+        like = flat(start.y)
+        self.N, (batch, size), K = ex.tableau.nfe, like.shape, ex.tableau.history
+        self.W = min(options.window, self.N)
+        self.rows = Rows(ex.tableau, calls.model, options.frame, like)
+        self.limit = (options.tol**2 * self.rows.variance + options.atol**2).to(torch.float64)
+        self.limit[self.N :] = math.inf
+        self.slot = torch.arange(self.W, device=like.device)[:, None]
+        self.who = torch.arange(batch, device=like.device)
+        self.at = torch.zeros_like(self.who)
+        self.y, self.s = like, flat(start.s)
+        self.d = like.new_zeros(K - 1, batch, size)
+        self.noise = _Noise(ex, self.rows.noisy)
+        self.warm = Warmth(options.warm, self.rows, calls, like)
+        self.mixer = Mixer(options.accelerate) if isinstance(options.accelerate, Anderson) else None
+        row = self.row
+        self.f = self.warm.first(row)
+        self.x = sweep(self.rows, row, self.s, self.y, self.d, self.f, self.noise(row, self.who))[1]
+        self.slopes = Slopes(self.f) if options.accelerate == "secant" else None
+        if options.warm == "copy":
+            self.x[:] = self.y
+        self.end_s, self.end_y = torch.empty_like(like), torch.empty_like(like)
+        self.each = torch.zeros(batch, dtype=torch.int64)
+
+    @property
+    def row(self) -> Tensor:
+        """(W, B): the calls in the window; N where it reaches past the end."""
+        return (self.at + self.slot).clamp(max=self.N)
+
+    def run(self, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+        rounds, passed = 0, 0
+        while len(self.who):
+            rounds += 1
+            self.slide(*self.round(), rounds)
+            slowest = int(self.at.min()) if len(self.who) else self.N
+            self.noise.drop(slowest)
+            moved(slowest - passed)
+            passed = slowest
+        y = self.end_y.view_as(self.ex.y)
+        s = y if self.rows.single else self.end_s.view_as(y)
+        batch, made = len(self.each), self.calls.made + self.warm.made
+        statistics = Statistics(rounds, made, made - batch * self.N, self.calls.depth + self.warm.depth, self.each)
+        return finished(self.ex, s, y), statistics
+
+    def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One sweep: s, y and d at all points of the window, and the number of calls that each sample moves on."""
+        row, W = self.row, self.W
+        z = self.noise(row, self.who)
+        step = min(self.options.workers or W, W)
+        here = self.s, self.y, self.d
+        pieces = [(self.s[None], self.y[None], self.d)]
+        for first in range(0, W, step):
+            part, rest = slice(first, first + step), slice(first + step, W)
+            self.evaluate(row, part)
+            done = self.sweep(row, part, here, z)
+            here = done[0][-1], done[1][-1], done[2][len(done[2]) - len(self.d) :]
+            pieces.append((done[0][1:], done[1][1:], done[2][len(self.d) :]))
+            if first + step < W:
+                self.x[first + step :] = self.sweep(row, rest, here, z)[1]
+        ss, points, ds = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+        change = (points[1:] - self.x[1:]).square().mean(-1, dtype=torch.float64)
+        within = change <= self.limit[row]
+        stride = (within.int().cumprod(0).sum(0) + 1).clamp(max=W).minimum(self.N - self.at)
+        return ss, points, ds, stride
+
+    def sweep(
+        self, row: Tensor, part: slice, here: tuple[Tensor, Tensor, Tensor], z: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        f, slope = self.f[part], None
+        if self.slopes is not None:
+            f, slope = self.slopes(f, part)
+        return sweep(self.rows, row[part], *here, f, None if z is None else z[part], slope)
+
+    def evaluate(self, row: Tensor, part: slice) -> None:
+        """Call the network at the points of some slots, short of the end, and take what it says as f."""
+        slots = (row[part] < self.N).nonzero()
+        slot, column = slots.unbind(1)
+        rows, x = row[part][slot, column], self.x[:-1][part][slot, column]
+        out = self.calls(rows, self.who[column], x)
+        f = self.rows.fixed(rows, x, out)
+        if self.slopes is not None:
+            self.slopes.learn(part, slot, column, x, f - self.f[part][slot, column])
+        self.f[part][slot, column] = f
+
+    def slide(self, s: Tensor, y: Tensor, d: Tensor, stride: Tensor, rounds: int) -> None:
+        """Move each window on, to points that are good, and guess the points that enter it."""
+        W, K = self.W, self.ex.tableau.history
+        guess = y
+        if self.mixer is not None:
+            guess = self.mixer((y - self.x)[1:], y[1:], self.rows.variance[self.row])
+            guess = torch.cat([y[:1], guess])
+        reach = int(stride.max())
+        # The rows past the window, from its end, as far as the fastest window moves.
+        row = (self.at + torch.arange(W, W + reach, device=y.device)[:, None]).clamp(max=self.N)
+        f = self.warm.next(row, self.row[-1], self.f[-1], self.who)
+        if self.options.warm == "copy":
+            beyond = y[-1:].expand(reach, -1, -1)
+        else:
+            z = self.noise(row, self.who)
+            beyond = sweep(self.rows, row, s[-1], y[-1], d[len(d) - K + 1 :], f, z)[1][1:]
+        done = self.at + stride >= self.N
+        if done.any():
+            ended, last = self.who[done], stride[None]
+            self.end_s[ended], self.end_y[ended] = take(s, last)[0][done], take(y, last)[0][done]
+            self.each[ended.cpu()] = rounds
+        on = (~done).nonzero()[:, 0]
+        keep = stride + torch.arange(W + 1, device=y.device)[:, None]
+        self.f = take(torch.cat([self.f, f]), keep[:-1])[:, on]
+        if self.slopes is not None:
+            self.slopes.slide(keep[:-1], on)
+        self.x = take(torch.cat([guess, beyond]), keep)[:, on]
+        self.s, self.y = take(s, keep[:1])[0, on], take(y, keep[:1])[0, on]
+        self.x[0] = self.y
+        self.d = take(d, stride + torch.arange(K - 1, device=y.device)[:, None])[:, on]
+        if self.mixer is not None:
+            self.mixer.slide(keep[:-1], on)  # points 1 .. W are the mixer's slots
+        self.at, self.who = (self.at + stride)[on], self.who[on]
+
+
+class _Noise:
+    """The noise of the rows in any sample's window: drawn once for the whole batch, and dropped when all passed."""
+
+    def __init__(self, ex: Executor, noisy: list[bool]) -> None:
+        self.ex, self.noisy = ex, noisy
+        self.first = 0
+        self.drawn: list[Tensor] = []
+
+    def __call__(self, row: Tensor, who: Tensor) -> Tensor | None:
+        """(L, B, n): the noise of the calls `row` (L, B) of the samples `who`; None if there is none at all."""
+        if not any(self.noisy):
+            return None
+        for i in range(self.first + len(self.drawn), int(row.max()) + 1):
+            y = self.ex.y
+            z = self.ex.noise(i + 1, y) if self.noisy[i] else torch.zeros_like(y)
+            self.drawn.append(flat(z))
+        return torch.stack(self.drawn)[row - self.first, who]
+
+    def drop(self, before: int) -> None:
+        """Forget the rows before this one."""
+        if self.drawn:
+            del self.drawn[: before - self.first]
+            self.first = before

@@ -1,0 +1,150 @@
+"""The calls of a run shared out over gloo ranks: processes of their own, on one machine."""
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import diffsolve as ds
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+CASES = {
+    "picard": ("ddim(eta=1.0)", partial(ds.Picard, window=9, tol=0.05)),
+    "anderson": ("unipc-2", partial(ds.Picard, window=9, tol=0.05, accelerate=ds.Anderson(), max_batch=4)),
+    "workers": ("heun", partial(ds.Picard, window=9, tol=0.05, workers=4)),
+    "warm": ("dpmpp-2m", partial(ds.Picard, window=9, tol=0.05, warm=ds.plan("edm", "heun", steps=3))),
+    "parareal": ("ddim(eta=1.0)", partial(ds.Parareal, tol=0.05)),
+}
+
+
+def elementwise(x, t):
+    return torch.tanh(x) * 0.3 - 0.1 * x
+
+
+def solve(net, name, ranks, seed=7):
+    solver, parallel = CASES[name]
+    model = ds.adapt(net, "edm", "v")
+    return ds.solve(model, (3, 5), solver=solver, steps=16, seed=seed, parallel=parallel(ranks=ranks))
+
+
+def start(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+
+
+def end(rank, folder, found):
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    os._exit(0)  # a group with a dead member does not close
+
+
+def sharing(rank, folder):
+    """World of 4; ranks 0 and 1 are a pair; of the pair 2, 3 the latter does not answer in time."""
+    start(rank, 4, folder)
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    found = {}
+    for name in CASES:
+        for size, group in ((4, None), (2, pairs[0])):
+            if rank < size:
+                run = solve(elementwise, name, ds.Ranks(group))
+                found[f"{name} {size}"] = [run.x.tolist(), run.parallel.rounds, run.parallel.calls]
+    digits = ds.load("digits")
+    options = {"solver": "ddim", "steps": 20, "seed": 0, "parallel": ds.Picard(window=20, ranks=ds.Ranks())}
+    found["digits"] = ds.sample(digits, (2, 1, 8, 8), **options).tolist()
+    if rank >= 2:
+
+        def slow(x, t):
+            time.sleep(8 if rank == 3 else 0)
+            return elementwise(x, t)
+
+        began = time.monotonic()
+        try:
+            solve(slow, "picard", ds.Ranks(pairs[1], timeout=2.0))
+        except RuntimeError as error:
+            found["late"] = [str(error), time.monotonic() - began]
+    end(rank, folder, found)
+
+
+def failing(rank, folder):
+    """A pair that differs, then one whose rank 1 fails, then dies."""
+    start(rank, 2, folder)
+    found, made = {}, 0
+
+    def net(x, t):
+        nonlocal made
+        made += 1
+        if rank == 1 and made == 3:
+            raise ZeroDivisionError("of my own")
+        if rank == 1 and made == 6:
+            os._exit(1)
+        return elementwise(x, t)
+
+    for what, seed in (("differ", rank), ("fail", 7), ("die", 7)):
+        began = time.monotonic()
+        try:
+            solve(net, "picard", ds.Ranks(timeout=30), seed)
+        except (RuntimeError, ZeroDivisionError) as error:
+            found[what] = [str(error), time.monotonic() - began]
+    end(rank, folder, found)
+
+
+def spawn(work, world, folder):
+    """What each rank found; None for one that died."""
+    processes = [mp.get_context("spawn").Process(target=work, args=(rank, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode is not None, "a rank hangs"
+    files = [folder / f"{rank}.json" for rank in range(world)]
+    return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """The processes find this module and the package where this one did."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+
+
+def test_one_two_and_four_ranks_give_the_same_answer(tmp_path):
+    found = spawn(sharing, 4, tmp_path)
+    for name in CASES:
+        alone = solve(elementwise, name, None)
+        for size in (4, 2):
+            for rank in range(size):
+                x, rounds, calls = found[rank][f"{name} {size}"]
+                assert torch.equal(torch.tensor(x), alone.x)
+                assert (rounds, calls) == (alone.parallel.rounds, alone.parallel.calls)
+    # A network that multiplies matrices rounds differently in another batch.
+    x = ds.sample(ds.load("digits"), (2, 1, 8, 8), solver="ddim", steps=20, seed=0, parallel=ds.Picard(window=20))
+    for rank in range(4):
+        torch.testing.assert_close(torch.tensor(found[rank]["digits"]), x, rtol=0, atol=1e-4)
+        assert found[rank]["digits"] == found[0]["digits"]
+    message, seconds = found[2]["late"]
+    assert message == "rank 0 of 2: another rank died, or did not answer within 2 s"
+    assert 1.9 < seconds < 7
+
+
+def test_a_rank_that_differs_fails_or_dies_ends_the_run_for_all(tmp_path):
+    found = spawn(failing, 2, tmp_path)
+    assert found[1] is None
+    assert found[0]["differ"][0].startswith("the ranks differ in seed, start, solver or shape: [")
+    assert found[0]["fail"][0] == "rank 1 of 2 failed in a network call; its own error says why"
+    message, seconds = found[0]["die"]
+    assert message == "rank 0 of 2: another rank died, or did not answer within 30 s"
+    assert seconds < 30
+
+
+def test_ranks_need_a_seed(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="seed=None with ranks: the same seed is to be given on each"):
+        solve(elementwise, "picard", ds.Ranks(), seed=None)
