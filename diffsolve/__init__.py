@@ -1,6 +1,7 @@
 """diffsolve: numerical ODE and SDE solvers for sampling from diffusion, score and flow-matching networks."""
 
 from diffsolve import grids, paths, solvers
+from diffsolve.adaptive import Adaptive, AdaptiveRun, Status
 from diffsolve.execute import Executor, State
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, adapt
@@ -13,12 +14,15 @@ from diffsolve.tableau import Tableau
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
+    "AdaptiveRun",
     "Executor",
     "Guidance",
     "Key",
     "Model",
     "Run",
     "State",
+    "Status",
     "Step",
     "Tableau",
     "adapt",

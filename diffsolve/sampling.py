@@ -5,17 +5,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve import adaptive
+from diffsolve.adaptive import Adaptive, AdaptiveRun
 from diffsolve.execute import Executor, State, bind, conversion
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
-from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
+from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan, plan_back, refuse
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
@@ -98,8 +100,7 @@ def begin(
 
     The other arguments are those of `solve`.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
+    checked(model)
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
         tableau = solver
@@ -114,17 +115,27 @@ def begin(
         if start is not None and noise is None:
             raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
         key = _key(seed, index)
-        x = _initial(model, tableau, shape, noise, key, dtype, device)
+        x = _initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
     return Executor(program, x, key, state=state, told=told.to(x.device, model.time_dtype(x.dtype)))
 
 
+@overload
+def solve(model: Model, shape: Sequence[int] | None = None, *, solver: Adaptive, **options: Any) -> AdaptiveRun: ...
+@overload
 def solve(
     model: Model,
     shape: Sequence[int] | None = None,
     *,
-    noise: Tensor | None = None,
     solver: str | Solver | Tableau = DEFAULT_SOLVER,
+    **options: Any,
+) -> Run: ...
+def solve(  # type: ignore[misc]
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    noise: Tensor | None = None,
+    solver: str | Solver | Tableau | Adaptive = DEFAULT_SOLVER,
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
@@ -143,14 +154,15 @@ def solve(
     state: State | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> Run:
+) -> Run | AdaptiveRun:
     """Run a solver on a model.
 
     Args:
         model: a Model, from `ds.adapt` or `ds.load`.
         shape: the shape of the batch; its noise is drawn from `seed`. Or
         noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
-        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau.
+        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau, or `ds.Adaptive`: then
+            `grid` may be the times at which the trajectory is kept.
         seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
             else of the batch. If None one is drawn, and kept in `Run.seed`.
         index: where this batch begins in a larger one that is sampled in shards.
@@ -168,24 +180,28 @@ def solve(
         device: of the state; where `noise` or the network is, by default.
 
     Returns:
-        A `Run`; its x is of the state's dtype.
+        A `Run`, or an `AdaptiveRun` of an adaptive solver; its x is of the state's dtype.
 
     Raises:
         ValueError, TypeError: for bad arguments, by name, before the network is called; for a network that returns
             another shape or type.
         FloatingPointError: see `check`.
     """
+    if isinstance(solver, Adaptive):
+        refuse("an adaptive solver", steps=steps, nfe=nfe, hook=hook, callback=callback)
+        refuse("an adaptive solver", max_calls=max_calls, state=state)
+        return _adaptive(
+            model, shape, noise, solver, grid, seed, index, start, stop, cond, guidance, trajectory, dtype, device
+        )
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
     )  # fmt: skip
-    if not isinstance(cond, Mapping | None):
-        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    cond = _conditions(cond)
     if max_calls is not None:
         one_of(max_calls=max_calls)
-    tableau, cond = ex.tableau, cond or {}
-    guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-    network = guided.around(model, tableau)
+    tableau = ex.tableau
+    network = _guidance(guidance).around(model, tableau)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
@@ -216,16 +232,55 @@ def solve(
     return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
 
 
+def _adaptive(
+    model: Model,
+    shape: Sequence[int] | None,
+    noise: Tensor | None,
+    solver: Adaptive,
+    grid: GridLike | None,
+    seed: Seed | None,
+    index: int,
+    start: float | None,
+    stop: float | None,
+    cond: Mapping[str, Any] | None,
+    guidance: float | Guidance | None,
+    trajectory: bool,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+) -> AdaptiveRun:
+    model, times = checked(model), own_times(grid)
+    if trajectory != (times is not None):
+        raise ValueError(f"trajectory={trajectory}, grid={grid!r}: with an adaptive solver the times of the trajectory "
+                         "are accepted as grid, and nothing else")  # fmt: skip
+    if times is not None:
+        refuse("a grid of one's own", start=start, stop=stop)
+        if times.ndim != 1 or len(times) < 2:
+            raise ValueError(f"grid has shape {times.shape}; a list of at least 2 times is needed")
+        start, stop = float(times[0]), float(times[-1])
+    elif start is not None and noise is None:
+        raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
+    key, path = _key(seed, index), model.path
+    begun = path.t_noise if start is None else float(start)
+    x = _initial(model, begun, shape, noise, key, dtype, device)
+    ended = path.t_data if stop is None else float(stop)
+    with torch.no_grad():
+        run = adaptive.run(
+            model, x, solver, begun, ended, times=times, cond=_conditions(cond), guidance=_guidance(guidance)
+        )
+    return replace(run, seed=key.seed if isinstance(key.seed, int) else list(key.seed))
+
+
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
     """Samples from a model: `solve(model, shape, **options).x`."""
-    return solve(model, shape, **options).x
+    x: Tensor = solve(model, shape, **options).x
+    return x
 
 
 def encode(
     model: Model,
     x: Tensor,
     *,
-    solver: str | Solver = DEFAULT_SOLVER,
+    solver: str | Solver | Adaptive = DEFAULT_SOLVER,
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
@@ -237,6 +292,11 @@ def encode(
     begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
     gives x back up to the solver's error. Options are those of `solve`.
     """
+    if isinstance(solver, Adaptive):
+        refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
+        begun = last_time(checked(model))
+        x = x * float(model.path.alpha(begun))
+        return solve(model, noise=x, solver=solver, start=begun, stop=model.path.t_noise, **options).x
     tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid)
     return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options).x
 
@@ -276,7 +336,7 @@ class _Estimate:
 
 def _initial(
     model: Model,
-    tableau: Tableau,
+    start: float,
     shape: Sequence[int] | None,
     noise: Tensor | None,
     key: Key,
@@ -303,7 +363,7 @@ def _initial(
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape={shape!r}: a sequence of sizes, the batch first, is accepted")
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
-    return x.mul_(model.path.prior_std(float(tableau.times[0])))
+    return x.mul_(model.path.prior_std(start))
 
 
 def _checked(changed: Tensor, like: Tensor) -> Tensor:
@@ -311,6 +371,22 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
         got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise ValueError(f"hook returned {got}: None or a tensor of shape {tuple(like.shape)} is accepted")
     return changed
+
+
+def checked(model: Model) -> Model:
+    if not isinstance(model, Model):
+        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
+    return model
+
+
+def _conditions(cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    return cond or {}
+
+
+def _guidance(guidance: float | Guidance | None) -> Guidance:
+    return Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
 
 
 def _key(seed: Seed | None, index: int) -> Key:

@@ -155,11 +155,15 @@ def float64(t: Times) -> Tensor:
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     with torch.enable_grad():
-        t = t.detach().requires_grad_(True)
-        value = function(t)
-        if not value.requires_grad:
-            return torch.zeros_like(t)
-        (slope,) = torch.autograd.grad(value.sum(), t)
+        try:
+            t = t.detach().requires_grad_(True)
+        except RuntimeError:  # inside a transform of torch.func, which has no other derivatives; it is the slower way
+            slope: Tensor = torch.func.jvp(function, (t.detach(),), (torch.ones_like(t),))[1]
+        else:
+            value = function(t)
+            if not value.requires_grad:
+                return torch.zeros_like(t)
+            (slope,) = torch.autograd.grad(value.sum(), t)
     return slope.detach().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
 
 
