@@ -34,7 +34,7 @@ class ODE(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         path = self.model.path
-        t = t.detach().clamp(*sorted((path.t_noise, path.t_last)))
+        t = t.clamp(*sorted((path.t_noise, path.t_last)))
         if not all(bool(slope.isfinite().all()) for slope in path.derivatives(t)):
             raise ValueError(f"t={t.tolist()}: dx/dt is infinite there on {path}")
         return self.model.velocity(x, t, **self.cond).to(x.dtype)
