@@ -2,8 +2,10 @@
 
 from diffsolve import grids, paths, solvers
 from diffsolve.adaptive import Adaptive, AdaptiveRun, Status
+from diffsolve.dequantise import BitsPerDim, bits_per_dim
 from diffsolve.execute import Executor, State
 from diffsolve.guidance import Guidance
+from diffsolve.likelihood import LogProb, log_prob
 from diffsolve.models import Model, adapt
 from diffsolve.noise import Key
 from diffsolve.planning import plan
@@ -16,9 +18,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Adaptive",
     "AdaptiveRun",
+    "BitsPerDim",
     "Executor",
     "Guidance",
     "Key",
+    "LogProb",
     "Model",
     "Run",
     "State",
@@ -27,10 +31,12 @@ __all__ = [
     "Tableau",
     "adapt",
     "begin",
+    "bits_per_dim",
     "diffuse",
     "encode",
     "grids",
     "load",
+    "log_prob",
     "paths",
     "plan",
     "sample",

@@ -24,7 +24,7 @@ from diffsolve.guidance import Guidance
 from diffsolve.models import Model, undetermined
 from diffsolve.paths import Position
 
-__all__ = ["Ends", "Flow", "Point", "ends", "per_sample"]
+__all__ = ["Ends", "Flow", "Point", "ends", "first_order", "make_step", "per_sample"]
 
 Rows = np.ndarray | None
 """Which samples of the batch are meant; None for all of them."""
@@ -39,10 +39,18 @@ class Point:
     q: Tensor
     output: Callable[[Tensor], Tensor]
     """The network, guided and told its clock: a function of x alone."""
+    growth: Tensor
+    """(2, n), float64: p c and q c, of which div_z d = p c D + q c div_x out."""
 
     def derivative(self, x: Tensor, out: Tensor) -> Tensor:
         """d = p x + q out, in the dtype of x."""
         return torch.addcmul(self.p * x, self.q, out.to(x.dtype))
+
+    def divergence(self, traces: Tensor, numbers: int) -> Tensor:
+        """div_z d of each sample, float64, from (n, m) values of div_x out; x has so many numbers."""
+        linear, gain = self.growth[:, :, None]
+        rate: Tensor = linear * numbers + gain * traces.to(gain.dtype)
+        return rate
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,9 @@ class Flow:
         def output(x: Tensor) -> Tensor:
             return self._network(x if scale is None else x * scale_, told, rho, cond, uncond)
 
-        return Point(c_, p_, q_, output)
+        wide = torch.float32 if like.device.type == "mps" else torch.float64
+        growth = torch.from_numpy(columns[1:3] * columns[0]).to(like.device, wide)
+        return Point(c_, p_, q_, output, growth)
 
     def _network(
         self, x: Tensor, told: Tensor, rho: np.ndarray, cond: Mapping[str, Any], uncond: Mapping[str, Any]
@@ -162,18 +172,21 @@ def ends(model: Model, frame: Frame, start: float, stop: float) -> Ends:
     return found
 
 
-def first_order(flow: Flow, x: Tensor, s: float, t: float) -> tuple[Tensor, Tensor, Point]:
-    """(x_t, out, point) of the rule for the ends: one call, constant denoised, or constant noise out of sigma = 0."""
-    path = flow.model.path
-    here, there = path.nodes(np.full(flow.batch, s)), path.nodes(np.full(flow.batch, t))
+def first_order(flow: Flow, x: Tensor, s: float, t: float) -> tuple[Point, float, float]:
+    """(point, ratio, gain) of the rule for the ends: x_t = ratio x_s + gain d, d the denoised, or out of sigma = 0 the
+    noise; `point` has c = 1."""
+    here, there = (flow.model.path.nodes(np.array([time])) for time in (s, t))
     frame = FRAMES["denoised" if here.sigma[0] > 0 else "noise"]
     with np.errstate(all="ignore"):
         ratio, gain = frame.step(here, there)
-    point = flow.place(here, frame.d(here), 1.0, x)
-    out = point.output(x)
-    weights = torch.from_numpy(np.stack([ratio, gain])).to(x.device, x.dtype)
-    d = point.derivative(x, out)
-    return per_sample(weights[0], x) * x + per_sample(weights[1], x) * d, out, point
+    at = flow.model.path.nodes(np.full(len(x), s))
+    return flow.place(at, frame.d(at), 1.0, x), float(ratio[0]), float(gain[0])
+
+
+def make_step(flow: Flow, x: Tensor, s: float, t: float) -> Tensor:
+    """x_t by one network call at s; see `first_order`."""
+    point, ratio, gain = first_order(flow, x, s, t)
+    return ratio * x + gain * point.derivative(x, point.output(x))
 
 
 def per_sample(weight: Tensor, x: Tensor) -> Tensor:

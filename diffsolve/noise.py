@@ -41,6 +41,8 @@ class Stream(IntEnum):
 
     PRIOR = 0  # the sample at the noise end
     ROW = 1  # the noise of a tableau's row
+    PROBE = 5  # a direction in which a divergence is estimated
+    DEQUANTISE = 6  # where in its bin an integer value stands
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:

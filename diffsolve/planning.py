@@ -71,15 +71,16 @@ def plan_back(
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
+    begin: float | None = None,
 ) -> Tableau:
     """The tableau of a run from the data to the noise: the grid of sampling, turned round.
 
-    Where the network cannot be called on the data it begins at the last time where it can.
+    It begins at the time `begin`; where the network cannot be called on the data at the last time where it can.
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
     grid = its_grid if grid is None else grid
-    begin = last_time(model)
+    begin = last_time(model) if begin is None else begin
     stop = None if begin == path.t_data else begin
     times = own_times(grid)
     if times is None:

@@ -15,6 +15,7 @@ from diffsolve import adaptive
 from diffsolve.adaptive import Adaptive, AdaptiveRun
 from diffsolve.execute import Executor, State, bind, conversion
 from diffsolve.guidance import Guidance
+from diffsolve.likelihood import LogProb, sample_with_density
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan, plan_back, refuse
@@ -75,6 +76,17 @@ class Run:
         return self.executor.done
 
 
+@dataclass(frozen=True)
+class DensityRun:
+    """What `solve` returns for `log_prob="model"`."""
+
+    x: Tensor
+    """The samples."""
+    log_prob: LogProb
+    """Their log-densities under the model, and what they cost."""
+    seed: Seed
+
+
 def begin(
     model: Model,
     shape: Sequence[int] | None = None,
@@ -123,6 +135,8 @@ def begin(
 @overload
 def solve(model: Model, shape: Sequence[int] | None = None, *, solver: Adaptive, **options: Any) -> AdaptiveRun: ...
 @overload
+def solve(model: Model, shape: Sequence[int] | None = None, *, log_prob: str, **options: Any) -> DensityRun: ...
+@overload
 def solve(
     model: Model,
     shape: Sequence[int] | None = None,
@@ -154,7 +168,8 @@ def solve(  # type: ignore[misc]
     state: State | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> Run | AdaptiveRun:
+    log_prob: str | None = None,
+) -> Run | AdaptiveRun | DensityRun:
     """Run a solver on a model.
 
     Args:
@@ -178,15 +193,30 @@ def solve(  # type: ignore[misc]
         state: go on from there, with the solver (or tableau) of that run.
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
+        log_prob: "model" finds the log-densities of the samples in the same pass, as `ds.log_prob` would, for a
+            deterministic solver from the noise to the data.
 
     Returns:
-        A `Run`, or an `AdaptiveRun` of an adaptive solver; its x is of the state's dtype.
+        A `Run`, an `AdaptiveRun` of an adaptive solver, or a `DensityRun` if log-densities are asked for; its x is of
+        the state's dtype.
 
     Raises:
         ValueError, TypeError: for bad arguments, by name, before the network is called; for a network that returns
             another shape or type.
         FloatingPointError: see `check`.
     """
+    if log_prob is not None:
+        if log_prob != "model":
+            raise ValueError(f"log_prob={log_prob!r}: 'model' is accepted")
+        refuse("log_prob='model'", start=start, stop=stop, hook=hook, callback=callback, state=state)
+        refuse("log_prob='model'", max_calls=max_calls, trajectory=trajectory or None)
+        key = _key(seed, index)
+        x = _initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
+        with torch.no_grad():
+            x, found = sample_with_density(
+                model, x, solver, steps=steps, nfe=nfe, grid=grid, key=key, cond=cond, guidance=_guidance(guidance)
+            )
+        return DensityRun(x, found, key.seed if isinstance(key.seed, int) else list(key.seed))
     if isinstance(solver, Adaptive):
         refuse("an adaptive solver", steps=steps, nfe=nfe, hook=hook, callback=callback)
         refuse("an adaptive solver", max_calls=max_calls, state=state)
@@ -296,9 +326,9 @@ def encode(
         refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
         begun = last_time(checked(model))
         x = x * float(model.path.alpha(begun))
-        return solve(model, noise=x, solver=solver, start=begun, stop=model.path.t_noise, **options).x
+        return sample(model, noise=x, solver=solver, start=begun, stop=model.path.t_noise, **options)
     tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid)
-    return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options).x
+    return sample(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options)
 
 
 def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:

@@ -202,10 +202,8 @@ def test_the_unit_of_time_does_not_matter(frame, mixture):
     runs = []
     for unit in (1.0, 1e-9, 1e9):
         path = ds.paths.Custom(lambda t, u=unit: 1 - t / u, lambda t, u=unit: t / u, t_noise=unit, regular=True)
-        net = lambda x, t, u=unit: (
-            sum(  # noqa: E731
-                w * e for w, e in zip((-1, 1), mixture.expectations(x, (1 - t / u).to(x), (t / u).to(x)), strict=True)
-            )
+        net = lambda x, t, u=unit: (  # noqa: E731
+            sum(w * e for w, e in zip((-1, 1), mixture.expectations(x, (1 - t / u).to(x), (t / u).to(x)), strict=True))
             / u
         )
         model = ds.adapt(net, path, "velocity")
@@ -300,9 +298,9 @@ def test_conditions_and_guidance_follow_their_samples():
     labels = torch.tensor([0.0, 5.0, 1.0, 30.0], dtype=torch.float64)
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     guided = ds.Guidance(2.0, interval=(0.1, 5.0))
-    solve = lambda x, label: ds.solve(
+    solve = lambda x, label: ds.solve(  # noqa: E731
         model, noise=x, solver=Adaptive(rtol=1e-6, atol=1e-6), cond={"label": label}, guidance=guided
-    )  # noqa: E731
+    )
     together = solve(x, labels)
     assert len(set(together.nfe.tolist())) > 1
     for i in range(4):

@@ -39,6 +39,8 @@ class Solution:
     """(B,): its network calls."""
     status: np.ndarray
     """(B,): a `Status`."""
+    error: np.ndarray
+    """(B,): the sum over its steps of the estimated error of the last part, the mean over its numbers."""
     dense: Tensor | None
     """(m, B, ..): the first part at the values of v asked for; NaN where it did not get."""
 
@@ -93,7 +95,13 @@ def integrate(
     targets = np.array([*outputs, stop], dtype=np.float64)
     dense = torch.full((len(outputs), *parts[0].shape), math.nan).to(parts[0]) if len(outputs) else None
     done = Solution(
-        tuple(part.clone() for part in parts), v.copy(), np.zeros(batch), nfe.copy(), np.zeros(batch, int), dense
+        tuple(part.clone() for part in parts),
+        v=v.copy(),
+        h=np.zeros(batch),
+        nfe=nfe.copy(),
+        status=np.zeros(batch, dtype=np.int64),
+        error=np.zeros(batch),
+        dense=dense,
     )
     k0 = field(parts, v, rows)
     nfe += 1
@@ -132,7 +140,7 @@ def integrate(
         stages, new = _step(field, table, parts, k0, v, way * size, end, rows)
         nfe += table.calls - (first and not table.ahead)  # whose first stage is counted already
         first = False
-        error = _error(table, stages, parts, new, size, tolerances)
+        error, made = _error(table, stages, parts, new, size, tolerances)
         finite = np.isfinite(error)
         accepted = error <= 1
         bad = bad + ~finite
@@ -145,6 +153,7 @@ def integrate(
         h_next = np.minimum(h_next, options.max_step or math.inf)
         if dense is not None:
             _fill(dense, table, stages, parts, new, v, end, way, targets, reached, accepted, rows)
+        done.error[rows[accepted]] += made[accepted]
         if accepted.any():
             errors[:, accepted] = np.stack([np.maximum(error, 1e-10), errors[0]])[:, accepted]
             v = np.where(accepted, end, v)
@@ -203,21 +212,32 @@ def _error(
     new: Parts,
     h: np.ndarray,
     tolerances: Sequence[tuple[float, float]],
-) -> np.ndarray:
-    """E of each sample: the largest over the parts of the root mean square of error / tolerance."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """E of each sample: the largest over the parts of the root mean square of error / tolerance; and the error of the
+    last part itself."""
     found = []
     for i, (y, y_new) in enumerate(zip(parts, new, strict=True)):
         rtol, atol = tolerances[i]
         scale = torch.maximum(y.abs(), y_new.abs()).mul_(rtol).add_(atol)
         for weights in table.errors:
-            found.append(_rms(_sum([k[i] for k in stages], weights) / scale))
-    norms = torch.stack(found).view(len(parts), len(table.errors), -1).cpu().numpy()
-    if norms.shape[1] == 2:  # Hairer's for DOP853: of order 8, though neither is
-        five, three = norms[:, 0], norms[:, 1]
-        with np.errstate(invalid="ignore"):
-            norms = np.where(five == 0, 0.0, five**2 / np.sqrt(five**2 + 0.01 * three**2 + (five == 0)))[:, None]
-    with np.errstate(invalid="ignore"):
-        return np.asarray(h * norms.max((0, 1)))
+            error = _sum([k[i] for k in stages], weights)
+            found.append(_rms(error / scale))
+            if i + 1 == len(parts):
+                found.append(error.view(len(error), -1).mean(1).abs().to(found[0]))
+    norms = torch.stack(found).cpu().numpy()
+    few = len(table.errors)
+    last = norms[-2 * few :].reshape(few, 2, len(h))
+    norms = np.concatenate([norms[: -2 * few].reshape(len(parts) - 1, few, len(h)), last[None, :, 0]])
+    return np.asarray(h * _estimate(norms).max(0)), np.asarray(h * _estimate(last[None, :, 1])[0])
+
+
+def _estimate(errors: np.ndarray) -> np.ndarray:
+    """One error of those by the embedded methods, the second axis; of two Hairer's for DOP853, of the order of both."""
+    first = errors[:, 0]
+    if errors.shape[1] == 1:
+        return first
+    with np.errstate(all="ignore"):
+        return np.where(first == 0, 0.0, first**2 / np.sqrt(first**2 + 0.01 * errors[:, 1] ** 2))
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
 from diffsolve.adaptive.options import Adaptive, Status
-from diffsolve.flow import Ends, Flow, ends, first_order, per_sample
+from diffsolve.flow import Ends, Flow, ends, make_step, per_sample
 from diffsolve.frames import FRAMES
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model
 
-__all__ = ["AdaptiveRun", "run"]
+__all__ = ["AdaptiveRun", "run", "warn"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def run(
     kept = _Kept(times, way, x)
     kept.at(way.start, x)
     if before:
-        x, *_ = first_order(flow, x, way.start, way.first)
+        x = make_step(flow, x, way.start, way.first)
         kept.at(way.first, x)
     status, nfe = np.zeros(len(x), dtype=int), np.full(len(x), before)
     t, h = np.full(len(x), float(way.last)), np.zeros(len(x))
@@ -87,13 +87,13 @@ def run(
             t = np.asarray(frame.time(model.path, solution.v))
         t = np.where(status == Status.DONE, way.last, t)
     if after:
-        finished, *_ = first_order(flow, x, way.last, way.stop)
+        finished = make_step(flow, x, way.last, way.stop)
         done = torch.from_numpy(status == Status.DONE).to(x.device)
         x = torch.where(per_sample(done, x), finished, x)
         nfe, t = nfe + 1, np.where(status == Status.DONE, way.stop, t)
         kept.at(way.stop, torch.where(per_sample(done, x), x, torch.nan))
     answers = tuple(Status(int(code)) for code in status)
-    _warn(answers, t, h)
+    warn(answers, t, h)
     return AdaptiveRun(x, answers, nfe, t, h, kept.times, kept.states)
 
 
@@ -165,7 +165,8 @@ class _Kept:
         return self.times[inside]
 
 
-def _warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray) -> None:
+def warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray) -> None:
+    """Say which samples did not get to the end, and why."""
     for reason in (Status.NON_FINITE, Status.STEP_TOO_SMALL, Status.BUDGET_SPENT):
         those = [i for i, s in enumerate(status) if s == reason]
         if those:

@@ -165,7 +165,8 @@ def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
             if not value.requires_grad:
                 return torch.zeros_like(t)
             (slope,) = torch.autograd.grad(value.sum(), t, create_graph=twice)
-    return (slope if twice else slope.detach()).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
+    slope = slope if twice else slope.detach()
+    return slope.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
 
 
 def check(holds: bool, name: str, value: object, accepted: str) -> None:
