@@ -14,12 +14,13 @@ from torch import Tensor
 from diffsolve import adaptive
 from diffsolve.adaptive import Adaptive, AdaptiveRun
 from diffsolve.execute import Executor, State, bind, conversion
+from diffsolve.gradients import GRADIENTS, differentiable, finished
 from diffsolve.guidance import Guidance
 from diffsolve.likelihood import LogProb, sample_with_density
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan, plan_back, refuse
-from diffsolve.solvers import Solver
+from diffsolve.solvers import Solver, resolve
 from diffsolve.tableau import Tableau
 
 __all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
@@ -169,6 +170,7 @@ def solve(  # type: ignore[misc]
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     log_prob: str | None = None,
+    gradient: str | None = None,
 ) -> Run | AdaptiveRun | DensityRun:
     """Run a solver on a model.
 
@@ -195,6 +197,8 @@ def solve(  # type: ignore[misc]
         device: of the state; where `noise` or the network is, by default.
         log_prob: "model" finds the log-densities of the samples in the same pass, as `ds.log_prob` would, for a
             deterministic solver from the noise to the data.
+        gradient: "direct", "checkpoint" or "adjoint": x has a graph back to `noise`, `cond` and the network's
+            parameters; see `diffsolve.gradients`. An adaptive solver has "direct".
 
     Returns:
         A `Run`, an `AdaptiveRun` of an adaptive solver, or a `DensityRun` if log-densities are asked for; its x is of
@@ -205,6 +209,10 @@ def solve(  # type: ignore[misc]
             another shape or type.
         FloatingPointError: see `check`.
     """
+    if gradient is not None:
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient={gradient!r} is unknown; accepted: {', '.join(GRADIENTS)}")
+        refuse("gradient", hook=hook, callback=callback, state=state, max_calls=max_calls, log_prob=log_prob)
     if log_prob is not None:
         if log_prob != "model":
             raise ValueError(f"log_prob={log_prob!r}: 'model' is accepted")
@@ -216,18 +224,39 @@ def solve(  # type: ignore[misc]
             x, found = sample_with_density(
                 model, x, solver, steps=steps, nfe=nfe, grid=grid, key=key, cond=cond, guidance=_guidance(guidance)
             )
-        return DensityRun(x, found, key.seed if isinstance(key.seed, int) else list(key.seed))
+        return DensityRun(x, found, _seed(key))
     if isinstance(solver, Adaptive):
         refuse("an adaptive solver", steps=steps, nfe=nfe, hook=hook, callback=callback)
         refuse("an adaptive solver", max_calls=max_calls, state=state)
         return _adaptive(
-            model, shape, noise, solver, grid, seed, index, start, stop, cond, guidance, trajectory, dtype, device
+            model,
+            shape,
+            noise,
+            solver,
+            grid,
+            seed,
+            index,
+            start,
+            stop,
+            cond,
+            guidance,
+            trajectory,
+            dtype,
+            device,
+            gradient,
         )
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
     )  # fmt: skip
     cond = _conditions(cond)
+    if gradient is not None:
+        refuse("gradient", trajectory=trajectory or None)
+        method = None if isinstance(solver, Tableau) else resolve(solver)[0]
+        x = ex.y if noise is None else noise.to(ex.y)
+        x = differentiable(model, ex.tableau, method, x, ex.key, cond, _guidance(guidance), gradient)
+        done = finished(ex.tableau, model, x, ex.key)
+        return Run(x, ex.tableau, ex.tableau.nfe, _seed(ex.key), None, done)
     if max_calls is not None:
         one_of(max_calls=max_calls)
     tableau = ex.tableau
@@ -258,8 +287,7 @@ def solve(  # type: ignore[misc]
                 nodes.append(ex.y.clone())
             bar.update()
             del out, step  # before the next call makes its own
-    seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
-    return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
+    return Run(ex.y, tableau, ex.call - first, _seed(ex.key), None if nodes is None else torch.stack(nodes), ex)
 
 
 def _adaptive(
@@ -277,6 +305,7 @@ def _adaptive(
     trajectory: bool,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
+    gradient: str | None,
 ) -> AdaptiveRun:
     model, times = checked(model), own_times(grid)
     if trajectory != (times is not None):
@@ -293,11 +322,15 @@ def _adaptive(
     begun = path.t_noise if start is None else float(start)
     x = _initial(model, begun, shape, noise, key, dtype, device)
     ended = path.t_data if stop is None else float(stop)
-    with torch.no_grad():
+    if gradient not in (None, "direct"):
+        raise ValueError(f"gradient={gradient!r} with an adaptive solver: 'direct' is accepted")
+    if gradient and noise is not None:
+        x = noise.to(x)
+    with torch.set_grad_enabled(gradient is not None):
         run = adaptive.run(
             model, x, solver, begun, ended, times=times, cond=_conditions(cond), guidance=_guidance(guidance)
         )
-    return replace(run, seed=key.seed if isinstance(key.seed, int) else list(key.seed))
+    return replace(run, seed=_seed(key))
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
@@ -417,6 +450,10 @@ def _conditions(cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def _guidance(guidance: float | Guidance | None) -> Guidance:
     return Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+
+
+def _seed(key: Key) -> Seed:
+    return key.seed if isinstance(key.seed, int) else list(key.seed)
 
 
 def _key(seed: Seed | None, index: int) -> Key:

@@ -222,7 +222,7 @@ def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
 
 def _chunked(net: Network, x: Tensor, directions: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     out, parts = None, []
-    for piece in torch.split(directions, chunk):  # type: ignore[no-untyped-call]
+    for piece in torch.split(directions, chunk):
         out, pushed = _push(net, x, piece)
         parts.append(pushed)
     assert out is not None

@@ -76,9 +76,7 @@ def test_every_frame(path, frame, mixture):
     assert (found.value - truth(mixture, model.path, x)).abs().max() < (2e-3 if rough else 1e-4)
 
 
-@pytest.mark.parametrize(
-    "solver", ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"]
-)
+@pytest.mark.parametrize("solver", ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"])
 @pytest.mark.parametrize("path", PREDICTS)
 def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     model = mixture_model(mixture, path, "v")
@@ -276,18 +274,13 @@ def test_early_stopping_is_the_density_of_noised_data(mixture):
 def test_samples_with_their_densities(path, mixture):
     """In one pass, the same samples as without, and the densities that log_prob finds for them."""
     model = mixture_model(mixture, path, PREDICTS[path])
-    for solver, options in (
-        (TIGHT, {}),
-        ("rk4", {"steps": 60, "grid": "angle"}),
-        ("unipc-3", {"steps": 100, "grid": "angle"}),
-    ):
+    for solver, options in ((TIGHT, {}), ("rk4", {"steps": 40, "grid": "angle"})):
         run = ds.solve(model, (6, 2), solver=solver, seed=0, dtype=torch.float64, log_prob="model", **options)
-        stop = {"steps": 61} if path == "xx" else {}
-        plain = ds.sample(model, (6, 2), solver=TIGHT, seed=0, dtype=torch.float64, **stop)
-        rough = 1e-6 if solver is TIGHT else 2e-2
+        plain = ds.sample(model, (6, 2), solver=TIGHT, seed=0, dtype=torch.float64)
+        rough = 1e-6 if solver is TIGHT else 1e-3
         assert (run.x - plain).abs().max() < rough
         there = ds.log_prob(model, run.x, solver=TIGHT)
-        assert (run.log_prob.value - there.value).abs().max() < max(3e-5, 5 * rough * (solver is not TIGHT))
+        assert (run.log_prob.value - there.value).abs().max() < (3e-5 if solver is TIGHT else 2e-3)
         assert torch.equal(run.log_prob.latent, ds.Key(0).normal((6, 2), dtype=torch.float64) * model.path.prior_std())
 
 
@@ -309,7 +302,9 @@ def test_conditions_and_guidance(mixture):
         zero = {"label": torch.zeros(3, dtype=torch.float64)}
         guided = ds.Guidance(3.0, uncond=zero if batched else {}, batched=batched)
         by_hand = ds.adapt(lambda x, t: net(x, t) + 3 * (net(x, t, label) - net(x, t)), "vp", "noise")
-        one, two = ds.log_prob(model, x, cond={"label": label}, guidance=guided), ds.log_prob(by_hand, x)
+        fixed = {"solver": "rk4", "steps": 4}
+        one = ds.log_prob(model, x, cond={"label": label}, guidance=guided, **fixed)
+        two = ds.log_prob(by_hand, x, **fixed)
         torch.testing.assert_close(one.value, two.value, rtol=1e-8, atol=1e-8)
 
 
@@ -421,7 +416,6 @@ def test_units_of_a_tableau():
         (lambda m, x: ds.log_prob(m, x, stop=-1.0), "stop=-1.0"),
         (lambda m, x: ds.log_prob(m, x, steps=3), "steps=3 cannot be given with an adaptive solver"),
         (lambda m, x: ds.log_prob(m, x, solver="ddim(eta=1.0)", steps=3), "eta=1.0"),
-        (lambda m, x: ds.log_prob(ds.adapt(m.net, "condot", "noise"), x), "does not determine"),
         (lambda m, x: ds.solve(m, (1, 2), log_prob="sde"), "log_prob='sde'"),
         (lambda m, x: ds.solve(m, (1, 2), log_prob="model", start=0.5), "start=0.5 cannot be given"),
         (lambda m, x: ds.bits_per_dim(m, x), "n=torch.float64: a tensor of integers"),

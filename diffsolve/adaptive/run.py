@@ -39,7 +39,7 @@ class AdaptiveRun:
     """The times of the trajectory."""
     trajectory: Tensor | None
     """(n + 1, B, ..): the states at `times`; NaN where a sample did not get. None unless asked for."""
-    seed: int | list[int] | None = None
+    seed: int | Sequence[int] | None = None
 
     @property
     def done(self) -> bool:

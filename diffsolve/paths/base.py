@@ -159,7 +159,8 @@ def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         try:
             t = t if twice else t.detach().requires_grad_(True)
         except RuntimeError:  # inside a transform of torch.func, which has no other derivatives; it is the slower way
-            slope: Tensor = torch.func.jvp(function, (t.detach(),), (torch.ones_like(t),))[1]
+            at = t.detach().contiguous()
+            slope: Tensor = torch.func.jvp(function, (at,), (torch.ones_like(at),))[1]
         else:
             value = function(t)
             if not value.requires_grad:
