@@ -228,7 +228,7 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
     p, x = model.path, mixture.sample(16, seed=0)
     expected = truth(mixture, p, x)
     ours = []
-    for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+    for tol in (1e-3, 1e-5, 1e-6):
         found = ds.log_prob(model, x, solver=Adaptive("dopri5", rtol=tol, atol=tol))
         ours.append((found.nfe.max(), (found.value - expected).abs().mean().item()))
     calls, eye = [], torch.eye(2, dtype=torch.float64)
@@ -236,21 +236,16 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
 
     def field(t, state):
         calls.append(float(t))
-        y = state[0]
-        _, pushed = traces._push(lambda y: ode(t, y), y, eye[:, None].expand(2, 16, 2))
-        return ode(t, y), pushed.diagonal(dim1=0, dim2=2).sum(1)
+        out, pushed = traces._push(lambda y: ode(t, y), state[0], eye[:, None].expand(2, 16, 2))
+        return out.clone(), pushed.diagonal(dim1=0, dim2=2).sum(1).contiguous()
 
     times = torch.tensor([p.t_last, p.t_noise], dtype=torch.float64)
-    for tol in (1e-4, 1e-5):
-        calls.clear()
-        start = x * float(p.alpha(p.t_last)), torch.zeros(16, dtype=torch.float64)
-        end, growth = (
-            part[-1] for part in odeint(field, start, times, rtol=tol, atol=tol, options={"step_t": times[1:]})
-        )
-        value = normal(end, p.prior_std()) + growth + 2 * math.log(float(p.alpha(p.t_last)))
-        error = (value - expected).abs().mean().item()
-        fewest = min(n for n, e in ours if e <= error)
-        assert fewest <= len(calls) * (1 if path == "condot" else 0.5), (fewest, len(calls), error, ours)
+    start = x * float(p.alpha(p.t_last)), torch.zeros(16, dtype=torch.float64)
+    end, growth = (part[-1] for part in odeint(field, start, times, rtol=1e-6, atol=1e-6))
+    value = normal(end, p.prior_std()) + growth + 2 * math.log(float(p.alpha(p.t_last)))
+    error = (value - expected).abs().mean().item()
+    fewest = min(n for n, e in ours if e <= error)
+    assert fewest <= len(calls) * (1 if path == "condot" else 0.5), (fewest, len(calls), error, ours)
 
 
 def test_early_stopping_is_the_density_of_noised_data(mixture):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffsolve.solvers.base import Solver, frame_named
-from diffsolve.tableau import Draft
+from diffsolve.tableau import Combination, Draft
 
 __all__ = ["ReversibleHeun"]
 
@@ -51,8 +51,8 @@ class ReversibleHeun(Solver):
             # s is z with half a step of the last d, in units of c here: the call at y completes it to z.
             last = i == draft.steps
             scale = c[min(i + 1, draft.steps)]
-            z = {"s": scale / c[i], i: scale * h[i] / 2}
-            y = {"s": 2 * scale / c[i], "y": -scale / c[i], i: scale * (h[i] + h[i + 1])}
+            z: Combination = {"s": scale / c[i], i: scale * h[i] / 2}
+            y: Combination = {"s": 2 * scale / c[i], "y": -scale / c[i], i: scale * (h[i] + h[i + 1])}
             if last:
                 draft.call(g[i], frame.name, y=z, s={"y": 1.0}, node=i)
             else:
