@@ -57,9 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(
-        "| data | path | method | trace | tolerance or steps | calls, mean | calls, most | error, nats | error bar | s |"
-    )
+    print("| data | path | method | trace | tol or steps | calls, mean | most | error, nats | error bar | s |")
     print("|--|--|--|--|--|--|--|--|--|--|")
     for dim in options.dims:
         mixture = ring() if dim == 2 else random_means(dim)

@@ -17,7 +17,7 @@ def run(out, *options):
         "--out",
         str(out),
         "--batch",
-        "3",
+        "2",
         "--tol",
         "1e-2",
         "--trace",
