@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
+"""The command line: `diffsolve sample`, `logprob`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
 
 from __future__ import annotations
 
@@ -101,6 +101,39 @@ def sample(
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
         file=out,
     )
+
+
+@app.command()
+@_plain_errors()
+def logprob(
+    model: Annotated[str, typer.Option(help="A reference model.")] = "digits",
+    data: Annotated[str, typer.Option(help="A data set of integers: digits.")] = "digits",
+    out: Annotated[Path, typer.Option(help="A .jsonl file, one line per sample; a second run goes on from it.")] = Path(
+        "logprob.jsonl"
+    ),
+    num: Annotated[int | None, typer.Option(min=1, help="Samples from the beginning. [default: all]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 64,
+    trace: Annotated[str, typer.Option(help="exact, 'hutchinson(probes=8)' or hutch++.")] = "hutchinson(probes=8)",
+    tol: Annotated[float, typer.Option(help="Tolerance of the adaptive solver, dopri5.")] = 1e-4,
+    dequantisation: Annotated[str, typer.Option(help="uniform or truncated-normal.")] = "uniform",
+    stop: Annotated[float | None, typer.Option(help="Early-stopping time. [default: the data itself]")] = None,
+    conditional: Annotated[bool, typer.Option(help="Give the network the labels.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the probes and the dequantisation.")] = 0,
+) -> None:
+    """Bits per dimension of a data set under a reference model, with its error bar."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve.evaluate import evaluate
+
+    _check_out(out, ".jsonl")
+    torch.set_num_threads(1)
+    about = {"model": model, "trace": trace, "tol": tol, "dequantisation": dequantisation, "stop": stop, "seed": seed}
+    count, mean, error = evaluate(
+        ds.load(model), data, out, num=num, batch=batch, conditional=conditional, about=about, trace=trace,
+        solver=ds.Adaptive("dopri5", rtol=tol, atol=tol), dequantisation=dequantisation, stop=stop, seed=seed,
+    )  # fmt: skip
+    _report(samples=count, bits=f"{mean:.4f} +- {error:.4f} per dimension", file=out)
 
 
 @app.command()

@@ -72,21 +72,22 @@ class Program:
         return self.tableau.history if any(row.keep for row in self.rows) else 0
 
 
-def bind(tableau: Tableau, model: Model, takes: str | None = None) -> Program:
+def bind(tableau: Tableau, model: Model, takes: str | None = None, *, pair: bool = False) -> Program:
     """The program that runs `tableau` with the outputs of `model`.
 
     Args:
         takes: what `Executor.advance` will be given, if not the network's output: another prediction's name.
+        pair: whether the run starts from a state whose s and y differ.
 
     Raises:
         ValueError: if the tableau was written for another path, or the network does not determine what it needs.
     """
     # Models are compared by what matters here, so that one plan serves every network of its kind.
-    return _bind(tableau, replace(model, net=_no_network, clock="t", dtype=None), takes or model.predicts)
+    return _bind(tableau, replace(model, net=_no_network, clock="t", dtype=None), takes or model.predicts, pair)
 
 
 @lru_cache(maxsize=64)
-def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
+def _bind(tableau: Tableau, model: Model, takes: str, pair: bool) -> Program:
     at = model.path.nodes(tableau.calls[:, 0])
     found = np.stack([at.alpha, at.sigma], -1)
     off = np.abs(found - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(found).max(-1)
@@ -107,7 +108,7 @@ def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
     needed = [any(W[i + j, :, 2 + j].any() for j in range(1, min(K, n - i))) for i in range(n)]
     # What is kept of a call is p y + q out, divided by its last non-zero factor to spare a pass.
     unit = np.where(q != 0, q, np.where(p != 0, p, 1.0))
-    one = bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
+    one = not pair and bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
     entry = (None if one else _terms({S: tableau.entry[0, 0], Z: tableau.entry[0, 1]}),
              _terms({S: tableau.entry[1, 0], Z: tableau.entry[1, 1]}))  # fmt: skip
     rows = []

@@ -71,14 +71,20 @@ class Guidance:
         ) -> Tensor:
             if not guided[i]:
                 return model.call(x, told, cond)
-            if self.batched:
-                both = {name: torch.cat([cond[name], uncond[name]]) for name in _same_names(cond, uncond)}
-                with_, without = model.call(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
-            else:
-                with_, without = model.call(x, told, cond), model.call(x, told, uncond)
+            with_, without = self.pair(model, x, told, cond, uncond)
             return torch.lerp(without, with_, self.scale)
 
         return call
+
+    def pair(
+        self, model: Model, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The network's outputs with and without the condition."""
+        if not self.batched:
+            return model.call(x, told, cond), model.call(x, told, uncond)
+        both = {name: torch.cat([cond[name], uncond[name]]) for name in _same_names(cond, uncond)}
+        with_, without = model.call(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
+        return with_, without
 
 
 def _same_names(cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> set[str]:

@@ -144,6 +144,12 @@ class Model:
         """dx/dt of the probability-flow ODE on the path's clock."""
         return self.predict("velocity", x, t, **cond)
 
+    def as_ode(self, **cond: Any) -> nn.Module:
+        """dx/dt as a module f(t, x) for `torchdiffeq.odeint` and `odeint_adjoint`, in either direction."""
+        from diffsolve.integrations.torchdiffeq import ODE
+
+        return ODE(self, cond)
+
     def as_sde(self, tau: float = 1.0, **options: Any) -> SDE:
         """The SDE with this path's marginals, for `torchsde.sdeint`: see `diffsolve.integrations.torchsde.SDE`."""
         from diffsolve.integrations.torchsde import SDE

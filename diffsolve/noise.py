@@ -44,6 +44,8 @@ class Stream(IntEnum):
     BROWNIAN = 2  # a Brownian path: counter (octave, sample, node)
     LANGEVIN = 3  # a Langevin step
     ACCEPT = 4  # the uniform of a Metropolis test
+    PROBE = 5  # a direction in which a divergence is estimated
+    DEQUANTISE = 6  # where in its bin an integer value stands
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:

@@ -17,7 +17,7 @@ from diffsolve.solvers import Solver
 from diffsolve.solvers.aliases import expand_grid
 from diffsolve.tableau import Tableau
 
-__all__ = ["DEFAULT_SOLVER", "GridLike", "one_of", "plan", "plan_back", "refuse"]
+__all__ = ["DEFAULT_SOLVER", "GridLike", "last_time", "one_of", "own_times", "plan", "plan_back", "refuse"]
 
 DEFAULT_SOLVER = "auto"
 
@@ -56,7 +56,7 @@ def plan(
     method, its_grid = solvers.resolve(solver)
     method = method.guided(guidance)
     grid = its_grid if grid is None else grid
-    times = _own_times(grid)
+    times = own_times(grid)
     if times is not None:
         refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
         if steps is not None and steps != len(times) - 1:
@@ -75,19 +75,19 @@ def plan_back(
     nfe: int | None = None,
     grid: GridLike | None = None,
     guidance: float = 1.0,
+    begin: float | None = None,
 ) -> Tableau:
     """The tableau of a run from the data to the noise: the grid of sampling, turned round.
 
-    Where the network cannot be called on the data it begins at the last time where it can.
+    It begins at the time `begin`; where the network cannot be called on the data at the last time where it can.
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
     method = method.guided(guidance)
     grid = its_grid if grid is None else grid
-    stop = None
-    if not model.determined(path.t_data):
-        stop = path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
-    times = _own_times(grid)
+    begin = last_time(model) if begin is None else begin
+    stop = None if begin == path.t_data else begin
+    times = own_times(grid)
     if times is None:
         one_of(steps=steps, nfe=nfe)
         tableau = _plan(
@@ -96,6 +96,14 @@ def plan_back(
     else:
         tableau = method(path, times, call_last=model.determined(float(times[-1])))
     return tableau
+
+
+def last_time(model: Model) -> float:
+    """The time nearest to the data at which the network may be called and gives the data and the noise both."""
+    path = model.path
+    if model.determined(path.t_data):
+        return path.t_data
+    return path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
 
 
 @lru_cache(maxsize=64)
@@ -140,7 +148,7 @@ class _Reversed(Grid):
         return self.grid.nodes(path, steps, start, stop)[::-1]
 
 
-def _own_times(grid: GridLike | None) -> np.ndarray | None:
+def own_times(grid: GridLike | None) -> np.ndarray | None:
     """The times of a user's own grid, or None if it is a name or a Grid."""
     if grid is None or isinstance(grid, str | Grid):
         return None

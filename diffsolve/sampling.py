@@ -5,21 +5,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve import adaptive
+from diffsolve.adaptive import Adaptive, AdaptiveRun
 from diffsolve.execute import Executor, State, Wiener, bind, conversion
+from diffsolve.gradients import GRADIENTS, differentiable, finished
 from diffsolve.guidance import Guidance
 from diffsolve.langevin import Correction, Langevin
+from diffsolve.likelihood import LogProb, sample_with_density
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.parallel import Parallel, Statistics
 from diffsolve.parallel.base import Calls
-from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
-from diffsolve.solvers import Solver
+from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan, plan_back, refuse
+from diffsolve.solvers import Solver, resolve
 from diffsolve.tableau import Tableau
 from diffsolve.transitions import log_density
 
@@ -82,6 +86,17 @@ class Run:
         return self.executor.done
 
 
+@dataclass(frozen=True)
+class DensityRun:
+    """What `solve` returns for `log_prob="model"`."""
+
+    x: Tensor
+    """The samples."""
+    log_prob: LogProb
+    """Their log-densities under the model, and what they cost."""
+    seed: Seed
+
+
 def begin(
     model: Model,
     shape: Sequence[int] | None = None,
@@ -110,15 +125,15 @@ def begin(
 
     The other arguments are those of `solve`.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
+    checked(model)
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
         tableau = solver
     else:
         fed = model if takes is None else replace(model, predicts=takes)
         tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
-    program = bind(tableau, model, takes)
+    pair = state is not None and state.call == 0 and state.s is not state.y
+    program = bind(tableau, model, takes, pair=pair)
     if state is not None:
         refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
         x, key = state.y, state.key
@@ -126,18 +141,30 @@ def begin(
         if start is not None and noise is None:
             raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
         key = _key(seed, index)
-        x = _initial(model, tableau, shape, noise, key, dtype, device)
+        x = _initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
     told = told.to(x.device, model.time_dtype(x.dtype))
     return Executor(program, x, key, state=state, told=told, brownian=brownian)
 
 
+@overload
+def solve(model: Model, shape: Sequence[int] | None = None, *, solver: Adaptive, **options: Any) -> AdaptiveRun: ...
+@overload
+def solve(model: Model, shape: Sequence[int] | None = None, *, log_prob: str, **options: Any) -> DensityRun: ...
+@overload
 def solve(
     model: Model,
     shape: Sequence[int] | None = None,
     *,
-    noise: Tensor | None = None,
     solver: str | Solver | Tableau = DEFAULT_SOLVER,
+    **options: Any,
+) -> Run: ...
+def solve(  # type: ignore[misc]
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    noise: Tensor | None = None,
+    solver: str | Solver | Tableau | Adaptive = DEFAULT_SOLVER,
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
@@ -151,23 +178,25 @@ def solve(
     hook: Callable[[Step], Tensor | None] | None = None,
     callback: Callable[[Step], object] | None = None,
     trajectory: bool | str = False,
-    log_prob: bool = False,
+    log_prob: bool | str = False,
     brownian: Wiener | None = None,
     progress: bool = False,
     check: bool = False,
     max_calls: int | None = None,
     state: State | None = None,
     parallel: Parallel | None = None,
+    gradient: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> Run:
+) -> Run | AdaptiveRun | DensityRun:
     """Run a solver on a model.
 
     Args:
         model: a Model, from `ds.adapt` or `ds.load`.
         shape: the shape of the batch; its noise is drawn from `seed`. Or
         noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
-        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau.
+        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau, or `ds.Adaptive`: then
+            `grid` may be the times at which the trajectory is kept.
         seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
             else of the batch. If None one is drawn, and kept in `Run.seed`. A `ds.Key` also makes the noise
             antithetic or shared, and brings its own index.
@@ -180,8 +209,9 @@ def solve(
         callback: sees each step after the update.
         trajectory: True keeps the states at the grid nodes, where they are a network's input or the result; "calls"
             every input and the result.
-        log_prob: find the log-density of every stochastic transition; see `diffsolve.transitions`. It draws each
-            row's noise a second time.
+        log_prob: True finds the log-density of every stochastic transition (see `diffsolve.transitions`), and draws
+            each row's noise a second time for it. "model" finds the log-densities of the samples in the same pass, as
+            `ds.log_prob` would, for a deterministic solver from the noise to the data.
         brownian: a `ds.Brownian` of the state's shape (or torchsde's `BrownianInterval`) that the noise is taken from,
             in the place of draws keyed by the row: runs of any number of steps then follow one path. For solvers whose
             noise is that of an SDE; the clock is e^{2A}, from 0 at alpha = 0 (see `diffsolve.solvers.sde`).
@@ -194,34 +224,68 @@ def solve(
             list or tuple there) whose first dimension is the batch size B is then taken to have one entry per
             sample, and repeated for each of its calls. Not together with hook, callback, corrector, trajectory,
             log_prob, brownian, max_calls or state.
+        gradient: "direct", "checkpoint" or "adjoint": x has a graph back to `noise`, `cond` and the network's
+            parameters; see `diffsolve.gradients`. An adaptive solver has "direct".
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
 
     Returns:
-        A `Run`; its x is of the state's dtype.
+        A `Run`, an `AdaptiveRun` of an adaptive solver, or a `DensityRun` for log_prob="model"; its x is of the
+        state's dtype.
 
     Raises:
         ValueError, TypeError: for bad arguments, by name, before the network is called; for a network that returns
             another shape or type.
         FloatingPointError: see `check`.
     """
+    guided, cond = Guidance.of(guidance), _conditions(cond)
+    if gradient is not None:
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient={gradient!r} is unknown; accepted: {', '.join(GRADIENTS)}")
+        refuse("gradient", hook=hook, callback=callback, state=state, max_calls=max_calls, log_prob=log_prob or None)
+        refuse("gradient", corrector=corrector, brownian=brownian, parallel=parallel)
+    if not isinstance(log_prob, bool):
+        if log_prob != "model":
+            raise ValueError(f"log_prob={log_prob!r}: True, False or 'model' is accepted")
+        refuse("log_prob='model'", start=start, stop=stop, hook=hook, callback=callback, state=state)
+        refuse("log_prob='model'", max_calls=max_calls, trajectory=trajectory or None, corrector=corrector)
+        refuse("log_prob='model'", brownian=brownian, parallel=parallel)
+        key = _key(seed, index)
+        x = _initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
+        with torch.no_grad():
+            x, found = sample_with_density(
+                model, x, solver, steps=steps, nfe=nfe, grid=grid, key=key, cond=cond, guidance=guided
+            )
+        return DensityRun(x, found, _seed(seed, key))
+    if isinstance(solver, Adaptive):
+        refuse("an adaptive solver", steps=steps, nfe=nfe, hook=hook, callback=callback, corrector=corrector)
+        refuse("an adaptive solver", max_calls=max_calls, state=state, brownian=brownian, parallel=parallel)
+        refuse("an adaptive solver", log_prob=log_prob or None)
+        return _adaptive(
+            model, shape, noise, solver, grid, seed, index, start, stop, cond, guided, trajectory, dtype, device,
+            gradient,
+        )  # fmt: skip
     if corrector is not None:
         refuse("corrector", nfe=nfe, hook=hook, log_prob=log_prob or None)
-    guided = Guidance.of(guidance)
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
         start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
         guidance=guided.scale, brownian=brownian,
     )  # fmt: skip
-    if not isinstance(cond, Mapping | None):
-        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    if gradient is not None:
+        refuse("gradient", trajectory=trajectory or None)
+        method = None if isinstance(solver, Tableau) else resolve(solver)[0]
+        x = ex.y if noise is None else noise.to(ex.y)
+        x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
+        done = finished(ex.tableau, model, x, ex.key)
+        return Run(x, ex.tableau, ex.tableau.nfe, _seed(seed, ex.key), None, None, done)
     if max_calls is not None:
         one_of(max_calls=max_calls)
     if not isinstance(trajectory, bool) and trajectory != "calls":
         raise ValueError(f"trajectory={trajectory!r}: True, False or 'calls' is accepted")
     if log_prob and not ex.tableau.stochastic:
         raise ValueError(f"log_prob=True with {ex.tableau.solver}: a solver that adds noise is accepted")
-    tableau, cond = ex.tableau, cond or {}
+    tableau = ex.tableau
     if parallel is not None:
         if not isinstance(parallel, Parallel):
             raise TypeError(f"parallel={parallel!r}: a ds.Picard or a ds.Parareal is accepted")
@@ -293,16 +357,58 @@ def _in_parallel(
     )
 
 
+def _adaptive(
+    model: Model,
+    shape: Sequence[int] | None,
+    noise: Tensor | None,
+    solver: Adaptive,
+    grid: GridLike | None,
+    seed: Seed | None,
+    index: int,
+    start: float | None,
+    stop: float | None,
+    cond: Mapping[str, Any],
+    guidance: Guidance,
+    trajectory: bool | str,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    gradient: str | None,
+) -> AdaptiveRun:
+    model, times = checked(model), own_times(grid)
+    if (trajectory is True) != (times is not None) or trajectory == "calls":
+        raise ValueError(f"trajectory={trajectory}, grid={grid!r}: with an adaptive solver the times of the trajectory "
+                         "are accepted as grid, and nothing else")  # fmt: skip
+    if times is not None:
+        refuse("a grid of one's own", start=start, stop=stop)
+        if times.ndim != 1 or len(times) < 2:
+            raise ValueError(f"grid has shape {times.shape}; a list of at least 2 times is needed")
+        start, stop = float(times[0]), float(times[-1])
+    elif start is not None and noise is None:
+        raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
+    key, path = _key(seed, index), model.path
+    begun = path.t_noise if start is None else float(start)
+    x = _initial(model, begun, shape, noise, key, dtype, device)
+    ended = path.t_data if stop is None else float(stop)
+    if gradient not in (None, "direct"):
+        raise ValueError(f"gradient={gradient!r} with an adaptive solver: 'direct' is accepted")
+    if gradient and noise is not None:
+        x = noise.to(x)
+    with torch.set_grad_enabled(gradient is not None):
+        run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance)
+    return replace(run, seed=_seed(seed, key))
+
+
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
     """Samples from a model: `solve(model, shape, **options).x`."""
-    return solve(model, shape, **options).x
+    x: Tensor = solve(model, shape, **options).x
+    return x
 
 
 def encode(
     model: Model,
     x: Tensor,
     *,
-    solver: str | Solver = DEFAULT_SOLVER,
+    solver: str | Solver | Adaptive = DEFAULT_SOLVER,
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
@@ -316,8 +422,14 @@ def encode(
     gives x back up to the solver's error. Options are those of `solve`.
     """
     guided = Guidance.of(guidance)
+    if isinstance(solver, Adaptive):
+        refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
+        begun = last_time(checked(model))
+        x = x * float(model.path.alpha(begun))
+        options |= {"start": begun, "stop": model.path.t_noise}
+        return sample(model, noise=x, solver=solver, guidance=guided, **options)
     tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, guidance=guided.scale)
-    return solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, guidance=guided, **options).x
+    return sample(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, guidance=guided, **options)
 
 
 def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:
@@ -355,7 +467,7 @@ class _Estimate:
 
 def _initial(
     model: Model,
-    tableau: Tableau,
+    start: float,
     shape: Sequence[int] | None,
     noise: Tensor | None,
     key: Key,
@@ -382,7 +494,7 @@ def _initial(
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape={shape!r}: a sequence of sizes, the batch first, is accepted")
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
-    return x.mul_(model.path.prior_std(float(tableau.times[0])))
+    return x.mul_(model.path.prior_std(start))
 
 
 def _checked(changed: Tensor, like: Tensor) -> Tensor:
@@ -390,6 +502,18 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
         got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise ValueError(f"hook returned {got}: None or a tensor of shape {tuple(like.shape)} is accepted")
     return changed
+
+
+def checked(model: Model) -> Model:
+    if not isinstance(model, Model):
+        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
+    return model
+
+
+def _conditions(cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    return cond or {}
 
 
 def _seed(given: Seed | None, key: Key) -> Seed:

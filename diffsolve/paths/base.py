@@ -154,13 +154,20 @@ def float64(t: Times) -> Tensor:
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    twice = torch.is_grad_enabled() and t.requires_grad  # as torchdiffeq's step sizes have gradients too
     with torch.enable_grad():
-        t = t.detach().requires_grad_(True)
-        value = function(t)
-        if not value.requires_grad:
-            return torch.zeros_like(t)
-        (slope,) = torch.autograd.grad(value.sum(), t)
-    return slope.detach().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
+        try:
+            t = t if twice else t.detach().requires_grad_(True)
+        except RuntimeError:  # inside a transform of torch.func, which has no other derivatives; it is the slower way
+            at = t.detach().contiguous()
+            slope: Tensor = torch.func.jvp(function, (at,), (torch.ones_like(at),))[1]
+        else:
+            value = function(t)
+            if not value.requires_grad:
+                return torch.zeros_like(t)
+            (slope,) = torch.autograd.grad(value.sum(), t, create_graph=twice)
+    slope = slope if twice else slope.detach()
+    return slope.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
 
 
 def check(holds: bool, name: str, value: object, accepted: str) -> None:

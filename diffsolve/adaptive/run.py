@@ -1,0 +1,179 @@
+"""An adaptive solve of a model, from one time of its path to another."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.adaptive.integrate import Parts, Solution, integrate
+from diffsolve.adaptive.options import Adaptive, Status
+from diffsolve.flow import Ends, Flow, ends, make_step, per_sample
+from diffsolve.frames import FRAMES
+from diffsolve.guidance import Guidance
+from diffsolve.models import Model
+from diffsolve.noise import Key
+
+__all__ = ["AdaptiveRun", "run", "warn"]
+
+
+@dataclass(frozen=True)
+class AdaptiveRun:
+    """What `ds.solve` returns for an adaptive solver; numbers per sample are arrays of shape (B,)."""
+
+    x: Tensor
+    """The result; of a sample that did not get to the end, its state at `t`."""
+    status: tuple[Status, ...]
+    """How each sample's solve ended."""
+    nfe: np.ndarray
+    """Network calls of each sample. The batch was called as often as its largest."""
+    t: np.ndarray
+    """Where each sample stopped, on the path's clock."""
+    h: np.ndarray
+    """The step that it would have tried next, in the frame's variable."""
+    times: np.ndarray | None
+    """The times of the trajectory."""
+    trajectory: Tensor | None
+    """(n + 1, B, ..): the states at `times`; NaN where a sample did not get. None unless asked for."""
+    seed: int | Sequence[int] | Key | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample got to the end."""
+        return all(status == Status.DONE for status in self.status)
+
+
+def run(
+    model: Model,
+    x: Tensor,
+    options: Adaptive,
+    start: float,
+    stop: float,
+    *,
+    times: Sequence[float] | np.ndarray | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance: Guidance | None = None,
+) -> AdaptiveRun:
+    """Solve the probability-flow ODE from x at `start` to `stop`, in either direction.
+
+    Where the frame is singular at an end, or the network does not determine the flow there, that end is one step of
+    first order (see `diffsolve.flow.ends`).
+
+    Args:
+        times: strictly monotone, from `start` to `stop`: where the trajectory is kept.
+
+    Warns:
+        RuntimeWarning: if some samples do not get to the end, saying why and where.
+    """
+    frame = FRAMES[options.frame]
+    way = ends(model, frame, start, stop)
+    flow = Flow(model, frame, len(x), x.dim(), cond or {}, guidance)
+    before, after = int(way.first != way.start), int(way.last != way.stop)
+    kept = _Kept(times, way, x)
+    kept.at(way.start, x)
+    if before:
+        x = make_step(flow, x, way.start, way.first)
+        kept.at(way.first, x)
+    status, nfe = np.zeros(len(x), dtype=int), np.full(len(x), before)
+    t, h = np.full(len(x), float(way.last)), np.zeros(len(x))
+    if way.first != way.last:
+        x, solution = _between(flow, x, way, options, before, after, kept)
+        status, nfe, h = solution.status, nfe + solution.nfe, solution.h
+        with np.errstate(all="ignore"):
+            t = np.asarray(frame.time(model.path, solution.v))
+        t = np.where(status == Status.DONE, way.last, t)
+    if after:
+        finished = make_step(flow, x, way.last, way.stop)
+        done = torch.from_numpy(status == Status.DONE).to(x.device)
+        x = torch.where(per_sample(done, x), finished, x)
+        nfe, t = nfe + 1, np.where(status == Status.DONE, way.stop, t)
+        kept.at(way.stop, torch.where(per_sample(done, x), x, torch.nan))
+    answers = tuple(Status(int(code)) for code in status)
+    warn(answers, t, h)
+    return AdaptiveRun(x, answers, nfe, t, h, kept.times, kept.states)
+
+
+def _between(
+    flow: Flow, x: Tensor, way: Ends, options: Adaptive, before: int, after: int, kept: _Kept
+) -> tuple[Tensor, Solution]:
+    """The part of the way that the method itself makes: the state where each sample stopped, and how it got there."""
+    path, frame = flow.model.path, flow.frame
+    nodes = path.nodes(np.array([way.first, way.last]))
+    (v0, v1), (c0, _) = np.asarray(frame.v(nodes)).tolist(), np.asarray(frame.c(nodes)).tolist()
+    pins = ((v0, way.first), (v1, way.last))
+
+    def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
+        (z,) = parts
+        point = flow.point(v, z, rows, pins)
+        y = point.c * z
+        return (point.derivative(y, point.output(y)),)
+
+    inside = kept.inside(path, way)
+    outputs = np.asarray(frame.v(path.nodes(inside))) if len(inside) else inside
+    solution = integrate(field, (x / c0,), v0, v1, options, outputs=outputs.tolist(), spent=before, reserve=after)
+    with np.errstate(all="ignore"):
+        c = frame.c(path.nodes(np.asarray(frame.time(path, solution.v))))
+    x = solution.parts[0] * per_sample(torch.from_numpy(np.broadcast_to(c, len(x)).copy()).to(x.device, x.dtype), x)
+    if solution.dense is not None:
+        for time, z in zip(inside.tolist(), solution.dense, strict=True):
+            kept.at(time, z * float(frame.c(path.nodes(np.array([time])))[0]))
+    return x, solution
+
+
+class _Kept:
+    """The states at the times asked for."""
+
+    def __init__(self, times: Sequence[float] | np.ndarray | None, way: Ends, x: Tensor) -> None:
+        self.times, self.states = None if times is None else np.asarray(times, dtype=np.float64), None
+        if self.times is None:
+            return
+        steps = np.diff(self.times)
+        if self.times.ndim != 1 or len(steps) == 0 or not ((steps > 0).all() or (steps < 0).all()):
+            raise ValueError(f"grid={self.times.tolist()}: strictly rising or strictly falling times are accepted")
+        if self.times[0] != way.start or self.times[-1] != way.stop:
+            raise ValueError(f"grid={self.times.tolist()}: it must go from start={way.start} to stop={way.stop}")
+        self.states = torch.full((len(self.times), *x.shape), torch.nan, dtype=x.dtype, device=x.device)
+
+    def at(self, t: float, x: Tensor) -> None:
+        if self.times is not None and self.states is not None:
+            for i in np.flatnonzero(self.times == t):
+                self.states[i] = x
+
+    def inside(self, path: Any, way: Ends) -> np.ndarray:
+        """The times strictly after the first and up to the last of the method's own."""
+        if self.times is None:
+            return np.empty(0)
+        if way.last > way.first:
+            inside = (self.times > way.first) & (self.times <= way.last)
+            left_out = ((self.times > way.start) & (self.times < way.first)) | (
+                (self.times > way.last) & (self.times < way.stop)
+            )
+        else:
+            inside = (self.times < way.first) & (self.times >= way.last)
+            left_out = ((self.times < way.start) & (self.times > way.first)) | (
+                (self.times < way.last) & (self.times > way.stop)
+            )
+        if left_out.any():
+            raise ValueError(
+                f"grid: the times {self.times[left_out].tolist()} lie in a first-order step at an end, from "
+                f"{way.start} to {way.first} or from {way.last} to {way.stop}, where there is nothing between"
+            )
+        return self.times[inside]
+
+
+def warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray) -> None:
+    """Say which samples did not get to the end, and why."""
+    for reason in (Status.NON_FINITE, Status.STEP_TOO_SMALL, Status.BUDGET_SPENT):
+        those = [i for i, s in enumerate(status) if s == reason]
+        if those:
+            warnings.warn(
+                f"{len(those)} of {len(status)} samples stopped early: {reason.name.lower().replace('_', ' ')}, the "
+                f"first of them sample {those[0]} at t={t[those[0]]:.6g} with a step of {h[those[0]]:.3g}",
+                RuntimeWarning,
+                stacklevel=4,
+            )

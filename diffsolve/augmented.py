@@ -1,0 +1,89 @@
+"""A tableau as a method for more than x: it carries log-densities, or the adjoint of a run, along with the state.
+
+Where d = 0 a tableau only rescales: y_i = u_i x for some u_i > 0. In z = x / u the weights of s and y sum to 1, and the
+rows are a general linear method for dz = d dv, whatever the frames; what belongs to dv d is then a quantity q with
+dq/dv = k, and the same weights integrate it:
+
+    [s', q'] = weights @ [s, q, k_i, .., k_{i-K+1}]        (`Augmented.weights`)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from diffsolve.tableau import Tableau
+
+__all__ = ["Augmented", "augmented"]
+
+Parts = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """A deterministic tableau in the coordinates z = x / u."""
+
+    tableau: Tableau
+    units: np.ndarray
+    """(N + 1,): u of each network input, and of the result; the first is 1."""
+    weights: np.ndarray
+    """(N, 2, K + 2): s' and q' from s, q, k_i .. k_{i-K+1}."""
+
+    def run(self, field: Callable[[int, Parts], Parts], parts: Parts, calls: slice = slice(None)) -> Parts:
+        """The parts after the calls of the tableau, or after some at its beginning.
+
+        Nothing is written in place: the result is differentiable.
+
+        Args:
+            field: (number of the call, parts) -> k; the first part is z.
+        """
+        s = y = parts
+        history: deque[Parts] = deque(maxlen=self.tableau.history)
+        for i, (on_s, on_y) in list(enumerate(self.weights.tolist()))[calls]:
+            history.appendleft(field(i, y))
+            terms = [s, y, *history]
+            s, y = _combine(on_s, terms), _combine(on_y, terms)
+        return y
+
+
+def augmented(tableau: Tableau) -> Augmented:
+    """The tableau in coordinates in which it can carry more than x.
+
+    Raises:
+        ValueError: if it is stochastic, or a step has no inverse (a last step onto the denoised estimate has none).
+    """
+    if tableau.stochastic:
+        raise ValueError(f"solver={tableau.solver!r} draws noise on the way: a deterministic one is accepted")
+    n, K = tableau.nfe, tableau.history
+    unit, units = tableau.entry[:, 0].copy(), np.ones(n + 1)
+    weights = np.zeros((n, 2, K + 2))
+    for i, w in enumerate(tableau.weights):
+        units[i] = unit[1]
+        after = w[:, :2] @ unit
+        if i + 1 == n:
+            after[0] = after[0] or 1.0  # the state after the last call is not read
+        if not (after > 0).all():
+            raise ValueError(
+                f"solver={tableau.solver!r}: call {i}, at t={tableau.calls[i, 0]:.6g}, leads to a state that keeps "
+                "nothing of the one before, and so has no density; stop short of the end"
+            )
+        weights[i, :, :2] = w[:, :2] * unit / after[:, None]
+        weights[i, :, 2:] = w[:, 2:-1] / after[:, None]
+        unit = after
+    units[n] = unit[1]
+    return Augmented(tableau, units, weights)
+
+
+def _combine(weights: list[float], terms: list[Parts]) -> Parts:
+    used = [(w, term) for w, term in zip(weights, terms, strict=False) if w]
+    combined = []
+    for i in range(len(terms[0])):
+        total = used[0][1][i] * used[0][0]
+        for w, term in used[1:]:
+            total = total.add_(term[i], alpha=w)
+        combined.append(total)
+    return tuple(combined)
