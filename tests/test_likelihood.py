@@ -224,7 +224,7 @@ def test_probes_follow_their_samples():
 
 @pytest.mark.parametrize("path", PREDICTS)
 def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
-    """Against dopri5 on the native clock and its exact divergence: as many calls on CondOT, half as many elsewhere."""
+    """Against dopri5 on the native clock and its exact divergence: as many calls a sample on CondOT, half elsewhere."""
     from torchdiffeq import odeint
 
     mixture = ring()
@@ -232,9 +232,9 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
     p, x = model.path, mixture.sample(16, seed=0)
     expected = truth(mixture, p, x)
     ours = []
-    for tol in (1e-3, 1e-5, 1e-6):
+    for tol in (1e-3, 1e-4, 1e-5, 1e-6):
         found = ds.log_prob(model, x, solver=Adaptive("dopri5", rtol=tol, atol=tol))
-        ours.append((found.nfe.max(), (found.value - expected).abs().mean().item()))
+        ours.append((found.nfe.mean(), (found.value - expected).abs().mean().item()))
     calls, eye = [], torch.eye(2, dtype=torch.float64)
     ode = model.as_ode()
 
