@@ -143,6 +143,11 @@ def log_prob(
     else:
         method = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=begun)
         begun = float(method.times[0])
+    if isinstance(method, Tableau) and method.calls[0, 2] == 0 and method.frame[0] in ("noise", "denoised", "lambda"):
+        raise ValueError(
+            f"solver={method.solver!r}: its frame {method.frame[0]!r} is singular at the data, where a step "
+            "has no density; give stop=, or a solver in the frame 'straight' or 'trig'"
+        )
     with torch.set_grad_enabled(gradient):
         alpha = float(path.alpha(begun))
         start = alpha * x

@@ -98,6 +98,7 @@ print(peak(16, sys.argv[1]), peak(64, sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_as_promised():
     """How many more states 64 calls need than 16, at the peak: N, sqrt N and 1, times the few that a call keeps."""
     grown = {}
