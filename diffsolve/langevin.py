@@ -275,4 +275,4 @@ def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.norm(x.flatten(1) if x.dim() > 1 else x[:, None], dim=1)
+    return (x.flatten(1) if x.dim() > 1 else x[:, None]).square().sum(1).sqrt()
