@@ -87,11 +87,9 @@ class Brownian:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if isinstance(seed, Key) and index:
-            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
         if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= 30:
             raise ValueError(f"depth={depth!r}; accepted: an int from 0 to 30")
-        self.key = seed if isinstance(seed, Key) else Key(seed, index)
+        self.key = Key.of(seed, index)
         sizes, like = sizes_of(shape), torch.empty(0, dtype=dtype, device=device)
         if not like.dtype.is_floating_point:
             raise ValueError(f"dtype={dtype}; accepted: a real floating type")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +113,7 @@ def begin(
     else:
         if start is not None and noise is None:
             raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
-        key = _key(seed, index)
+        key = Key.of(seed, index)
         x = _initial(model, tableau, shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
     return Executor(program, x, key, state=state, told=told.to(x.device, model.time_dtype(x.dtype)))
@@ -266,7 +265,7 @@ def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, inde
     path = model.path
     if not path.within(t):
         raise ValueError(f"t={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
-    eps = _key(seed, index).normal(x.shape, stream=Stream.PRIOR, dtype=x.dtype, device=x.device)
+    eps = Key.of(seed, index).normal(x.shape, stream=Stream.PRIOR, dtype=x.dtype, device=x.device)
     return x * float(path.alpha(t)) + eps * float(path.sigma(t))
 
 
@@ -325,14 +324,6 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
         got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise ValueError(f"hook returned {got}: None or a tensor of shape {tuple(like.shape)} is accepted")
     return changed
-
-
-def _key(seed: Seed | None, index: int) -> Key:
-    if isinstance(seed, Key):
-        if index:
-            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
-        return seed
-    return Key(secrets.randbits(63) if seed is None else seed, index)
 
 
 def _bar(progress: bool, total: int) -> Any:
