@@ -35,6 +35,7 @@ GOLDEN, MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB1331
 WINDOW = {torch.float32: 52, torch.float64: 110}  # octaves below which a path is under half a unit of rounding
 BLOCK = 2**14  # words in flight: small enough for the caches of a CPU
 CHUNK = 2**18  # normals in flight
+NOWHERE = -1 << 20, 0, 0  # in no octave of a float
 
 
 class Brownian:
@@ -55,8 +56,9 @@ class Brownian:
     path's many levels have no such limit.
 
     A query costs depth + 1 normals per time and element at most; fewer where times share nodes, where a time is
-    a multiple of a power of two, and along the nodes of the query before, which are kept (2 depth tensors of
-    `shape`, whatever was asked). Large batches of times are worked on in chunks.
+    a multiple of a power of two, and along the nodes of the query before, which are kept (depth + 1 tensors of
+    `shape`, or of 1 MB each, whatever was asked). Large batches of times are worked on in chunks. One thread at a
+    time may query a path; a path of the same seed in another thread has the same values.
 
     Args:
         shape: (B, *): the batch first.
@@ -85,11 +87,9 @@ class Brownian:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if isinstance(seed, Key) and index:
-            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
         if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= 30:
             raise ValueError(f"depth={depth!r}; accepted: an int from 0 to 30")
-        self.key = seed if isinstance(seed, Key) else Key(seed, index)
+        self.key = Key.of(seed, index)
         sizes, like = sizes_of(shape), torch.empty(0, dtype=dtype, device=device)
         if not like.dtype.is_floating_point:
             raise ValueError(f"dtype={dtype}; accepted: a real floating type")
@@ -100,7 +100,7 @@ class Brownian:
         self._numel, self._inner = math.prod(sizes), math.prod(sizes[1:])
         # Where the last query ended: (octave, cell, middles passed), the ends of the cells on the way there, and
         # (origin, octave, W) where the octave begins.
-        self._last: tuple[int, int, int] = (-1 << 20, 0, 0)
+        self._last = NOWHERE
         self._cells: list[tuple[Tensor, Tensor]] = []
         self._base: tuple[int, int, Tensor] | None = None
 
@@ -156,52 +156,52 @@ class Brownian:
             octave = np.frexp(clock[order])[1] - 1
             # From W = 0 at the first octave in use; W(0) itself is far enough below to be lost in rounding. That
             # is rounded to 64 octaves, so that the sums up to there are found again.
-            low, high = int(octave[0]), int(octave[-1])
+            low = int(octave[0])
+            unit = np.frexp(np.maximum(start, stop))[
+                1
+            ]  # each query in that of its own octave: none over- or underflows
             origin = low if len(into) == len(clock) else (low - WINDOW[self._wide]) // 64 * 64
             step = max(8, CHUNK // max(4 * self._numel, 1))
             for i in range(0, len(order), step):
                 part, k = order[i : i + step], octave[i : i + step]
                 w = self._values(k, np.ldexp(clock[part], -k) - 1, origin)
-                weights = np.where(part < n, -1.0, 1.0) * np.exp2((k - high) / 2)
+                weights = np.where(part < n, -1.0, 1.0) * np.exp2((k - unit[part % n]) / 2)
                 out.index_add_(0, self._index(part % n), w.mul_(self._column(weights)))
-            # The largest octave's unit last, and in float64: the factor of 1 / sqrt(t - s) undoes it.
-            out.mul_(self._column(factor * np.exp2(high / 2)))
+            out.mul_(self._column(factor * np.exp2(unit / 2)))
         rows = out.view(n, self.shape[0], self._inner)
         self.key.flip(rows.transpose(0, 1))
         return out.to(self.dtype).view(self.shape if alone else (n, *self.shape))
 
     def _values(self, octave: np.ndarray, place: np.ndarray, origin: int) -> Tensor:
         """W at the times 2^k (1 + place), sorted, over 2^(k/2): from W = 0 at the octave `origin`."""
-        way = _Way(octave, place, self.depth, self._last)
+        last, self._last = self._last, NOWHERE  # until the end, should this be interrupted
+        way = _Way(octave, place, self.depth, last)
         normals = self._rows(way.octaves, way.nodes, way.scale)
         cells = self._cells
-        lefts: list[Tensor] = []
-        rights: list[Tensor] = []
-        bases: list[Tensor] = []
-        base = zero = torch.zeros(self._numel, dtype=self._wide, device=self.device)
-        for k, cell, known, needed in zip(octave.tolist(), way.cell.tolist(), way.known, way.needed, strict=True):
-            if not bases or k != self._last[0]:
+        base, zero = None, torch.zeros(self._numel, dtype=self._wide, device=self.device)
+        value = zero.new_empty(len(octave), self._numel)
+        for w, k, cell, u, known, needed in zip(
+            value.unbind(), octave.tolist(), way.cell.tolist(), way.u.tolist(), way.known, way.needed, strict=True
+        ):
+            if base is None or k != last[0]:
                 base = self._start(k, origin)
             if known < 0:
                 cells, known = [(zero, next(normals))], 0
             del cells[known + 1 :]
-            if known and (cell ^ self._last[1]) >> (self.depth - known):  # the time before went into its sibling
+            if known and (cell ^ last[1]) >> (self.depth - known):  # the time before went into its sibling
                 (low, high), (left, right) = cells[-2:]
                 cells[-1] = (right, high) if cell >> (self.depth - known) & 1 else (low, left)
             for level in range(known, needed):
                 left, right = cells[-1]
                 middle = next(normals).add_(left, alpha=0.5).add_(right, alpha=0.5)
                 cells.append((middle, right) if cell >> (self.depth - 1 - level) & 1 else (left, middle))
-            lefts.append(cells[-1][0])
-            rights.append(cells[-1][1])
-            bases.append(base)
-            self._last = k, cell, needed
-        self._cells = cells
-        value = torch.stack(lefts).lerp_(torch.stack(rights), self._column(way.u)).add_(torch.stack(bases))
+            torch.lerp(*cells[-1], u, out=w).add_(base)
+            last = k, cell, needed
+        self._last, self._cells = last, cells
         inside = list(normals)
-        if inside:
-            spread = np.sqrt(way.u * (1 - way.u) * 2.0**-self.depth)
-            value.add_(torch.stack([inside[i] for i in way.which]).mul_(self._column(spread)))
+        for w, i, spread in zip(value.unbind(), way.which, way.spread, strict=True):
+            if spread:
+                w.add_(inside[i], alpha=spread)
         return value
 
     def _rows(self, octaves: np.ndarray, nodes: np.ndarray, scale: np.ndarray) -> Iterator[Tensor]:
@@ -235,16 +235,18 @@ class Brownian:
         table = _quantiles(self._wide, self.device)
         steps = _gammas(words, self.device)
         starts = starts.view(-1, 1)
-        rows = max(1, BLOCK // words)
-        arrays = self.device.type in IN_NUMPY
-        for i in range(0, len(out), rows):
-            if arrays:
-                z = _mix(starts.numpy()[i : i + rows].view(np.uint64) + steps)
-                sixteen: Any = z.view(np.uint16)[:, : self._inner]
-                np.take(table.numpy(), sixteen, out=out[i : i + rows].numpy(), mode="clip")
-            else:
+        rows = min(max(1, BLOCK // words), len(out))
+        if self.device.type not in IN_NUMPY:
+            for i in range(0, len(out), rows):
                 sixteen = _mix(starts[i : i + rows] + steps).view(torch.int16)[:, : self._inner]
                 out[i : i + rows] = table[sixteen.long() & 0xFFFF]
+            return out.view(-1, self._numel)
+        z, place = np.empty((rows, words), np.uint64), np.empty((rows, self._inner), np.intp)  # once: fresh pages cost
+        for i in range(0, len(out), rows):
+            n = min(rows, len(out) - i)
+            np.add(starts.numpy()[i : i + n].view(np.uint64), steps, out=z[:n])
+            place[:n] = _mix(z[:n]).view(np.uint16)[:, : self._inner]
+            np.take(table.numpy(), place[:n], out=out[i : i + n].numpy(), mode="clip")
         return out.view(-1, self._numel)
 
     def _starts(self, octaves: np.ndarray, nodes: np.ndarray) -> Tensor:
@@ -314,7 +316,8 @@ class _Way:
         # And the normal inside each finest cell that some time lies in, once.
         inside = self.u > 0
         first = inside & ((np.diff(self.cell, prepend=-1) != 0) | (k != octave) | (np.roll(self.u, 1) == 0))
-        self.which = np.maximum(np.cumsum(first) - 1, 0).tolist()
+        self.which = (np.cumsum(first) - 1).tolist()
+        self.spread = np.sqrt(self.u * (1 - self.u) * 2.0**-depth).tolist()
         self.known, self.needed = known.tolist(), needed.tolist()
         self.octaves = np.concatenate([np.repeat(octave, new), octave[first]])
         self.nodes = np.concatenate([np.where(levels < 0, 0, nodes), (1 << depth) + self.cell[first]])

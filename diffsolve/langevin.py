@@ -82,6 +82,8 @@ class Chain:
     x: Tensor
     nfe: int
     """Network calls made."""
+    key: Key
+    """Of its noise: `seed=chain.key` repeats it."""
     acceptance: Tensor | None
     """(B,): the share of each sample's proposals that was accepted; None without a `log_density`."""
 
@@ -96,7 +98,7 @@ def langevin(
     step: float | None = None,
     snr: float | None = None,
     log_density: Callable[[Tensor], Tensor] | None = None,
-    seed: int | Sequence[int] | Key = 0,
+    seed: int | Sequence[int] | Key | None = None,
     index: int = 0,
     first: int = 0,
     cond: Mapping[str, Any] | None = None,
@@ -126,7 +128,7 @@ def langevin(
     sigma = _level(model, t)
     if log_density is not None and snr is not None:
         raise ValueError(f"snr={snr!r} with log_density: a step that depends on x is not reversible; use step=")
-    key, cond = seed if isinstance(seed, Key) else Key(seed, index), cond or {}
+    key, cond = Key.of(seed, index), cond or {}
 
     def draw(i: int, stream: Stream, shape: Sequence[int]) -> Tensor:
         return key.normal(shape, row=first + i, stream=stream, dtype=x.dtype, device=x.device)
@@ -134,7 +136,7 @@ def langevin(
     if log_density is None:
         for i in range(steps):
             x = how.move(x, model.score(x, t, **cond), draw(i, Stream.LANGEVIN, x.shape), sigma)
-        return Chain(x, steps, None)
+        return Chain(x, steps, key, None)
 
     assert step is not None
     h, one = step * sigma**2, (-1, *[1] * (x.dim() - 1))
@@ -152,7 +154,7 @@ def langevin(
         x, score = (torch.where(take.view(one), new, old) for new, old in ((y, x), (score_y, score)))
         density = torch.where(take, density_y, density)
         accepted += take
-    return Chain(x, steps + 1, accepted / steps)
+    return Chain(x, steps + 1, key, accepted / steps)
 
 
 @torch.no_grad()
@@ -164,7 +166,7 @@ def annealed_langevin(
     steps: int = 100,
     step: float = 0.1,
     denoise: bool = True,
-    seed: int | Sequence[int] | Key = 0,
+    seed: int | Sequence[int] | Key | None = None,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
 ) -> Chain:
@@ -193,7 +195,7 @@ def annealed_langevin(
     lams = path.lam(times).tolist()
     if any(a >= b for a, b in zip(lams, lams[1:], strict=False)):
         raise ValueError(f"levels={times}: times from the noise to the data are accepted")
-    key = seed if isinstance(seed, Key) else Key(seed, index)
+    key = Key.of(seed, index)
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     x = key.normal(shape, stream=Stream.PRIOR, dtype=dtype, device=model.device).mul_(path.prior_std(times[0]))
     alphas, calls = path.alpha(times).tolist(), 0
@@ -205,7 +207,7 @@ def annealed_langevin(
         x, calls = chain.x, calls + chain.nfe
     if denoise:
         x, calls = model.denoised(x, times[-1], **(cond or {})), calls + 1
-    return Chain(x, calls, None)
+    return Chain(x, calls, key, None)
 
 
 class Correction:
@@ -275,5 +277,4 @@ def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x.flatten(1) if x.dim() > 1 else x[:, None], dim=1)
-    return norm
+    return (x.flatten(1) if x.dim() > 1 else x[:, None]).square().sum(1).sqrt()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -118,6 +119,15 @@ class Key:
                 raise ValueError(f"{name}=True with one seed per row, which alone keys the row; accepted: False")
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "index", index)
+
+    @classmethod
+    def of(cls, seed: int | Sequence[int] | Key | None, index: int = 0) -> Key:
+        """The key that a `seed` argument and an `index` mean: a Key is itself, None is drawn."""
+        if not isinstance(seed, Key):
+            return cls(secrets.randbits(63) if seed is None else seed, index)
+        if index:
+            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
+        return seed
 
     def normal(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -140,7 +139,7 @@ def begin(
     else:
         if start is not None and noise is None:
             raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
-        key = _key(seed, index)
+        key = Key.of(seed, index)
         x = _initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
     told = told.to(x.device, model.time_dtype(x.dtype))
@@ -250,7 +249,7 @@ def solve(  # type: ignore[misc]
         refuse("log_prob='model'", start=start, stop=stop, hook=hook, callback=callback, state=state)
         refuse("log_prob='model'", max_calls=max_calls, trajectory=trajectory or None, corrector=corrector)
         refuse("log_prob='model'", brownian=brownian, parallel=parallel)
-        key = _key(seed, index)
+        key = Key.of(seed, index)
         x = _initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
         with torch.no_grad():
             x, found = sample_with_density(
@@ -385,7 +384,7 @@ def _adaptive(
         start, stop = float(times[0]), float(times[-1])
     elif start is not None and noise is None:
         raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
-    key, path = _key(seed, index), model.path
+    key, path = Key.of(seed, index), model.path
     begun = path.t_noise if start is None else float(start)
     x = _initial(model, begun, shape, noise, key, dtype, device)
     ended = path.t_data if stop is None else float(stop)
@@ -443,7 +442,7 @@ def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, inde
     path = model.path
     if not path.within(t):
         raise ValueError(f"t={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
-    eps = _key(seed, index).normal(x.shape, stream=Stream.PRIOR, dtype=x.dtype, device=x.device)
+    eps = Key.of(seed, index).normal(x.shape, stream=Stream.PRIOR, dtype=x.dtype, device=x.device)
     return x * float(path.alpha(t)) + eps * float(path.sigma(t))
 
 
@@ -521,14 +520,6 @@ def _seed(given: Seed | None, key: Key) -> Seed:
     if isinstance(given, Key) or key.antithetic or key.shared:
         return key
     return key.seed if isinstance(key.seed, int) else list(key.seed)
-
-
-def _key(seed: Seed | None, index: int) -> Key:
-    if isinstance(seed, Key):
-        if index:
-            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
-        return seed
-    return Key(secrets.randbits(63) if seed is None else seed, index)
 
 
 def _bar(progress: bool, total: int) -> Any:

@@ -52,14 +52,14 @@ def test_steps_set_by_the_signal_to_noise_ratio_are_each_samples_own():
     model = mixture_model(ring(), "edm", "score")
     x = 3 * normal((5, 2), 9)
     x[3] *= 100
-    found = ds.langevin(model, x, 0.5, steps=3, snr=0.16).x
+    found = ds.langevin(model, x, 0.5, steps=3, snr=0.16, seed=0).x
     loop = x.clone()
     for i in range(3):
         z, score = normal((5, 2), i), model.score(loop, 0.5)
         h = 2 * (0.16 * z.norm(dim=1) / score.norm(dim=1)) ** 2
         loop = loop + h[:, None] * score + (2 * h).sqrt()[:, None] * z
     torch.testing.assert_close(found, loop, rtol=1e-9, atol=1e-9)
-    alone = ds.langevin(model, x[3:4], 0.5, steps=3, snr=0.16, index=3).x
+    alone = ds.langevin(model, x[3:4], 0.5, steps=3, snr=0.16, seed=0, index=3).x
     torch.testing.assert_close(alone, found[3:4], rtol=1e-9, atol=1e-9)
 
 
@@ -67,6 +67,15 @@ def test_a_score_of_zero_makes_no_step():
     model = gaussian("edm")
     x = torch.zeros(2, 1)
     assert torch.equal(ds.langevin(model, x, 1.0, steps=2, snr=0.1).x, x)
+
+
+def test_a_seed_drawn_is_kept():
+    model = gaussian("edm")
+    chain, other = (ds.langevin(model, torch.zeros(2, 1), 1.0, steps=2, step=0.1) for _ in range(2))
+    assert not torch.equal(chain.x, other.x)
+    assert torch.equal(ds.langevin(model, torch.zeros(2, 1), 1.0, steps=2, step=0.1, seed=chain.key).x, chain.x)
+    annealed = ds.annealed_langevin(model, (2, 1), levels=2, steps=2)
+    assert torch.equal(ds.annealed_langevin(model, (2, 1), levels=2, steps=2, seed=annealed.key).x, annealed.x)
 
 
 def test_chains_can_be_cut_in_time_and_in_batch():
@@ -94,7 +103,7 @@ def test_mala_is_the_plain_loop():
     model, mixture = mixture_model(ring(), "edm", "denoised"), ring()
     density = lambda x: mixture.log_prob(x, 1.0, 0.8)  # noqa: E731
     x = mixture.sample(40, seed=0) + 0.8 * normal((40, 2), 77)
-    found = ds.langevin(model, x, 0.8, steps=6, step=1.2, log_density=density)
+    found = ds.langevin(model, x, 0.8, steps=6, step=1.2, log_density=density, seed=0)
     h, loop, taken = 1.2 * 0.64, x.clone(), torch.zeros(40)
     for i in range(6):
         z = normal((40, 2), i)
