@@ -6,6 +6,7 @@ where the run stops. x* is the probability flow of an exact mixture, solved to 1
     python benchmarks/accuracy.py            # all of it
     python benchmarks/accuracy.py --quick    # two targets, four budgets, no shortlist
     python benchmarks/accuracy.py --check    # the shortcuts taken here, against the library
+    python benchmarks/accuracy.py --join     # after a change of auto alone: all else is taken from the last run
     python benchmarks/accuracy.py --search   # make results/shortlist.json anew, on the targets for tuning
 
 | path | start          | stop          |
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="two targets, four budgets, and no shortlist")
     parser.add_argument("--check", action="store_true", help="only check the shortcuts taken here against the library")
     parser.add_argument("--search", action="store_true", help="only make the shortlist of the multistep family")
-    parser.add_argument("--join", action="store_true", help="only the tables and the plot, from results in the cache")
+    parser.add_argument("--join", action="store_true", help="auto anew; all else from the last run, in the cache")
     parser.add_argument("--paths", nargs="+", choices=list(COURSES), default=list(COURSES))
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS))
     parser.add_argument("--budgets", nargs="+", type=int)
@@ -104,10 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     studies = {}
     for name, course in courses.items():
         stored = cache / f"study-{name}{'-quick' if options.quick else ''}.json"
-        if not options.join:
-            problems = [Problem(t, particles[t], cache) for t in targets]
-            stored.write_text(json.dumps(run(course, budgets, problems, None if options.quick else shortlist)))
-        studies[name] = json.loads(stored.read_text())
+        problems = [Problem(t, particles[t], cache) for t in targets]
+        if options.join:
+            studies[name] = json.loads(stored.read_text()) | {
+                "auto": measure(course, ours.RULE, budgets, problems, "auto")
+            }
+        else:
+            studies[name] = run(course, budgets, problems, None if options.quick else shortlist)
+            stored.write_text(json.dumps(studies[name]))
         text = markdown(course, studies[name], budgets)
         (out / f"{name}.md").write_text(text)
     results = {

@@ -16,10 +16,11 @@ def net(x, t, label=None):
 @pytest.mark.parametrize(
     ("scale", "steps", "points", "corrector"),
     [
-        *((w, n, p, p + 1) for w in (1.0, 0.0, 0.5) for n, p in ((5, 1), (9, 2), (14, 3), (25, 4), (40, 5), (41, 6))),
-        # n / sqrt(w) = 5, 5.5, 20, 20.5, and below two no corrector; from u + w (c - u) and c + (1 - w) (u - c) alike
-        *((w, *rule) for w in (4.0, -3.0) for rule in ((10, 1, 2), (11, 2, 3), (50, 4, 5), (81, 6, 7), (3, 1, 0))),
-        (7.5, 5, 1, 0), (7.5, 10, 1, 2), (7.5, 20, 2, 3), (7.5, 30, 3, 4), (2.0, 10, 2, 3), (2.0, 20, 4, 5),
+        *((w, n, p, p + 1) for w in (1.0, 0.0, 0.5) for n, p in ((5, 1), (6, 2), (9, 2), (10, 3), (17, 3), (18, 4))),
+        *((1.0, n, 4, 5) for n in (30, 100)),
+        # n / sqrt(w) = 5, 5.5, 17, 17.5, and below two no corrector; from u + w (c - u) and c + (1 - w) (u - c) alike
+        *((w, *rule) for w in (4.0, -3.0) for rule in ((10, 1, 2), (11, 2, 3), (34, 3, 4), (35, 4, 5), (3, 1, 0))),
+        (7.5, 5, 1, 0), (7.5, 10, 1, 2), (7.5, 20, 2, 3), (7.5, 30, 3, 4), (2.0, 10, 2, 3), (2.0, 30, 4, 5),
     ],
 )  # fmt: skip
 def test_the_rule(scale, steps, points, corrector):
