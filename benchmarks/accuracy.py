@@ -6,6 +6,7 @@ where the run stops. x* is the probability flow of an exact mixture, solved to 1
     python benchmarks/accuracy.py            # all of it
     python benchmarks/accuracy.py --quick    # two targets, four budgets, no shortlist
     python benchmarks/accuracy.py --check    # the shortcuts taken here, against the library
+    python benchmarks/accuracy.py --join     # auto again, and what the last run lacks
     python benchmarks/accuracy.py --search   # make results/shortlist.json anew, on the targets for tuning
 
 | path | start          | stop          |
@@ -30,7 +31,7 @@ import torch
 from endpoint import ours, peers, search
 from endpoint.plot import plot
 from endpoint.problems import COURSES, PARTICLES, TARGETS, TUNE, Bundle, Course, Problem
-from endpoint.runner import errors, measure
+from endpoint.runner import errors, lacking, measure
 from endpoint.tables import Study, cells, markdown, summary
 
 HERE = FilePath(__file__).resolve().parent
@@ -56,18 +57,22 @@ def check(cache: FilePath) -> None:
     print("the shortcuts agree with the library")
 
 
-def run(course: Course, budgets: Sequence[int], problems: Sequence[Problem], shortlist: FilePath | None) -> Study:
-    """Every configuration on one course; the family's if a shortlist is given."""
+def run(
+    course: Course, budgets: Sequence[int], problems: Sequence[Problem], shortlist: FilePath | None, known: Study
+) -> Study:
+    """Every configuration on one course, the family's if a shortlist is given; auto, and what is not known yet."""
     began = time.perf_counter()
-    study = {
-        "auto": measure(course, ours.RULE, budgets, problems, "auto"),
-        "points": measure(course, ours.POINTS, budgets, problems, "points"),
-        "named": measure(course, ours.named(course.name), budgets, problems, "named"),
-        "family": {},
+    study = {"auto": measure(course, ours.RULE, budgets, problems, "auto")}
+    wanted = {
+        "points": ours.POINTS,
+        "named": ours.named(course.name),
+        "family": search.load(shortlist, course.name) if shortlist else [],
     }
-    if shortlist:
-        study["family"] = measure(course, search.load(shortlist, course.name), budgets, problems, "shortlist")
-    study["peers"] = peers.errors(course, Bundle(problems), budgets)
+    for kind, pairs in wanted.items():
+        old = known.get(kind, {})
+        new = measure(course, lacking(old, pairs), budgets, problems, kind)
+        study[kind] = {problem.name: old.get(problem.name, {}) | new[problem.name] for problem in problems}
+    study["peers"] = known.get("peers") or peers.errors(course, Bundle(problems), budgets)
     print(f"{course.name}: everything, {time.perf_counter() - began:.0f} s", flush=True)
     return study
 
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="two targets, four budgets, and no shortlist")
     parser.add_argument("--check", action="store_true", help="only check the shortcuts taken here against the library")
     parser.add_argument("--search", action="store_true", help="only make the shortlist of the multistep family")
-    parser.add_argument("--join", action="store_true", help="only the tables and the plot, from results in the cache")
+    parser.add_argument("--join", action="store_true", help="only auto, and what the last run (in the cache) lacks")
     parser.add_argument("--paths", nargs="+", choices=list(COURSES), default=list(COURSES))
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS))
     parser.add_argument("--budgets", nargs="+", type=int)
@@ -104,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     studies = {}
     for name, course in courses.items():
         stored = cache / f"study-{name}{'-quick' if options.quick else ''}.json"
-        if not options.join:
-            problems = [Problem(t, particles[t], cache) for t in targets]
-            stored.write_text(json.dumps(run(course, budgets, problems, None if options.quick else shortlist)))
-        studies[name] = json.loads(stored.read_text())
+        problems = [Problem(t, particles[t], cache) for t in targets]
+        known = json.loads(stored.read_text()) if options.join else {}
+        studies[name] = run(course, budgets, problems, None if options.quick else shortlist, known)
+        stored.write_text(json.dumps(studies[name]))
         text = markdown(course, studies[name], budgets)
         (out / f"{name}.md").write_text(text)
     results = {

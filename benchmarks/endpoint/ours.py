@@ -86,4 +86,4 @@ RULE: list[Pair] = [("auto", grid) for grid in ("angle", "angle(scale=2)", "angl
 """auto on its own grid, and on others to compare."""
 
 POINTS: list[Pair] = [(abm(p, "straight", "theta"), "angle") for p in range(1, 7)]
-"""What auto chooses among."""
+"""What auto chooses among, and more points yet."""

@@ -83,12 +83,23 @@ def errors(course: Course, pairs: Sequence[Pair], nfe: int, problems: Sequence[P
     return table
 
 
+def named(pair: Pair) -> str:
+    """The name of a configuration in a table."""
+    return " @ ".join(pair)
+
+
+def lacking(table: Table, pairs: Iterable[Pair]) -> list[Pair]:
+    """The configurations that have no run in the table."""
+    ran = [{name for name, row in rows.items() if not all(map(math.isnan, row))} for rows in table.values()]
+    return [pair for pair in pairs if not ran or any(named(pair) not in names for names in ran)]
+
+
 def measure(
     course: Course, pairs: Iterable[Pair], budgets: Sequence[int], problems: Sequence[Problem], note: str
 ) -> Table:
     """Every configuration on every problem with every budget."""
     pairs = list(dict.fromkeys(pairs))
-    names = [f"{solver} @ {grid}" for solver, grid in pairs]
+    names = list(map(named, pairs))
     table: Table = {problem.name: {name: [] for name in names} for problem in problems}
     began = time.perf_counter()
     for nfe in budgets:

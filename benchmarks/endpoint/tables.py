@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from endpoint.ours import POINTS, RULE
 from endpoint.problems import REPORT, TARGETS, TUNE, Course
-from endpoint.runner import Table
+from endpoint.runner import Pair, Table, named
 
 Study = dict[str, Table]
 """kind ("auto", "points", "named", "family", "peers") -> table; of one course."""
@@ -91,9 +91,8 @@ def markdown(course: Course, study: Study, budgets: Sequence[int]) -> str:
         per = [mean_log(ratio(study, t, b, kind, name) for t in roles[role]) for b in range(len(budgets))]
         return [title, role, *(f"{r:.2f}" for r in [*per, mean_log(per)])]
 
-    def compared(kind: str, pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-        names = [f"{solver} @ {grid}" for solver, grid in pairs]
-        return [line(f"`{name}`", role, kind, name) for name in names for role in roles]
+    def compared(kind: str, pairs: Iterable[Pair]) -> list[list[str]]:
+        return [line(f"`{name}`", role, kind, name) for name in map(named, pairs) for role in roles]
 
     text = [f"# {course.name}: {course.path}, (alpha, sigma) from {course.start} to {course.end}", ""]
     text += ["## Error over that of the best peer of each cell: geometric means over targets, by network calls", ""]

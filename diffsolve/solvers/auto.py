@@ -16,15 +16,18 @@ from diffsolve.tableau import Draft, Tableau
 
 __all__ = ["Auto"]
 
-POINTS = ((5, 1), (9, 2), (14, 3), (25, 4), (40, 5))
-"""(at most so many steps, values of d): more steps bear a higher order."""
+POINTS = ((5, 1), (9, 2), (17, 3))
+"""(at most so many steps, values of d): more steps bear a higher order, up to `MOST` values."""
+
+MOST = 4
+"""Five and six are better yet on exact mixtures in 30 steps or more, but far worse on a trained network."""
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
     """Adams with a corrector (PEC) on the straight velocity, interpolated in the angle; the order grows with the steps.
 
-    `Multistep(p, "straight", "theta", corrector=p + 1)` on the grid "angle", p = 1 to 6. Each step makes one network
+    `Multistep(p, "straight", "theta", corrector=p + 1)` on the grid "angle", p = 1 to 4. Each step makes one network
     call. Guidance of scale w multiplies differences of the field by up to w, and extrapolation multiplies them
     again: n steps then bear the order of n / sqrt(w) steps, and below two of those no corrector either.
     docs/accuracy.md has the measurements behind the rule.
@@ -50,7 +53,7 @@ class Auto(Solver):
         w = 1.0 if self.guidance is None else self.guidance
         # u + w (c - u) = c + (1 - w) (u - c): the larger of the two weights, and at least 1 in between.
         worth = steps / math.sqrt(max(1.0, w, 1 - w))
-        points = next((p for most, p in POINTS if worth <= most), 6)
+        points = next((p for most, p in POINTS if worth <= most), MOST)
         return Multistep(points, "straight", "theta", corrector=0 if worth < 2 else points + 1)
 
     @property
