@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -24,24 +25,14 @@ from torch import Tensor
 
 from diffsolve import kernels
 from diffsolve.frames import Coefficients, convert
+from diffsolve.kernels import Guided, Row
 from diffsolve.kernels.update import OUT, D, S, Y, Z
 from diffsolve.models import Model, undetermined
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Draw, Key, Stream
 from diffsolve.paths import Position
 from diffsolve.tableau import Tableau
 
 __all__ = ["Executor", "Program", "State", "bind"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One call's work: what to keep of it, and the two combinations."""
-
-    keep: tuple[float, float] | None
-    """(p, q): the history gets p y + q out; None if no later row needs this call."""
-    s: kernels.Terms | None
-    y: kernels.Terms
-    noise: bool
 
 
 @dataclass(frozen=True)
@@ -50,16 +41,27 @@ class Program:
 
     tableau: Tableau
     takes: str
-    entry: tuple[kernels.Terms | None, kernels.Terms]
     rows: tuple[Row, ...]
-
-    scale: tuple[float, ...] | None
-    """What the network wants its input multiplied by, per call: c_in of a raw EDM network."""
+    """The entry, then one for each call."""
+    scaled: bool
+    """Whether the network wants its input multiplied: by c_in of a raw EDM network."""
 
     @cached_property
     def depth(self) -> int:
         """How many past predictions are kept alive."""
         return self.tableau.history if any(row.keep for row in self.rows) else 0
+
+    @cached_property
+    def _lowered(self) -> dict[torch.device, tuple[Row, ...]]:
+        return {}
+
+    def rows_on(self, device: torch.device) -> tuple[Row, ...]:
+        """The rows as the kernels of a device want them; what they copy there is copied once."""
+        if kernels.fused(device) is None:
+            return self.rows
+        if device not in self._lowered:
+            self._lowered[device] = kernels.lower(self.rows, device)
+        return self._lowered[device]
 
 
 def bind(tableau: Tableau, model: Model, takes: str | None = None) -> Program:
@@ -98,9 +100,10 @@ def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
     # What is kept of a call is p y + q out, divided by its last non-zero factor to spare a pass.
     unit = np.where(q != 0, q, np.where(p != 0, p, 1.0))
     one = bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
-    entry = (None if one else _terms({S: tableau.entry[0, 0], Z: tableau.entry[0, 1]}),
-             _terms({S: tableau.entry[1, 0], Z: tableau.entry[1, 1]}))  # fmt: skip
-    rows = []
+    scale = model.input_scale(at)
+    scales = [1.0] * (n + 1) if scale is None else [*scale.tolist(), 1.0]
+    sides = [_terms({S: side[0], Z: side[1]}) for side in tableau.entry]
+    rows = [Row(None, None if one else sides[0], sides[1], bool(tableau.entry[:, 1].any()), scales[0])]
     for i in range(n):
         sides = []
         for w in W[i]:
@@ -114,9 +117,8 @@ def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
             sides.append(_terms(on))
         one = bool((W[i, 0] == W[i, 1]).all())
         keep = (float(p[i] / unit[i]), float(q[i] / unit[i])) if needed[i] else None
-        rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any())))
-    scale = model.input_scale(at)
-    return Program(tableau, takes, entry, tuple(rows), None if scale is None else tuple(scale.tolist()))
+        rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any()), scales[i + 1]))
+    return Program(tableau, takes, tuple(rows), scale is not None)
 
 
 def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
@@ -185,23 +187,25 @@ class Executor:
         x: the start, which is not written to. Or
         state: where an earlier run of the same program stopped.
         told: (N,), the network's clock for every call; the path's own clock if None.
+        dtype: that of the network's input, if not the state's.
     """
 
     def __init__(
-        self, program: Program, x: Tensor | None, key: Key, *, state: State | None = None, told: Tensor | None = None
+        self,
+        program: Program,
+        x: Tensor | None,
+        key: Key,
+        *,
+        state: State | None = None,
+        told: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.program, self.tableau, self.key = program, program.tableau, key
         self._spare: Tensor | None = None
-        self._told = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
         if state is None:
             assert x is not None
             self.call = 0
-            live = [x.clone(), x, x, x]
-            live[Y] = live[S]
-            if self.tableau.entry[:, 1].any():
-                live[Z] = self._noise(0, x)
-            s, y = program.entry
-            self._s, self._y, self._spare = kernels.linear_update(live, s, y, None)
+            self._s = self._y = x.clone()
             self._history: deque[Tensor] = deque(maxlen=max(program.depth, 1))
         else:
             if not 0 <= state.call <= self.tableau.nfe:
@@ -210,6 +214,16 @@ class Executor:
             self._s = state.s.clone()
             self._y = self._s if state.y is state.s else state.y.clone()
             self._history = deque((h.clone() for h in state.history), maxlen=max(program.depth, 1))
+        y = self._y
+        self._rows = program.rows_on(y.device)
+        clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
+        self._told = clock[:, None].expand(-1, len(y)).unbind()
+        # The network's input, where it is not y itself.
+        self._feed = torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
+        if state is None:
+            self._update(self._rows[0], y, [])
+        elif self._feed is not None:
+            torch.mul(y, self._rows[self.call].scale, out=self._feed)
 
     @property
     def done(self) -> bool:
@@ -223,9 +237,7 @@ class Executor:
 
     def query(self) -> tuple[Tensor, Tensor]:
         """(x, t) for the network: its input, and the clock of each sample, shape (B,)."""
-        scale = self.program.scale
-        x = self._y if scale is None else self._y * scale[self.call]
-        return x, self._told[self.call].expand(len(x))
+        return self._y if self._feed is None else self._feed, self._told[self.call]
 
     @property
     def state(self) -> State:
@@ -235,33 +247,35 @@ class Executor:
         return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
 
     @torch.no_grad()
-    def advance(self, out: Tensor) -> None:
+    def advance(self, out: Tensor | Guided) -> None:
         """Take the network's output at (y, t) and move on to the next call."""
-        row, s, y = self.program.rows[self.call], self._s, self._y
-        if out.untyped_storage().data_ptr() in (y.untyped_storage().data_ptr(), s.untyped_storage().data_ptr()):
-            out = out.clone()  # the network handed its input back, which is about to be overwritten
-        live = [s, y, out, y]
-        if row.noise:
-            live[Z] = self._noise(self.call + 1, y)
-        if self.program.depth:
-            live.extend(self._keep(row.keep, y, out))
-        self._s, self._y, self._spare = kernels.linear_update(live, row.s, row.y, self._spare)
+        row = self._rows[self.call + 1]
+        if isinstance(out, Guided):
+            out = replace(out, cond=self._apart(out.cond), uncond=self._apart(out.uncond))
+        else:
+            out = self._apart(out)
         self.call += 1
+        self._update(row, out, self._shift(row) if self.program.depth else [])
 
-    def _keep(self, keep: tuple[float, float] | None, y: Tensor, out: Tensor) -> deque[Tensor]:
-        """Put p y + q out in front of the history, in the place of the oldest entry."""
+    def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor]) -> None:
+        z = self._noise(self.call, self._y) if row.noise else None
+        live = (self._s, self._y, out, z, *history)
+        self._s, self._y, self._spare = kernels.linear_update(live, row, self._spare, self._feed)
+
+    def _apart(self, out: Tensor) -> Tensor:
+        """The output; a copy if the network handed its input back, which is about to be overwritten."""
+        if torch.compiler.is_compiling():
+            return out
+        memory = out.untyped_storage().data_ptr()
+        own = memory in (self._y.untyped_storage().data_ptr(), self._s.untyped_storage().data_ptr())
+        return out.clone() if own else out
+
+    def _shift(self, row: Row) -> deque[Tensor]:
+        """The history with a place for the newest in front: that of the oldest."""
         history = self._history
-        slot = history.pop() if len(history) == history.maxlen else torch.empty_like(y)
-        if keep is not None:
-            p, q = keep
-            if q == 0:
-                slot.copy_(y)
-            elif p == 0:
-                slot.copy_(out)
-            else:
-                torch.add(out, y, alpha=p, out=slot)
-        history.appendleft(slot)
+        history.appendleft(history.pop() if len(history) == history.maxlen else torch.empty_like(self._y))
         return history
 
-    def _noise(self, row: int, like: Tensor) -> Tensor:
-        return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)
+    def _noise(self, row: int, like: Tensor) -> Draw:
+        """A row's noise: still to be drawn (a `Draw`, which a kernel makes on the way), or a tensor like `like`."""
+        return Draw(self.key, row, Stream.ROW)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Stream", "philox"]
+__all__ = ["Draw", "Key", "Stream", "philox"]
 
 MASK = 0xFFFFFFFF
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers of Philox 4x32
@@ -169,6 +169,19 @@ class Key:
             return _split(self.seed), torch.arange(first, first + stop - start, device=device)[:, None]
         k0, k1 = _columns(tuple(self.seed), device)
         return (k0[start:stop], k1[start:stop]), torch.zeros(1, 1, dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Noise not yet drawn: what a kernel generates on the way, and torch with `tensor`."""
+
+    key: Key
+    row: int
+    stream: Stream
+
+    def tensor(self, like: Tensor) -> Tensor:
+        """The normals, of the shape, dtype and device of `like`."""
+        return self.key.normal(like.shape, row=self.row, stream=self.stream, dtype=like.dtype, device=like.device)
 
 
 def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row: int, stream: int) -> Tensor:

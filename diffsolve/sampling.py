@@ -116,7 +116,8 @@ def begin(
         key = _key(seed, index)
         x = _initial(model, tableau, shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
-    return Executor(program, x, key, state=state, told=told.to(x.device, model.time_dtype(x.dtype)))
+    told = told.to(x.device, model.time_dtype(x.dtype))
+    return Executor(program, x, key, state=state, told=told, dtype=model.dtype)
 
 
 def solve(
