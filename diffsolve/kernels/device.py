@@ -10,9 +10,8 @@ import triton.language as tl
 
 
 @triton.jit
-def tile(batch, size, blocks, FLAT: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """(samples [R, 1], elements [1, C], offsets, mask, number of the block within the samples) of this program."""
-    program = tl.program_id(0).to(tl.int64)
+def tile(program, batch, size, blocks, FLAT: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """(samples [R, 1], elements [1, C], offsets, mask, number of the block within the samples) of a program."""
     if FLAT:  # one sample: its offsets are the elements, and so is their alignment
         block = program
         b = tl.zeros((R, 1), tl.int64)
@@ -114,7 +113,7 @@ def combine_kernel(
     """
     K: tl.constexpr = len(xs) + NOISE
     M: tl.constexpr = len(ys)
-    b, e, at, mask, block = tile(batch, size, blocks, FLAT, R, C)
+    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, FLAT, R, C)
     values = ()
     for k in tl.static_range(len(xs)):
         v = tl.load(xs[k] + at, mask=mask).to(ACC)
@@ -190,7 +189,7 @@ def rk_error_kernel(
 ):
     """new = y + h sum b_k k, and the sum over a block of (h sum e_k k / (atol + rtol max(|y|, |new|)))^2."""
     S: tl.constexpr = len(ks)
-    b, e, at, mask, block = tile(batch, size, blocks, False, R, C)
+    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     start = tl.load(y + at, mask=mask, other=0).to(ACC)
     step = tl.load(h + b, mask=b < batch, other=0).to(ACC)
     slope = tl.zeros((R, C), ACC)
@@ -214,7 +213,7 @@ def probe_dot_kernel(
     jv, partial, keys, first: "i64", row: "i64", stream, batch, size, blocks, GAUSSIAN: tl.constexpr, LISTED: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr
 ):
     """The sum over a block of v * jv, where v is the probe of a counter."""
-    b, e, at, mask, block = tile(batch, size, blocks, False, R, C)
+    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     x = tl.load(jv + at, mask=mask, other=0).to(ACC)
     if GAUSSIAN:
         v = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
@@ -227,7 +226,7 @@ def probe_dot_kernel(
 @triton.jit
 def moments_kernel(xs, partial, batch, size, blocks, GUIDED: tl.constexpr, guidance: "fp64", ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
     """Sums over a block of x and x^2, for each of xs; with GUIDED the second becomes the guided output first."""
-    b, e, at, mask, block = tile(batch, size, blocks, False, R, C)
+    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     N: tl.constexpr = len(xs)
     first = tl.load(xs[0] + at, mask=mask, other=0).to(ACC)
     for i in tl.static_range(N):

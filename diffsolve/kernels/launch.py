@@ -36,7 +36,7 @@ def tiles(batch: int, size: int, operands: int, acc: torch.dtype) -> tuple[int, 
 
     A tile has fewer elements where many operands, or float64, would not fit the registers.
     """
-    block = BLOCK if operands <= 6 and acc == torch.float32 else BLOCK // 2
+    block = BLOCK if operands <= 9 and acc == torch.float32 else BLOCK // 2
     C = min(max(triton.next_power_of_2(size), 16), block)
     R = min(block // C, triton.next_power_of_2(max(batch, 1)))
     return R, C, -(-size // C)
