@@ -179,6 +179,11 @@ class Draw:
     row: int
     stream: Stream
 
+    @property
+    def plain(self) -> bool:
+        """Whether the key is its seed and index and nothing more: such draws can be made in a kernel."""
+        return self.key == Key(self.key.seed, self.key.index)
+
     def tensor(self, like: Tensor) -> Tensor:
         """The normals, of the shape, dtype and device of `like`."""
         return self.key.normal(like.shape, row=self.row, stream=self.stream, dtype=like.dtype, device=like.device)

@@ -42,7 +42,7 @@ def combine(
     M = weights.shape[-2]
     dtypes = (inputs[0].dtype,) * M if dtypes is None else tuple(dtypes)
     triton = fused(inputs[0].device)
-    if triton is None or not inputs[0].is_contiguous():
+    if triton is None or not inputs[0].is_contiguous() or not (draw is None or draw.plain):
         return _combine(inputs, weights, dtypes, draw)
     tensors = (weights, *inputs)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):

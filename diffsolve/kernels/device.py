@@ -72,15 +72,6 @@ def normals(b, block, batch, keys, first, row, stream, LISTED: tl.constexpr, R: 
     return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (R, C))
 
 
-@triton.jit
-def signs(b, block, batch, keys, first, row, stream, LISTED: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """Plus or minus one for a tile, float32 [R, C]: the top bit of each word."""
-    e = block * (C // 4) + tl.arange(0, C // 4)[None, :]
-    r0, r1, r2, r3 = words(b, e, b < batch, keys, first, row, stream, LISTED)
-    r = tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), (R, C))
-    return 1.0 - 2.0 * (r >> 31).to(tl.float32)
-
-
 @triton.jit(do_not_specialize=["row", "first"])
 def combine_kernel(
     xs,
@@ -215,10 +206,9 @@ def probe_dot_kernel(
     """The sum over a block of v * jv, where v is the probe of a counter."""
     b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     x = tl.load(jv + at, mask=mask, other=0).to(ACC)
-    if GAUSSIAN:
-        v = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
-    else:
-        v = signs(b, block, batch, keys, first, row, stream, LISTED, R, C)
+    v = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
+    if not GAUSSIAN:
+        v = tl.where(v < 0, -1.0, 1.0)
     dot = tl.sum(tl.where(mask, x * v.to(ACC), 0), axis=1)
     tl.store(partial + block * batch + b, dot[:, None], mask=b < batch)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.kernels.dispatch import fused
-from diffsolve.noise import Draw, philox
+from diffsolve.noise import Draw
 
 __all__ = ["probe", "probe_dot", "sample_norms", "spread"]
 
@@ -19,13 +19,14 @@ def probe_dot(jv: Tensor, draw: Draw, *, gaussian: bool = False) -> Tensor:
     Args:
         jv: (B, ...): the Jacobian applied to `probe(draw, ...)`.
         draw: where the probe comes from.
-        gaussian: standard normals, else Rademacher signs.
+        gaussian: standard normals, else Rademacher signs. A sign is that of the normal, which a device may round to
+            the other side of 0 once in 10^7 elements.
 
     Returns:
         float32, or float64 if jv has it.
     """
     triton = fused(jv.device)
-    if triton is not None:
+    if triton is not None and draw.plain:
         found: Tensor = triton.probe_dot(jv, draw, gaussian)
         return found
     acc = torch.float64 if jv.dtype == torch.float64 else torch.float32
@@ -34,25 +35,9 @@ def probe_dot(jv: Tensor, draw: Draw, *, gaussian: bool = False) -> Tensor:
 
 
 def probe(draw: Draw, like: Tensor, *, gaussian: bool = False) -> Tensor:
-    """The probe itself, of the shape, dtype and device of `like`: standard normals, or signs.
-
-    Signs are those of the top bits: v = 1 - 2 floor(r / 2^31), r the words of `noise.Key.normal`.
-    """
-    if gaussian:
-        return draw.tensor(like)
-    batch, size = len(like), like[0].numel() if len(like) else 0
-    element = torch.arange(-(-size // 4), device=like.device)[None]
-    sample = torch.arange(batch, device=like.device)[:, None]
-    seed = draw.key.seed
-    if isinstance(seed, int):
-        key: list[int | Tensor] = [seed & 0xFFFFFFFF, seed >> 32]
-        sample = sample + draw.key.index
-    else:
-        split = torch.tensor([[s & 0xFFFFFFFF, s >> 32] for s in seed], device=like.device).view(-1, 2)
-        key, sample = [split[:, :1], split[:, 1:]], sample * 0
-    words = philox((element, sample, torch.full_like(element, draw.row), int(draw.stream)), key)
-    r = torch.stack(torch.broadcast_tensors(*words), -1).flatten(1)[:, :size]
-    return (1 - 2 * (r >> 31)).to(like.dtype).view(like.shape)
+    """The probe itself, of the shape, dtype and device of `like`: standard normals, or their signs (+1 for 0)."""
+    v = draw.tensor(like)
+    return v if gaussian else torch.where(v < 0, -1.0, 1.0).to(v)
 
 
 def sample_norms(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -165,7 +165,7 @@ def _launch(
         options = {"guided": column, "uncond": out.uncond, "guidance": out.scale, "factor": out.factor()}
     if row.noise:
         draw = live[Z]
-        if not isinstance(draw, Draw) or not y.is_contiguous():
+        if not (isinstance(draw, Draw) and draw.plain and y.is_contiguous()):
             # Counters follow the logical order of the elements; of another layout the noise is drawn beforehand.
             inputs.append(draw.tensor(y) if isinstance(draw, Draw) else draw)
             draw = None
