@@ -26,7 +26,12 @@ from torch import Tensor
 from diffsolve.kernels import device, launch
 from diffsolve.noise import Draw, Key, Stream
 
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 SHAPE = (64, 3, 64, 64)
 KERNELS = ("combine_kernel", "window_kernel", "rk_error_kernel", "probe_dot_kernel", "moments_kernel")
 
@@ -68,7 +73,12 @@ def tensors(where: str, *dtypes: torch.dtype, shape: tuple[int, ...] = SHAPE) ->
 
 
 def update(
-    inputs: list[torch.dtype], outputs: list[torch.dtype], *, noise: bool = False, rows: bool = False, guided: bool = False
+    inputs: list[torch.dtype],
+    outputs: list[torch.dtype],
+    *,
+    noise: bool = False,
+    rows: bool = False,
+    guided: bool = False,
 ) -> Callable[[str], object]:
     """A launch of the update: weights[m, k] on every input, the last one of which may be noise."""
 
@@ -134,8 +144,12 @@ def cases() -> list[Case]:
             4 * 8,
             4,
         ),
-        Case("probe_dot, signs", lambda w: launch.probe_dot(tensors(w, S)[0], Draw(Key(1), 0, Stream.ROW), False), 4, 0),
-        Case("probe_dot, normals", lambda w: launch.probe_dot(tensors(w, S)[0], Draw(Key(1), 0, Stream.ROW), True), 4, 0),
+        Case(
+            "probe_dot, signs", lambda w: launch.probe_dot(tensors(w, S)[0], Draw(Key(1), 0, Stream.ROW), False), 4, 0
+        ),
+        Case(
+            "probe_dot, normals", lambda w: launch.probe_dot(tensors(w, S)[0], Draw(Key(1), 0, Stream.ROW), True), 4, 0
+        ),
         Case("norms of two", lambda w: launch.moments(tensors(w, S, S)), 8, 0),
     ]
 

@@ -246,7 +246,9 @@ def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dic
     methods: list[Method] = [("diffsolve", s, ours(x, out, s)) for s in solvers]
     for library in (diffusers, k_diffusion, azula, torchdiffeq, torchsde):
         methods += [m for m in library(x, out) if m[1] in solvers]
-    programs = {s: ds.begin(ds.adapt(lambda x, t: out, "edm", "noise"), noise=x, solver=s, steps=STEPS).program for s in solvers}
+    programs = {
+        s: ds.begin(ds.adapt(lambda x, t: out, "edm", "noise"), noise=x, solver=s, steps=STEPS).program for s in solvers
+    }
     counts = {s: streams(p) for s, p in programs.items()}
     floors = {c: floor(n, c) for c in set(counts.values())}
     key = ds.Key(0)
@@ -305,7 +307,9 @@ def main() -> None:
     for shape in [tuple(args.shape)] if args.shape else SHAPES:
         rows = measure(shape, list(dict.fromkeys(args.solvers)), args.rounds)
         found += rows
-        print(f"\n{'x'.join(map(str, shape))}: microseconds per call, as a multiple of the floor, above it; peak states")
+        print(
+            f"\n{'x'.join(map(str, shape))}: microseconds per call, as a multiple of the floor, above it; peak states"
+        )
         for r in sorted(rows, key=lambda r: (r["method"], r["library"] != "diffsolve", r["us"])):
             drawn = f"  of which noise {r['noise_us']:.0f} us" if r["library"] == "diffsolve" and r["noise_us"] else ""
             print(

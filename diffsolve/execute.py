@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor
 from diffsolve import kernels
 from diffsolve.frames import Coefficients, convert
 from diffsolve.kernels import Guided, Row
-from diffsolve.kernels.update import OUT, D, S, Y, Z
+from diffsolve.kernels.update import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.paths import Position
@@ -45,11 +44,8 @@ class Program:
     """The entry, then one for each call."""
     scaled: bool
     """Whether the network wants its input multiplied: by c_in of a raw EDM network."""
-
-    @cached_property
-    def depth(self) -> int:
-        """How many past predictions are kept alive."""
-        return self.tableau.history if any(row.keep for row in self.rows) else 0
+    depth: int
+    """How many past predictions are kept alive."""
 
     @cached_property
     def _lowered(self) -> dict[torch.device, tuple[Row, ...]]:
@@ -102,7 +98,7 @@ def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
     one = bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
     scale = model.input_scale(at)
     scales = [1.0] * (n + 1) if scale is None else [*scale.tolist(), 1.0]
-    sides = [_terms({S: side[0], Z: side[1]}) for side in tableau.entry]
+    sides = [terms({S: side[0], Z: side[1]}) for side in tableau.entry]
     rows = [Row(None, None if one else sides[0], sides[1], bool(tableau.entry[:, 1].any()), scales[0])]
     for i in range(n):
         sides = []
@@ -114,11 +110,11 @@ def _bind(tableau: Tableau, model: Model, takes: str) -> Program:
                 on[S if one else Y] += w[2] * p[i]
                 on[OUT] = w[2] * q[i]
             on.update({D + j: w[2 + j] * unit[i - j] for j in range(1, min(K, i + 1))})
-            sides.append(_terms(on))
+            sides.append(terms(on))
         one = bool((W[i, 0] == W[i, 1]).all())
         keep = (float(p[i] / unit[i]), float(q[i] / unit[i])) if needed[i] else None
         rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any()), scales[i + 1]))
-    return Program(tableau, takes, tuple(rows), scale is not None)
+    return Program(tableau, takes, tuple(rows), scale is not None, K if any(needed) else 0)
 
 
 def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
@@ -132,10 +128,6 @@ def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.nda
 
 def _no_network(*_: Any, **__: Any) -> Tensor:
     raise TypeError("a program has no network")
-
-
-def _terms(weights: dict[int, Any]) -> kernels.Terms:
-    return tuple((place, float(weight)) for place, weight in weights.items() if weight != 0)
 
 
 @dataclass(frozen=True)
@@ -206,22 +198,22 @@ class Executor:
             assert x is not None
             self.call = 0
             self._s = self._y = x.clone()
-            self._history: deque[Tensor] = deque(maxlen=max(program.depth, 1))
+            self._history: tuple[Tensor, ...] = ()
         else:
             if not 0 <= state.call <= self.tableau.nfe:
                 raise ValueError(f"state.call={state.call}: the tableau has {self.tableau.nfe} calls")
             self.call, self.key = state.call, state.key
             self._s = state.s.clone()
             self._y = self._s if state.y is state.s else state.y.clone()
-            self._history = deque((h.clone() for h in state.history), maxlen=max(program.depth, 1))
+            self._history = tuple(h.clone() for h in state.history)
         y = self._y
         self._rows = program.rows_on(y.device)
-        clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
-        self._told = clock[:, None].expand(-1, len(y)).unbind()
+        self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
+        self._told = self._clock[:, None].expand(-1, len(y)).unbind()
         # The network's input, where it is not y itself.
         self._feed = torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
         if state is None:
-            self._update(self._rows[0], y, [])
+            self._update(self._rows[0], y, ())
         elif self._feed is not None:
             torch.mul(y, self._rows[self.call].scale, out=self._feed)
 
@@ -246,16 +238,30 @@ class Executor:
         y = s if self._y is self._s else self._y.clone()
         return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
 
-    @torch.no_grad()
+    @property
+    def start(self) -> dict[Any, Tensor]:
+        """What the calls to come depend on, before the first of them: the tensors s and, if it is another, y."""
+        return {"s": self._s} if self._y is self._s else {"s": self._s, "y": self._y}
+
+    def again(self, start: Mapping[Any, Any]) -> Executor:
+        """An executor of the same run at its first call, with tensors such as `start` gives."""
+        state = State(0, start["s"], start.get("y", start["s"]), (), self.key)
+        dtype = None if self._feed is None else self._feed.dtype
+        return Executor(self.program, None, self.key, state=state, told=self._clock, dtype=dtype)
+
+    def finish(self, x: Tensor) -> None:
+        """Stand at the end of a run that was made elsewhere, with its result."""
+        self.call, self._s, self._y = self.tableau.nfe, x, x
+
     def advance(self, out: Tensor | Guided) -> None:
         """Take the network's output at (y, t) and move on to the next call."""
-        row = self._rows[self.call + 1]
         if isinstance(out, Guided):
             out = replace(out, cond=self._apart(out.cond), uncond=self._apart(out.uncond))
         else:
             out = self._apart(out)
         self.call += 1
-        self._update(row, out, self._shift(row) if self.program.depth else [])
+        with torch.no_grad():
+            self._update(self._rows[self.call], out, self._shift() if self.program.depth else ())
 
     def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor]) -> None:
         z = self._noise(self.call, self._y) if row.noise else None
@@ -270,11 +276,13 @@ class Executor:
         own = memory in (self._y.untyped_storage().data_ptr(), self._s.untyped_storage().data_ptr())
         return out.clone() if own else out
 
-    def _shift(self, row: Row) -> deque[Tensor]:
+    def _shift(self) -> tuple[Tensor, ...]:
         """The history with a place for the newest in front: that of the oldest."""
-        history = self._history
-        history.appendleft(history.pop() if len(history) == history.maxlen else torch.empty_like(self._y))
-        return history
+        *younger, last = self._history or (None,)
+        full = len(self._history) == self.program.depth
+        slot = last if full and last is not None else torch.empty_like(self._y)
+        self._history = (slot, *younger) if full else (slot, *self._history)
+        return self._history
 
     def _noise(self, row: int, like: Tensor) -> Draw:
         """A row's noise: still to be drawn (a `Draw`, which a kernel makes on the way), or a tensor like `like`."""

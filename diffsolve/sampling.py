@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor, State, bind, conversion
+from diffsolve.graph import replay
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
@@ -141,6 +142,7 @@ def solve(
     progress: bool = False,
     check: bool = False,
     max_calls: int | None = None,
+    graph: bool = False,
     state: State | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -164,6 +166,9 @@ def solve(
         check: stop with a FloatingPointError at the first call whose output is not finite. Costs a device
             synchronisation per call; nothing when off.
         max_calls: stop after so many calls; `Run.state` goes on from there.
+        graph: record the run as a CUDA graph, or replay it where the same run of this network was recorded. The network
+            must be one that a graph can record, and `cond` have the same tensors by shape; seeds of deterministic
+            solvers may change between replays, those of stochastic ones are part of the recording.
         state: go on from there, with the solver (or tableau) of that run.
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
@@ -187,6 +192,10 @@ def solve(
     tableau, cond = ex.tableau, cond or {}
     guided = Guidance(1.0) if guidance is None else guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     network = guided.around(model, tableau)
+    if graph:
+        refuse("graph", hook=hook, callback=callback, max_calls=max_calls, state=state)
+        refuse("graph", trajectory=trajectory or None, progress=progress or None, check=check or None)
+        return _replayed(model, ex, guided, cond)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
@@ -215,6 +224,28 @@ def solve(
             del out, step  # before the next call makes its own
     seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
     return Run(ex.y, tableau, ex.call - first, seed, None if nodes is None else torch.stack(nodes), ex)
+
+
+def _replayed(model: Model, ex: Executor, guided: Guidance, cond: Mapping[str, Any]) -> Run:
+    """The run as a CUDA graph; `ex` stands at its first call, and is left at the last."""
+    kinds = {"cond": cond, "uncond": guided.uncond}
+    inputs = {**ex.start, **{(kind, name): v for kind, given in kinds.items() for name, v in given.items()}}
+
+    def work(inputs: Mapping[Any, Any]) -> Tensor:
+        again = {kind: {name: inputs[kind, name] for name in given} for kind, given in kinds.items()}
+        network = replace(guided, uncond=again["uncond"]).around(model, ex.tableau)
+        run = ex.again(inputs)
+        with torch.no_grad():
+            while not run.done:
+                run.advance(network(run.call, *run.query(), again["cond"]))
+        return run.y
+
+    how = (guided.scale, guided.interval, guided.batched)
+    about = (ex.tableau, replace(model, net=replay), ex.key if ex.tableau.stochastic else None, how)
+    x = replay(model.net, work, inputs, about)
+    ex.finish(x)
+    seed = ex.key.seed if isinstance(ex.key.seed, int) else list(ex.key.seed)
+    return Run(x, ex.tableau, ex.tableau.nfe, seed, None, ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:

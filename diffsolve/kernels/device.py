@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def tile(program, batch, size, blocks, FLAT: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """(samples [R, 1], elements [1, C], offsets, mask, number of the block within the samples) of a program."""
+    """(samples [R, 1], offsets [R, C], mask, number of the block within the samples) of a program."""
     if FLAT:  # one sample: its offsets are the elements, and so is their alignment
         block = program
         b = tl.zeros((R, 1), tl.int64)
@@ -20,7 +20,7 @@ def tile(program, batch, size, blocks, FLAT: tl.constexpr, R: tl.constexpr, C: t
         b = (program // blocks) * R + tl.arange(0, R)[:, None]
     e = block * C + tl.arange(0, C)[None, :]
     mask = (b < batch) & (e < size)
-    return b, e, b * size + e, mask, block
+    return b, b * size + e, mask, block
 
 
 @triton.jit
@@ -78,11 +78,11 @@ def combine_kernel(
     ys,
     weights,
     uncond,
-    guidance: "fp64",
+    guidance: tl.float64,
     factor,
     keys,
-    first: "i64",
-    row: "i64",
+    first: tl.int64,
+    row: tl.int64,
     stream,
     batch,
     size,
@@ -104,7 +104,7 @@ def combine_kernel(
     """
     K: tl.constexpr = len(xs) + NOISE
     M: tl.constexpr = len(ys)
-    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, FLAT, R, C)
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, FLAT, R, C)
     values = ()
     for k in tl.static_range(len(xs)):
         v = tl.load(xs[k] + at, mask=mask).to(ACC)
@@ -176,11 +176,26 @@ def window_kernel(
 
 @triton.jit
 def rk_error_kernel(
-    y, ks, new, h, weights, atol: "fp64", rtol: "fp64", partial, batch, size, blocks, B_MASK: tl.constexpr, E_MASK: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+    y,
+    ks,
+    new,
+    h,
+    weights,
+    atol: tl.float64,
+    rtol: tl.float64,
+    partial,
+    batch,
+    size,
+    blocks,
+    B_MASK: tl.constexpr,
+    E_MASK: tl.constexpr,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
 ):
     """new = y + h sum b_k k, and the sum over a block of (h sum e_k k / (atol + rtol max(|y|, |new|)))^2."""
     S: tl.constexpr = len(ks)
-    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     start = tl.load(y + at, mask=mask, other=0).to(ACC)
     step = tl.load(h + b, mask=b < batch, other=0).to(ACC)
     slope = tl.zeros((R, C), ACC)
@@ -201,10 +216,23 @@ def rk_error_kernel(
 
 @triton.jit(do_not_specialize=["row", "first"])
 def probe_dot_kernel(
-    jv, partial, keys, first: "i64", row: "i64", stream, batch, size, blocks, GAUSSIAN: tl.constexpr, LISTED: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+    jv,
+    partial,
+    keys,
+    first: tl.int64,
+    row: tl.int64,
+    stream,
+    batch,
+    size,
+    blocks,
+    GAUSSIAN: tl.constexpr,
+    LISTED: tl.constexpr,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
 ):
     """The sum over a block of v * jv, where v is the probe of a counter."""
-    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     x = tl.load(jv + at, mask=mask, other=0).to(ACC)
     v = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
     if not GAUSSIAN:
@@ -214,9 +242,20 @@ def probe_dot_kernel(
 
 
 @triton.jit
-def moments_kernel(xs, partial, batch, size, blocks, GUIDED: tl.constexpr, guidance: "fp64", ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+def moments_kernel(
+    xs,
+    partial,
+    batch,
+    size,
+    blocks,
+    GUIDED: tl.constexpr,
+    guidance: tl.float64,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
     """Sums over a block of x and x^2, for each of xs; with GUIDED the second becomes the guided output first."""
-    b, e, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
     N: tl.constexpr = len(xs)
     first = tl.load(xs[0] + at, mask=mask, other=0).to(ACC)
     for i in tl.static_range(N):

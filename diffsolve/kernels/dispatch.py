@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from diffsolve.kernels import launch
+    pass
 
 __all__ = ["CHOICES", "fused"]
 

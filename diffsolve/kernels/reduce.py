@@ -54,7 +54,7 @@ def sample_norms(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def spread(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """std(cond) / std(guided) per sample, shape (B,): what rescaled guidance is made of (Lin et al., 2305.08891, eq. 15).
+    """std(cond) / std(guided) per sample, shape (B,): for rescaled guidance (Lin et al., 2305.08891, eq. 15).
 
     The guided output is uncond + scale (cond - uncond).
     """

@@ -6,7 +6,7 @@ one launch, which reads every operand once and writes every result once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +17,23 @@ from diffsolve.kernels.dispatch import fused
 from diffsolve.kernels.reduce import spread
 from diffsolve.noise import Draw
 
-__all__ = ["D", "OUT", "S", "Y", "Z", "Guided", "Lowered", "Row", "Terms", "linear_update", "lower"]
+__all__ = ["OUT", "D", "Guided", "Lowered", "Row", "S", "Terms", "Y", "Z", "linear_update", "lower", "terms"]
 
 S, Y, OUT, Z, D = range(5)
 """Places among the live tensors: the state, the network's input and output, the noise, then d_i, d_{i-1}, .."""
 
 Terms = tuple[tuple[int, float], ...]
-"""A combination: (place, weight), zero weights left out."""
+"""A combination: (place, weight), from `terms`."""
+
+
+def terms(weights: Mapping[int, float]) -> Terms:
+    """The combination with these weights, in the order in which it is best summed; zeros are left out.
+
+    A weight of 1 on the first of two terms saves a pass. The network's output may be of lower precision: it must not
+    come first, or its product would be rounded to that precision.
+    """
+    used = [(place, float(weight)) for place, weight in weights.items() if weight != 0]
+    return tuple(sorted(used, key=lambda term: (term[0] == OUT, term[1] != 1)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
     table = torch.tensor([w for _, matrix in folded for line in matrix for w in line], dtype=torch.float64)
     sizes = [len(matrix) * len(matrix[0]) for _, matrix in folded]
     done = []
-    for row, (places, matrix), weights in zip(rows, folded, table.to(device).split(sizes), strict=True):
+    for row, (places, matrix), weights in zip(rows, folded, torch.split(table.to(device), sizes), strict=True):
         masks = tuple(sum((w != 0) << k for k, w in enumerate(line)) for line in matrix)
         inputs = tuple(place for place in places if place != Z)
         done.append(replace(row, lowered=Lowered(inputs, weights.view(len(matrix), -1), masks)))
@@ -102,7 +112,7 @@ def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
 
 def _fold(row: Row, one: bool) -> tuple[list[int], list[list[float]]]:
     """The places that a row reads, each once, and its results as combinations of them: y', s', d, scale y'."""
-    lines = [dict(terms) for terms in (row.y, row.s) if terms is not None]
+    lines = [dict(side) for side in (row.y, row.s) if side is not None]
     if row.keep is not None:
         kept = dict(zip((Y, OUT), row.keep, strict=True))
         for line in lines:
@@ -202,21 +212,18 @@ def _chain(
     return state, new, None if state is given else given
 
 
-def _combine(into: Tensor, terms: Terms, live: Sequence[Tensor]) -> None:
+def _combine(into: Tensor, sum_of: Terms, live: Sequence[Tensor]) -> None:
     """into = sum of weight * live[place]; `into` may itself be one of the terms."""
-    own = next((k for k, (place, _) in enumerate(terms) if live[place] is into), None)
+    own = next((k for k, (place, _) in enumerate(sum_of) if live[place] is into), None)
     if own is not None:
-        if terms[own][1] != 1:
-            into.mul_(terms[own][1])
-        rest = terms[:own] + terms[own + 1 :]
+        if sum_of[own][1] != 1:
+            into.mul_(sum_of[own][1])
+        rest = sum_of[:own] + sum_of[own + 1 :]
     else:
-        # A weight of 1 on one of two terms saves a pass. The network's output may be of lower precision: it must
-        # not come first, or its product would be rounded to that precision.
-        first = sorted(terms, key=lambda term: (term[0] == OUT, term[1] != 1))
-        if not first:
+        if not sum_of:
             into.zero_()
             return
-        (place, weight), *others = first
+        (place, weight), *others = sum_of
         if weight == 1 and others:
             torch.add(live[place], live[others[0][0]], alpha=others[0][1], out=into)
             others = others[1:]

@@ -30,8 +30,8 @@ def window_update(rows: Tensor, old: Tensor, weights: Tensor) -> tuple[Tensor, T
     """
     if rows.dim() < 2 or old.shape[1:] != rows.shape[1:] or not 1 <= len(old) <= len(rows):
         raise ValueError(
-            f"rows, old have shapes {tuple(rows.shape)}, {tuple(old.shape)}; accepted: (K, B, ...) and (W, B, ...) with "
-            "1 <= W <= K"
+            f"rows, old have shapes {tuple(rows.shape)}, {tuple(old.shape)}; accepted: (K, B, ...) and (W, B, ...) "
+            "with 1 <= W <= K"
         )
     if weights.shape != (len(old), len(rows)):
         raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: ({len(old)}, {len(rows)})")
