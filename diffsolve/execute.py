@@ -53,7 +53,7 @@ class Program:
 
     def rows_on(self, device: torch.device) -> tuple[Row, ...]:
         """The rows as the kernels of a device want them; what they copy there is copied once."""
-        if kernels.fused(device) is None:
+        if kernels.fused(device, "combine") is None:
             return self.rows
         if device not in self._lowered:
             self._lowered[device] = kernels.lower(self.rows, device)

@@ -41,14 +41,14 @@ def combine(
     _check(inputs, weights, dtypes, draw)
     M = weights.shape[-2]
     dtypes = (inputs[0].dtype,) * M if dtypes is None else tuple(dtypes)
-    triton = fused(inputs[0].device)
-    if triton is None or not inputs[0].is_contiguous() or not (draw is None or draw.plain):
+    run = fused(inputs[0].device, "combine")
+    if run is None or not inputs[0].is_contiguous() or not (draw is None or draw.plain):
         return _combine(inputs, weights, dtypes, draw)
     tensors = (weights, *inputs)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        out: tuple[Tensor, ...] = _Combine.apply(triton, dtypes, draw, weights, *inputs)  # type: ignore[no-untyped-call]
+        out: tuple[Tensor, ...] = _Combine.apply(run, dtypes, draw, weights, *inputs)  # type: ignore[no-untyped-call]
         return out
-    return _launch(triton, inputs, weights, dtypes, draw)
+    return _launch(run, inputs, weights, dtypes, draw)
 
 
 def _combine(
@@ -67,10 +67,10 @@ def _combine(
 
 
 def _launch(
-    triton: Any, inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dtype], draw: Draw | None
+    run: Any, inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dtype], draw: Draw | None
 ) -> tuple[Tensor, ...]:
     outputs = tuple(torch.empty_like(inputs[0], dtype=dtype) for dtype in dtypes)
-    triton.combine(inputs, weights.to(inputs[0].device, torch.float64), outputs, draw=draw)
+    run(inputs, weights.to(inputs[0].device, torch.float64), outputs, draw=draw)
     return outputs
 
 
@@ -78,10 +78,10 @@ class _Combine(torch.autograd.Function):
     """The launch with its gradients, which are combinations themselves."""
 
     @staticmethod
-    def forward(ctx: Any, triton: Any, dtypes: Any, draw: Draw | None, weights: Tensor, *inputs: Tensor) -> Any:
+    def forward(ctx: Any, run: Any, dtypes: Any, draw: Draw | None, weights: Tensor, *inputs: Tensor) -> Any:
         ctx.save_for_backward(weights, *inputs)
         ctx.draw = draw
-        return _launch(triton, inputs, weights, dtypes, draw)
+        return _launch(run, inputs, weights, dtypes, draw)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

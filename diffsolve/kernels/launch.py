@@ -5,30 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
 from diffsolve.kernels import device
+from diffsolve.kernels.layout import accumulator, same_layout, seeds_on
 from diffsolve.noise import Draw
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
     raise ImportError(f"triton {triton.__version__} has no tuples of pointers; 3.3 or later is needed")
 
-__all__ = ["accumulator", "combine", "moments", "probe_dot", "rk_error", "same_layout", "tiles", "window_update"]
+__all__ = ["combine", "moments", "probe_dot", "rk_error", "tiles", "window_update"]
 
 BLOCK = 1024
 """Elements of a program: 8 for each of its 128 threads, which is 128 bits of half precision."""
 WARPS = 4
 WINDOW = 64
 """Rows of a window that one program holds."""
-
-
-def accumulator(*tensors: Tensor) -> torch.dtype:
-    """float64 if any operand has it, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def tiles(batch: int, size: int, operands: int, acc: torch.dtype) -> tuple[int, int, int]:
@@ -40,13 +35,6 @@ def tiles(batch: int, size: int, operands: int, acc: torch.dtype) -> tuple[int, 
     C = min(max(triton.next_power_of_2(size), 16), block)
     R = min(block // C, triton.next_power_of_2(max(batch, 1)))
     return R, C, -(-size // C)
-
-
-def same_layout(like: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors with the strides of `like`, which must be dense: copies of those that have others."""
-    return [
-        t if t.stride() == like.stride() else torch.empty_like(like, dtype=t.dtype).copy_(t) for t in tensors
-    ]  # fmt: skip
 
 
 def combine(
@@ -81,7 +69,7 @@ def combine(
     acc = accumulator(*inputs, *outputs)
     R, C, blocks = tiles(batch, size, len(inputs) + len(outputs), acc)
     M, K = weights.shape[-2:]
-    keys, first, row, stream, listed = _counters(draw, like.device)
+    keys, first, row, stream, listed = (None, 0, 0, 0, False) if draw is None else seeds_on(draw, like.device)
     with _on(like.device):
         device.combine_kernel[(-(-batch // R) * blocks,)](
             tuple(given), tuple(outputs), weights.contiguous(),
@@ -146,7 +134,7 @@ def probe_dot(jv: Tensor, draw: Draw, gaussian: bool) -> Tensor:
     acc = accumulator(jv)
     R, C, blocks = tiles(batch, size, 2, acc)
     partial = torch.zeros(max(blocks, 1), batch, dtype=acc, device=jv.device)
-    keys, first, row, stream, listed = _counters(draw, jv.device)
+    keys, first, row, stream, listed = seeds_on(draw, jv.device)
     if jv.numel():
         with _on(jv.device):
             device.probe_dot_kernel[(-(-batch // R) * blocks,)](
@@ -186,19 +174,3 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 def _on(where: torch.device) -> AbstractContextManager[None]:
     """Triton launches on the current device."""
     return torch.cuda.device(where) if where.type == "cuda" else nullcontext()
-
-
-def _counters(draw: Draw | None, where: torch.device) -> tuple[Tensor | None, int, int, int, bool]:
-    """(seeds, sample of row 0, row, stream, whether the seeds are one per sample) for the kernels."""
-    if draw is None:
-        return None, 0, 0, 0, False
-    seed = draw.key.seed
-    listed = not isinstance(seed, int)
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    return _seeds(seeds, where), draw.key.index, draw.row, int(draw.stream), listed
-
-
-@lru_cache(maxsize=16)  # the copy to a device waits for it: once per set of seeds, not once per draw
-def _seeds(seeds: tuple[int, ...], where: torch.device) -> Tensor:
-    signed = [s - 2**64 if s >= 2**63 else s for s in seeds]
-    return torch.tensor(signed, dtype=torch.int64, device=where)

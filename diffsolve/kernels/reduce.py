@@ -25,9 +25,9 @@ def probe_dot(jv: Tensor, draw: Draw, *, gaussian: bool = False) -> Tensor:
     Returns:
         float32, or float64 if jv has it.
     """
-    triton = fused(jv.device)
-    if triton is not None and draw.plain:
-        found: Tensor = triton.probe_dot(jv, draw, gaussian)
+    run = fused(jv.device, "probe_dot")
+    if run is not None and draw.plain:
+        found: Tensor = run(jv, draw, gaussian)
         return found
     acc = torch.float64 if jv.dtype == torch.float64 else torch.float32
     v = probe(draw, jv.to(acc), gaussian=gaussian)
@@ -46,9 +46,9 @@ def sample_norms(*tensors: Tensor) -> tuple[Tensor, ...]:
     What the step size of a Langevin corrector is made of: eps = 2 alpha (r |z| / |score|)^2 (Song et al., 2011.13456,
     algorithm 4), there from means over the batch, here for each sample.
     """
-    triton = fused(tensors[0].device)
-    if triton is not None:
-        return tuple(triton.moments(tensors)[:, 1].sqrt())
+    run = fused(tensors[0].device, "moments")
+    if run is not None:
+        return tuple(run(tensors)[:, 1].sqrt())
     wide = any(t.dtype == torch.float64 for t in tensors)
     return tuple(torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=_acc(wide)) for t in tensors)
 
@@ -58,12 +58,12 @@ def spread(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
     The guided output is uncond + scale (cond - uncond).
     """
-    triton = fused(cond.device)
-    if triton is None:
+    run = fused(cond.device, "moments")
+    if run is None:
         acc = _acc(torch.float64 in (cond.dtype, uncond.dtype))
         c, u = cond.to(acc).flatten(1), uncond.to(acc).flatten(1)
         return c.std(1) / torch.lerp(u, c, scale).std(1)
-    first, second = triton.moments([cond, uncond], scale).unbind(1)
+    first, second = run([cond, uncond], scale).unbind(1)
     count = max(cond[0].numel(), 1) if len(cond) else 1
     variance = second.double() - first.double().square() / count
     ratio: Tensor = (variance[0] / variance[1]).sqrt()

@@ -44,12 +44,12 @@ def rk_error(
             f"y, slopes, h have shapes {tuple(y.shape)}, {[tuple(k.shape) for k in slopes]}, {tuple(h.shape)}; "
             "accepted: one shape (B, ...) and (B,)"
         )
-    triton = fused(y.device)
-    if triton is None:
+    run = fused(y.device, "rk_error")
+    if run is None:
         return _rk_error(y, slopes, h, b, e, atol, rtol)
     weights = _on_device(tuple(map(float, b)), tuple(map(float, e)), y.device)
     masks = sum((w != 0) << i for i, w in enumerate(b)), sum((w != 0) << i for i, w in enumerate(e))
-    found: tuple[Tensor, Tensor] = triton.rk_error(y, slopes, h, weights, masks, atol, rtol)
+    found: tuple[Tensor, Tensor] = run(y, slopes, h, weights, masks, atol, rtol)
     return found
 
 

@@ -96,7 +96,7 @@ def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
 
     They are returned unchanged where torch does the work.
     """
-    if fused(device) is None:
+    if fused(device, "combine") is None:
         return tuple(rows)
     one = [True, *(row.s is None for row in rows[:-1])]  # whether S and Y are one tensor when the row begins
     folded = [_fold(row, same) for row, same in zip(rows, one, strict=True)]
@@ -180,9 +180,9 @@ def _launch(
             inputs.append(draw.tensor(y) if isinstance(draw, Draw) else draw)
             draw = None
     count = len(outputs)
-    launch = fused(y.device)
-    assert launch is not None
-    launch.combine(inputs, lowered.weights[:count], outputs, masks=lowered.masks[:count], draw=draw, **options)
+    combine = fused(y.device, "combine")
+    assert combine is not None
+    combine(inputs, lowered.weights[:count], outputs, masks=lowered.masks[:count], draw=draw, **options)
     return s, y, left
 
 

@@ -35,10 +35,10 @@ def window_update(rows: Tensor, old: Tensor, weights: Tensor) -> tuple[Tensor, T
         )
     if weights.shape != (len(old), len(rows)):
         raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: ({len(old)}, {len(rows)})")
-    triton = fused(rows.device)
-    if triton is None:
+    run = fused(rows.device, "window_update")
+    if run is None:
         return _window_update(rows, old, weights)
-    found: tuple[Tensor, Tensor] = triton.window_update(rows, old, weights.to(rows.device, torch.float64))
+    found: tuple[Tensor, Tensor] = run(rows, old, weights.to(rows.device, torch.float64))
     return found
 
 
