@@ -7,7 +7,9 @@ Each number is a ratio to one floor: a single `torch.add(a, b, out=c)` on tensor
 the size of the state and `streams` the number of states that a step must read and write, whoever makes it: the inputs
 and results of its rows, each once. The floor of a method is that of our tableau of it, for its peers too.
 
-Times are the best of several rounds in which all the methods take turns, per network call; memory is the peak of what
+"diffsolve" is the in-place chain that a CPU gets by default, "native" the compiled loop (DIFFSOLVE_KERNELS=native).
+
+Times are those of the one thread, the best of several rounds in which all the methods take turns, per network call; memory is the peak of what
 was allocated during the run besides the network's output and the start, in states.
 """
 
@@ -17,6 +19,8 @@ import argparse
 import gc
 import importlib.util
 import json
+import math
+import os
 import time
 import warnings
 import weakref
@@ -34,6 +38,8 @@ from diffsolve.kernels.update import Z, _fold
 SHAPES = [(1, 4, 64, 64), (16, 3, 32, 32), (64, 3, 64, 64), (16, 4, 128, 128)]
 STEPS = 20
 STOCHASTIC = ("ddim(eta=1.0)",)
+
+clock = time.thread_time  # of the one thread, so that other programs take less part in it
 
 
 class Peak(TorchDispatchMode):
@@ -81,16 +87,17 @@ Method = tuple[str, str, Callable[[], tuple[float, int]]]
 """(library, method, run): run gives the seconds of its loop and the calls made."""
 
 
-def ours(x: Tensor, out: Tensor, solver: str, predicts: str = "noise") -> Callable[[], tuple[float, int]]:
-    model = ds.adapt(lambda x, t: out, "edm", predicts)
+def ours(x: Tensor, out: Tensor, solver: str, choice: str) -> Callable[[], tuple[float, int]]:
+    model = ds.adapt(lambda x, t: out, "edm", "noise")
 
     def run() -> tuple[float, int]:
+        os.environ["DIFFSOLVE_KERNELS"] = choice
         executor = ds.begin(model, noise=x, solver=solver, steps=STEPS, seed=0)
-        start = time.perf_counter()
+        start = clock()
         while not executor.done:
             executor.query()
             executor.advance(out)
-        return time.perf_counter() - start, executor.tableau.nfe
+        return clock() - start, executor.tableau.nfe
 
     return run
 
@@ -117,12 +124,12 @@ def diffusers(x: Tensor, out: Tensor) -> Iterator[Method]:
             scheduler = getattr(df.schedulers, name)(**options)
             scheduler.set_timesteps(STEPS)
             state = x
-            start = time.perf_counter()
+            start = clock()
             for t in scheduler.timesteps:
                 scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)(state, t)
                 del scaled
                 state = scheduler.step(out, t, state, **step_on).prev_sample
-            return time.perf_counter() - start, len(scheduler.timesteps)
+            return clock() - start, len(scheduler.timesteps)
 
         yield "diffusers", method, run
 
@@ -152,9 +159,9 @@ def k_diffusion(x: Tensor, out: Tensor) -> Iterator[Method]:
                 calls += 1
                 return out
 
-            start = time.perf_counter()
+            start = clock()
             getattr(sampling, f"sample_{name}")(net, x, levels, disable=True)
-            return time.perf_counter() - start, calls
+            return clock() - start, calls
 
         yield "k-diffusion", method, run
 
@@ -184,9 +191,9 @@ def azula(x: Tensor, out: Tensor) -> Iterator[Method]:
         def run(name: str = name, options: Any = options) -> tuple[float, int]:
             denoiser = Denoiser()
             sampler = getattr(sample, name)(denoiser, silent=True, steps=STEPS, **options)
-            start = time.perf_counter()
+            start = clock()
             sampler(x)
-            return time.perf_counter() - start, denoiser.calls
+            return clock() - start, denoiser.calls
 
         yield "azula", method, run
 
@@ -209,9 +216,9 @@ def torchdiffeq(x: Tensor, out: Tensor) -> Iterator[Method]:
                 return out
 
             ends = {"step_size": 1 / STEPS, **(options or {})}
-            start = time.perf_counter()
+            start = clock()
             odeint(right, x, times[[0, -1]], method=name, options=ends)
-            return time.perf_counter() - start, calls
+            return clock() - start, calls
 
         yield "torchdiffeq", method, run
 
@@ -233,9 +240,9 @@ def torchsde(x: Tensor, out: Tensor) -> Iterator[Method]:
 
     def run() -> tuple[float, int]:
         equation = Equation()
-        start = time.perf_counter()
+        start = clock()
         sdeint(equation, flat, torch.tensor([0.0, 1.0]), dt=1 / STEPS, method="euler")
-        return time.perf_counter() - start, equation.calls
+        return clock() - start, equation.calls
 
     yield "torchsde", "ddim(eta=1.0)", run
 
@@ -243,7 +250,11 @@ def torchsde(x: Tensor, out: Tensor) -> Iterator[Method]:
 def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dict[str, Any]]:
     x, out = torch.randn(shape), torch.randn(shape)
     n = x.numel()
-    methods: list[Method] = [("diffsolve", s, ours(x, out, s)) for s in solvers]
+    methods: list[Method] = [
+        (name, s, ours(x, out, s, choice))
+        for name, choice in (("diffsolve", "torch"), ("  native", "native"))
+        for s in solvers
+    ]
     for library in (diffusers, k_diffusion, azula, torchdiffeq, torchsde):
         methods += [m for m in library(x, out) if m[1] in solvers]
     programs = {
@@ -259,13 +270,13 @@ def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dic
     failed: set[tuple[str, str]] = set()
     for turn in range(rounds):
         for count, add in floors.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(5):
                 add()
-            least[count] = min(least[count], (time.perf_counter() - start) / 5)
-        start = time.perf_counter()
+            least[count] = min(least[count], (clock() - start) / 5)
+        start = clock()
         key.normal(shape, row=1)
-        noise = min(noise, time.perf_counter() - start)
+        noise = min(noise, clock() - start)
         for library, method, run in methods:
             if (library, method) in failed:
                 continue
@@ -298,11 +309,10 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs="+", help="one shape in place of the four")
     parser.add_argument("--solvers", nargs="+", default=[*ds.solvers.names(), *STOCHASTIC])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", help="a JSON file")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     found = []
     for shape in [tuple(args.shape)] if args.shape else SHAPES:
         rows = measure(shape, list(dict.fromkeys(args.solvers)), args.rounds)
@@ -310,13 +320,36 @@ def main() -> None:
         print(
             f"\n{'x'.join(map(str, shape))}: microseconds per call, as a multiple of the floor, above it; peak states"
         )
-        for r in sorted(rows, key=lambda r: (r["method"], r["library"] != "diffsolve", r["us"])):
+        for r in sorted(rows, key=lambda r: (r["method"], r["library"] not in ("diffsolve", "  native"), r["us"])):
             drawn = f"  of which noise {r['noise_us']:.0f} us" if r["library"] == "diffsolve" and r["noise_us"] else ""
             print(
                 f"  {r['method']:22}{r['library']:13}{r['us']:10.1f}{r['ratio']:8.2f}{r['above_us']:10.1f}"
                 f"{r['states']:8.1f}   ({r['streams']:.1f} streams){drawn}",
                 flush=True,
             )
+    for name in ("diffsolve", "  native"):
+        own = [r for r in found if r["library"] == name and not r["noise_us"]]
+        large = sorted(r["ratio"] for r in own if math.prod(r["shape"]) >= 700_000)
+        small = sorted(r["above_us"] for r in own if math.prod(r["shape"]) <= 20_000)
+        if large:
+            print(
+                f"{name}: {sum(r <= 2 for r in large)} of {len(large)} at most 2x the floor, median {large[len(large) // 2]:.2f}"
+            )
+        if small:
+            print(
+                f"{name}: {sum(u <= 40 for u in small)} of {len(small)} at most 40 us above it, median {small[len(small) // 2]:.1f}"
+            )
+    behind = [
+        (r["shape"], r["method"], p["library"])
+        for r in found
+        for p in found
+        if r["library"] == "diffsolve"
+        and not r["noise_us"]
+        and (p["shape"], p["method"]) == (r["shape"], r["method"])
+        and p["library"] not in ("diffsolve", "  native")
+        and p["us"] <= r["us"]
+    ]
+    print(f"behind a peer: {behind or 'nowhere'}")
     if args.save:
         Path(args.save).write_text(json.dumps(found, indent=1))
 

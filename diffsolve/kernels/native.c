@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define BLOCK 1024
+#define CHUNK 64
 #define LIMIT 12
 
 static void words(uint32_t e, uint32_t sample, uint32_t row, uint32_t stream, uint32_t k0, uint32_t k1, uint32_t r[4]) {
@@ -65,8 +66,26 @@ static void normals(float *z, int64_t e, int64_t n, uint32_t sample, uint32_t ro
     }
 }
 
+static inline __attribute__((always_inline)) void
+chunk(int n, int K, int M, const REAL **xs, REAL **ys, const double *w, const int32_t *masks, const REAL *z, int64_t at) {
+    REAL sums[LIMIT][CHUNK];
+    for (int m = 0; m < M; m++) {
+        REAL sum[CHUNK];
+        for (int i = 0; i < n; i++) sum[i] = 0;
+        for (int k = 0; k < K; k++) {
+            if (!(masks[m] >> k & 1)) continue;
+            const REAL *x = z && k == K - 1 ? z : xs[k] + at;
+            REAL c = (REAL)w[m * K + k];
+            for (int i = 0; i < n; i++) sum[i] += c * x[i];
+        }
+        for (int i = 0; i < n; i++) sums[m][i] = sum[i];
+    }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < n; i++) ys[m][at + i] = sums[m][i];
+}
+
 /* ys[m] = sum over k of w[m, k] xs[k] for `batch` samples of `size` elements; with `noise` the last k is standard
-   normals. All of a block is summed before any of it is written: an output may be one of the inputs. */
+   normals. All of a chunk is summed before any of it is written: an output may be one of the inputs. */
 void combine(int64_t batch, int64_t size, int K, int M, const REAL **xs, REAL **ys, const double *weights,
              int64_t stride, const int32_t *masks, int noise, const int64_t *seeds, int listed, int64_t first,
              int64_t row, int64_t stream, int threads) {
@@ -75,28 +94,15 @@ void combine(int64_t batch, int64_t size, int K, int M, const REAL **xs, REAL **
     for (int64_t t = 0; t < batch * blocks; t++) {
         int64_t b = t / blocks, e = t % blocks * BLOCK, n = size - e < BLOCK ? size - e : BLOCK, at = b * size + e;
         const double *w = weights + b * stride;
-        REAL sums[LIMIT][BLOCK], z[BLOCK];
+        REAL z[BLOCK];
         if (noise) {
             float drawn[BLOCK];
             uint64_t seed = (uint64_t)seeds[listed ? b : 0];
             normals(drawn, e / 4, n, listed ? 0 : (uint32_t)(b + first), (uint32_t)row, (uint32_t)stream, seed);
             for (int64_t i = 0; i < n; i++) z[i] = drawn[i];
         }
-        for (int m = 0; m < M; m++) {
-            REAL *restrict sum = sums[m];
-            int begun = 0;
-            for (int k = 0; k < K; k++) {
-                if (!(masks[m] >> k & 1)) continue;
-                const REAL *restrict x = noise && k == K - 1 ? z : xs[k] + at;
-                REAL c = (REAL)w[m * K + k];
-                if (begun)
-                    for (int64_t i = 0; i < n; i++) sum[i] += c * x[i];
-                else
-                    for (int64_t i = 0; i < n; i++) sum[i] = c * x[i];
-                begun = 1;
-            }
-            if (!begun) memset(sum, 0, sizeof(REAL) * n);
-        }
-        for (int m = 0; m < M; m++) memcpy(ys[m] + at, sums[m], sizeof(REAL) * n);
+        int64_t i = 0;
+        for (; i + CHUNK <= n; i += CHUNK) chunk(CHUNK, K, M, xs, ys, w, masks, noise ? z + i : 0, at + i);
+        if (i < n) chunk((int)(n - i), K, M, xs, ys, w, masks, noise ? z + i : 0, at + i);
     }
 }
