@@ -9,8 +9,8 @@ and results of its rows, each once. The floor of a method is that of our tableau
 
 "diffsolve" is the in-place chain that a CPU gets by default, "native" the compiled loop (DIFFSOLVE_KERNELS=native).
 
-Times are those of the one thread, the best of several rounds in which all the methods take turns, per network call; memory is the peak of what
-was allocated during the run besides the network's output and the start, in states.
+Times are those of the one thread, the best of several rounds in which all the methods take turns, per network call;
+memory is the peak of what was allocated during the run besides the network's output and the start, in states.
 """
 
 from __future__ import annotations
@@ -332,13 +332,11 @@ def main() -> None:
         large = sorted(r["ratio"] for r in own if math.prod(r["shape"]) >= 700_000)
         small = sorted(r["above_us"] for r in own if math.prod(r["shape"]) <= 20_000)
         if large:
-            print(
-                f"{name}: {sum(r <= 2 for r in large)} of {len(large)} at most 2x the floor, median {large[len(large) // 2]:.2f}"
-            )
+            within = sum(r <= 2 for r in large)
+            print(f"{name}: {within} of {len(large)} at most 2x the floor, median {large[len(large) // 2]:.2f}")
         if small:
-            print(
-                f"{name}: {sum(u <= 40 for u in small)} of {len(small)} at most 40 us above it, median {small[len(small) // 2]:.1f}"
-            )
+            within = sum(u <= 40 for u in small)
+            print(f"{name}: {within} of {len(small)} at most 40 us above it, median {small[len(small) // 2]:.1f}")
     behind = [
         (r["shape"], r["method"], p["library"])
         for r in found

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.kernels import Guided
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 
@@ -31,29 +32,36 @@ class Guidance:
             2404.07724).
         batched: evaluate both in one call of twice the batch; needs arguments that are tensors with the batch first,
             the same ones in both.
+        rescale: phi in [0, 1]: bring the output that far back to the standard deviation of the conditional one, sample
+            by sample (Lin et al., 2305.08891, section 3.4).
     """
 
     scale: float
     uncond: Mapping[str, Any] = field(default_factory=dict)
     interval: tuple[float, float] = (0.0, math.inf)
     batched: bool = False
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
             raise ValueError(f"scale={self.scale!r}: a finite number is accepted")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale={self.rescale!r}: a number from 0 to 1 is accepted")
         if not isinstance(self.uncond, Mapping):
             raise TypeError(f"uncond={self.uncond!r}: a mapping of the network's keyword arguments is accepted")
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval={self.interval!r}: two noise levels, 0 <= low < high, are accepted")
 
-    def around(self, model: Model, tableau: Tableau) -> Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]:
-        """The guided network of a run: (number of the call, x, clock, cond) -> output."""
+    def around(
+        self, model: Model, tableau: Tableau
+    ) -> Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor | Guided]:
+        """The guided network of a run: (number of the call, x, clock, cond) -> output, or both outputs, not yet one."""
         with np.errstate(divide="ignore"):
             rho = tableau.calls[:, 2] / tableau.calls[:, 1]
         low, high = self.interval
         guided = ((rho >= low) & (rho <= high) & (self.scale != 1)).tolist()
 
-        def call(i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        def call(i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor | Guided:
             if not guided[i]:
                 return model.call(x, told, cond)
             if self.batched:
@@ -61,7 +69,7 @@ class Guidance:
                 with_, without = model.call(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
             else:
                 with_, without = model.call(x, told, cond), model.call(x, told, self.uncond)
-            return torch.lerp(without, with_, self.scale)
+            return Guided(with_, without, self.scale, self.rescale)
 
         return call
 

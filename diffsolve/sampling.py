@@ -14,6 +14,7 @@ from torch import Tensor
 from diffsolve.execute import Executor, State, bind, conversion
 from diffsolve.graph import replay
 from diffsolve.guidance import Guidance
+from diffsolve.kernels import Guided
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, one_of, plan, plan_back, refuse
@@ -203,13 +204,15 @@ def solve(
         while ex.call < last:
             i = ex.call
             out = network(i, *ex.query(), cond)
-            if check and not bool(out.isfinite().all()):
+            if isinstance(out, Guided) and (check or estimate):
+                out = out.tensor()  # it is looked at before the update, which would make it on the way
+            if check and isinstance(out, Tensor) and not bool(out.isfinite().all()):
                 bad = int((~out.isfinite()).sum())
                 raise FloatingPointError(
                     f"net returned {bad} non-finite values of {out.numel()} in call {i} of {tableau.nfe}, "
                     f"at t={tableau.calls[i, 0]:.6g}"
                 )
-            step = None if estimate is None else estimate(i, ex.y, out)
+            step = estimate(i, ex.y, out) if estimate and isinstance(out, Tensor) else None
             if hook and step:
                 assert step.denoised is not None
                 changed = hook(step)
@@ -240,7 +243,7 @@ def _replayed(model: Model, ex: Executor, guided: Guidance, cond: Mapping[str, A
                 run.advance(network(run.call, *run.query(), again["cond"]))
         return run.y
 
-    how = (guided.scale, guided.interval, guided.batched)
+    how = (guided.scale, guided.interval, guided.batched, guided.rescale)
     about = (ex.tableau, replace(model, net=replay), ex.key if ex.tableau.stochastic else None, how)
     x = replay(model.net, work, inputs, about)
     ex.finish(x)
