@@ -168,14 +168,14 @@ class Recorder:
         return launched
 
 
-def recorded(run: Callable[[str], object]) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
-    """(kernel, grid, arguments) of each launch of `run`, which is given tensors without memory."""
+def recorded(run: Callable[[str], object], where: str = "meta") -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
+    """(kernel, grid, arguments) of each launch of `run`, which is given tensors without memory by default."""
     calls: list[Any] = []
     kernels = {name: getattr(device, name) for name in KERNELS}
     try:
         for name, kernel in kernels.items():
             setattr(device, name, Recorder(kernel, calls))
-        run("meta")
+        run(where)
     finally:
         for name, kernel in kernels.items():
             setattr(device, name, kernel)
@@ -267,11 +267,43 @@ def resources(done: Any, name: str) -> tuple[int, int, int]:
     return int(registers), int(stores) + int(loads), int(stack)
 
 
+def timed() -> None:
+    """On a GPU: microseconds of each kernel, of a copy of as many bytes, of torch eager and of torch.compile."""
+    from triton.testing import do_bench
+
+    from diffsolve.kernels.combine import _combine
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--time needs a CUDA or ROCm device")
+    compiled_combine = torch.compile(_combine)
+    n = torch.Size(SHAPE).numel()
+    print(torch.cuda.get_device_name())
+    print(f"{'case':26}{'us':>9}{'copy':>9}{'eager':>9}{'compile':>9}")
+    for case in cases():
+        kernel, grid, arguments = recorded(case.run, "cuda")[0]
+        times = [do_bench(lambda k=kernel, g=grid, a=arguments: k[g](**a), return_mode="median")]
+        if case.reads >= 0:
+            source = torch.empty(n * (case.reads + case.writes) // 2, dtype=torch.uint8, device="cuda")
+            target = torch.empty_like(source)
+            times.append(do_bench(lambda t=target, s=source: t.copy_(s), return_mode="median"))
+        if kernel is device.combine_kernel and not arguments["NOISE"] and arguments["uncond"] is None:
+            inputs, weights = list(arguments["xs"]), arguments["weights"]
+            dtypes = tuple(y.dtype for y in arguments["ys"])
+            for run in (_combine, compiled_combine):
+                work = lambda r=run, i=inputs, w=weights, d=dtypes: r(i, w, d, None)  # noqa: E731
+                times.append(do_bench(work, return_mode="median"))
+        print(f"{case.name:26}" + "".join(f"{1e3 * t:9.1f}" for t in times))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--time", action="store_true")
     args = parser.parse_args()
+    if args.time:
+        timed()
+        return
     found = [(case, examine(case, target)) for case in cases() for target in args.targets]
     if args.json:
         json.dump([{**asdict(f), "must_read": c.reads, "must_write": c.writes} for c, f in found], sys.stdout)

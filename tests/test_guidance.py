@@ -105,7 +105,7 @@ def test_rescaled_guidance_has_the_conditional_deviation():
         seen = []
         ds.sample(
             model, (3, 2, 40), solver="euler", steps=1, seed=0, cond={"label": "a"}, dtype=torch.float64,
-            guidance=ds.Guidance(6.0, rescale=phi), hook=lambda step: seen.append(step.denoised),
+            guidance=ds.Guidance(6.0, rescale=phi), hook=lambda step, seen=seen: seen.append(step.denoised),
         )  # fmt: skip
         plain = outputs[None] + 6 * (outputs["a"] - outputs[None])
         ratio = outputs["a"].flatten(1).std(1) / plain.flatten(1).std(1)
