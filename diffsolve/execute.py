@@ -270,8 +270,8 @@ class Executor:
 
     def _apart(self, out: Tensor) -> Tensor:
         """The output; a copy if the network handed its input back, which is about to be overwritten."""
-        if torch.compiler.is_compiling():
-            return out
+        if torch.compiler.is_compiling():  # which knows no addresses: a view of the input is not noticed there
+            return out.clone() if out is self._y or out is self._s else out
         memory = out.untyped_storage().data_ptr()
         own = memory in (self._y.untyped_storage().data_ptr(), self._s.untyped_storage().data_ptr())
         return out.clone() if own else out

@@ -134,6 +134,21 @@ def test_a_run_traces_as_one_graph(solver):
     assert counter.frame_count == 1
 
 
+def test_a_network_that_hands_its_input_back_traces_too():
+    model = ds.adapt(lambda x, t: x, "condot", "velocity")
+    first = ds.begin(model, (3, 2), solver="ab-2", steps=4, seed=0)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def run(x):
+        ex = Executor(first.program, x, first.key, told=first._clock)
+        while not ex.done:
+            ex.advance(ex.query()[0])
+        return ex.y
+
+    x = torch.randn(3, 2)
+    torch.testing.assert_close(run(x), ds.sample(model, noise=x, solver="ab-2", steps=4), rtol=0, atol=0)
+
+
 def test_steps_of_one_form_are_compiled_once():
     """A step as a combination whose weights are data: one compilation, whatever the step."""
     tableau = ds.plan("edm", "dpmpp-2m", steps=8)
