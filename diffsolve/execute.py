@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -25,9 +25,10 @@ from torch import Tensor
 
 from diffsolve import kernels
 from diffsolve.frames import Coefficients, convert
-from diffsolve.kernels.update import OUT, D, S, Y, Z
+from diffsolve.kernels import Guided, Row
+from diffsolve.kernels.update import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Draw, Key, Stream
 from diffsolve.paths import Position
 from diffsolve.tableau import Tableau
 
@@ -44,32 +45,29 @@ class Wiener(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One call's work: what to keep of it, and the two combinations."""
-
-    keep: tuple[float, float] | None
-    """(p, q): the history gets p y + q out; None if no later row needs this call."""
-    s: kernels.Terms | None
-    y: kernels.Terms
-    noise: bool
-
-
-@dataclass(frozen=True)
 class Program:
     """A tableau bound to what a network predicts: the conversions are folded into the weights."""
 
     tableau: Tableau
     takes: str
-    entry: tuple[kernels.Terms | None, kernels.Terms]
     rows: tuple[Row, ...]
-
-    scale: tuple[float, ...] | None
-    """What the network wants its input multiplied by, per call: c_in of a raw EDM network."""
+    """The entry, then one for each call."""
+    scaled: bool
+    """Whether the network wants its input multiplied: by c_in of a raw EDM network."""
+    depth: int
+    """How many past predictions are kept alive."""
 
     @cached_property
-    def depth(self) -> int:
-        """How many past predictions are kept alive."""
-        return self.tableau.history if any(row.keep for row in self.rows) else 0
+    def _lowered(self) -> dict[torch.device, tuple[Row, ...]]:
+        return {}
+
+    def rows_on(self, device: torch.device) -> tuple[Row, ...]:
+        """The rows as the kernels of a device want them; what they copy there is copied once."""
+        if kernels.fused(device, "combine") is None:
+            return self.rows
+        if device not in self._lowered:
+            self._lowered[device] = kernels.lower(self.rows, device)
+        return self._lowered[device]
 
 
 def bind(tableau: Tableau, model: Model, takes: str | None = None, *, pair: bool = False) -> Program:
@@ -109,9 +107,10 @@ def _bind(tableau: Tableau, model: Model, takes: str, pair: bool) -> Program:
     # What is kept of a call is p y + q out, divided by its last non-zero factor to spare a pass.
     unit = np.where(q != 0, q, np.where(p != 0, p, 1.0))
     one = not pair and bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
-    entry = (None if one else _terms({S: tableau.entry[0, 0], Z: tableau.entry[0, 1]}),
-             _terms({S: tableau.entry[1, 0], Z: tableau.entry[1, 1]}))  # fmt: skip
-    rows = []
+    scale = model.input_scale(at)
+    scales = [1.0] * (n + 1) if scale is None else [*scale.tolist(), 1.0]
+    sides = [terms({S: side[0], Z: side[1]}) for side in tableau.entry]
+    rows = [Row(None, None if one else sides[0], sides[1], bool(tableau.entry[:, 1].any()), scales[0])]
     for i in range(n):
         sides = []
         for w in W[i]:
@@ -122,12 +121,11 @@ def _bind(tableau: Tableau, model: Model, takes: str, pair: bool) -> Program:
                 on[S if one else Y] += w[2] * p[i]
                 on[OUT] = w[2] * q[i]
             on.update({D + j: w[2 + j] * unit[i - j] for j in range(1, min(K, i + 1))})
-            sides.append(_terms(on))
+            sides.append(terms(on))
         one = bool((W[i, 0] == W[i, 1]).all())
         keep = (float(p[i] / unit[i]), float(q[i] / unit[i])) if needed[i] else None
-        rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any())))
-    scale = model.input_scale(at)
-    return Program(tableau, takes, entry, tuple(rows), None if scale is None else tuple(scale.tolist()))
+        rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any()), scales[i + 1]))
+    return Program(tableau, takes, tuple(rows), scale is not None, K if any(needed) else 0)
 
 
 def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
@@ -152,10 +150,6 @@ def _check_path(brownian: Wiener, tableau: Tableau, x: Tensor | None) -> None:
 
 def _no_network(*_: Any, **__: Any) -> Tensor:
     raise TypeError("a program has no network")
-
-
-def _terms(weights: dict[int, Any]) -> kernels.Terms:
-    return tuple((place, float(weight)) for place, weight in weights.items() if weight != 0)
 
 
 @dataclass(frozen=True)
@@ -208,6 +202,7 @@ class Executor:
         x: the start, which is not written to. Or
         state: where an earlier run of the same program stopped.
         told: (N,), the network's clock for every call; the path's own clock if None.
+        dtype: that of the network's input, if not the state's.
         brownian: where the noise comes from, if not from draws keyed by the row. It is no part of `state`.
 
     Raises:
@@ -222,6 +217,7 @@ class Executor:
         *,
         state: State | None = None,
         told: Tensor | None = None,
+        dtype: torch.dtype | None = None,
         brownian: Wiener | None = None,
     ) -> None:
         self.program, self.tableau, self.key = program, program.tableau, key
@@ -229,24 +225,28 @@ class Executor:
             _check_path(brownian, self.tableau, x if state is None else state.y)
         self._brownian = brownian
         self._spare: Tensor | None = None
-        self._told = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
         if state is None:
             assert x is not None
             self.call = 0
-            live = [x.clone(), x, x, x]
-            live[Y] = live[S]
-            if self.tableau.entry[:, 1].any():
-                live[Z] = self.noise(0, x)
-            s, y = program.entry
-            self._s, self._y, self._spare = kernels.linear_update(live, s, y, None)
-            self._history: deque[Tensor] = deque(maxlen=max(program.depth, 1))
+            self._s = self._y = x.clone()
+            self._history: tuple[Tensor, ...] = ()
         else:
             if not 0 <= state.call <= self.tableau.nfe:
                 raise ValueError(f"state.call={state.call}: the tableau has {self.tableau.nfe} calls")
             self.call, self.key = state.call, state.key
             self._s = state.s.clone()
             self._y = self._s if state.y is state.s else state.y.clone()
-            self._history = deque((h.clone() for h in state.history), maxlen=max(program.depth, 1))
+            self._history = tuple(h.clone() for h in state.history)
+        y = self._y
+        self._rows = program.rows_on(y.device)
+        self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
+        self._told = self._clock[:, None].expand(-1, len(y)).unbind()
+        # The network's input, where it is not y itself.
+        self._feed = torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
+        if state is None:
+            self._update(self._rows[0], y, ())
+        elif self._feed is not None:
+            torch.mul(y, self._rows[self.call].scale, out=self._feed)
 
     @property
     def done(self) -> bool:
@@ -260,9 +260,7 @@ class Executor:
 
     def query(self) -> tuple[Tensor, Tensor]:
         """(x, t) for the network: its input, and the clock of each sample, shape (B,)."""
-        scale = self.program.scale
-        x = self._y if scale is None else self._y * scale[self.call]
-        return x, self._told[self.call].expand(len(x))
+        return self._y if self._feed is None else self._feed, self._told[self.call]
 
     @property
     def state(self) -> State:
@@ -271,34 +269,41 @@ class Executor:
         y = s if self._y is self._s else self._y.clone()
         return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
 
-    @torch.no_grad()
-    def advance(self, out: Tensor) -> None:
-        """Take the network's output at (y, t) and move on to the next call."""
-        row, s, y = self.program.rows[self.call], self._s, self._y
-        if out.untyped_storage().data_ptr() in (y.untyped_storage().data_ptr(), s.untyped_storage().data_ptr()):
-            out = out.clone()  # the network handed its input back, which is about to be overwritten
-        live = [s, y, out, y]
-        if row.noise:
-            live[Z] = self.noise(self.call + 1)
-        if self.program.depth:
-            live.extend(self._keep(row.keep, y, out))
-        self._s, self._y, self._spare = kernels.linear_update(live, row.s, row.y, self._spare)
-        self.call += 1
+    @property
+    def start(self) -> dict[Any, Tensor]:
+        """What the calls to come depend on, before the first of them: the tensors s and, if it is another, y."""
+        return {"s": self._s} if self._y is self._s else {"s": self._s, "y": self._y}
 
-    def _keep(self, keep: tuple[float, float] | None, y: Tensor, out: Tensor) -> deque[Tensor]:
-        """Put p y + q out in front of the history, in the place of the oldest entry."""
-        history = self._history
-        slot = history.pop() if len(history) == history.maxlen else torch.empty_like(y)
-        if keep is not None:
-            p, q = keep
-            if q == 0:
-                slot.copy_(y)
-            elif p == 0:
-                slot.copy_(out)
-            else:
-                torch.add(out, y, alpha=p, out=slot)
-        history.appendleft(slot)
-        return history
+    def again(self, start: Mapping[Any, Any]) -> Executor:
+        """An executor of the same run at its first call, with tensors such as `start` gives."""
+        state = State(0, start["s"], start.get("y", start["s"]), (), self.key)
+        dtype = None if self._feed is None else self._feed.dtype
+        return Executor(self.program, None, self.key, state=state, told=self._clock, dtype=dtype)
+
+    def correct(self, y: Tensor) -> None:
+        """Put another network input in the place of this one; the state too where they are one tensor."""
+        self._y.copy_(y)
+        if self._feed is not None:
+            torch.mul(self._y, self._rows[self.call].scale, out=self._feed)
+
+    def finish(self, x: Tensor) -> None:
+        """Stand at the end of a run that was made elsewhere, with its result."""
+        self.call, self._s, self._y = self.tableau.nfe, x, x
+
+    def advance(self, out: Tensor | Guided) -> None:
+        """Take the network's output at (y, t) and move on to the next call."""
+        if isinstance(out, Guided):
+            out = replace(out, cond=self._apart(out.cond), uncond=self._apart(out.uncond))
+        else:
+            out = self._apart(out)
+        self.call += 1
+        with torch.no_grad():
+            self._update(self._rows[self.call], out, self._shift() if self.program.depth else ())
+
+    def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor]) -> None:
+        z = self._noise(self.call) if row.noise else None
+        live = (self._s, self._y, out, z, *history)
+        self._s, self._y, self._spare = kernels.linear_update(live, row, self._spare, self._feed)
 
     def noise(self, row: int, like: Tensor | None = None) -> Tensor:
         """The standard normals of a row: 0 is the entry, i + 1 that of call i."""
@@ -307,4 +312,24 @@ class Executor:
             start, stop = self.tableau.clock[row - 1].tolist()
             increment = self._brownian(start, stop).to(like)
             return torch.div(increment, math.sqrt(stop - start))  # not in place: the path may keep it
-        return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)
+        return Draw(self.key, row, Stream.ROW).tensor(like)
+
+    def _apart(self, out: Tensor) -> Tensor:
+        """The output; a copy if the network handed its input back, which is about to be overwritten."""
+        if torch.compiler.is_compiling():  # which knows no addresses: a view of the input is not noticed there
+            return out.clone() if out is self._y or out is self._s else out
+        memory = out.untyped_storage().data_ptr()
+        own = memory in (self._y.untyped_storage().data_ptr(), self._s.untyped_storage().data_ptr())
+        return out.clone() if own else out
+
+    def _shift(self) -> tuple[Tensor, ...]:
+        """The history with a place for the newest in front: that of the oldest."""
+        *younger, last = self._history or (None,)
+        full = len(self._history) == self.program.depth
+        slot = last if full and last is not None else torch.empty_like(self._y)
+        self._history = (slot, *younger) if full else (slot, *self._history)
+        return self._history
+
+    def _noise(self, row: int) -> Draw | Tensor:
+        """A row's noise: still to be drawn, so that a kernel can make it on the way, or drawn from the path."""
+        return Draw(self.key, row, Stream.ROW) if self._brownian is None else self.noise(row)

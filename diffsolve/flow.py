@@ -122,7 +122,11 @@ class Flow:
             return self.model.call(x, told, cond)
         with_, without = guidance.pair(self.model, x, told, cond, uncond)
         scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
-        return without + per_sample(scale, with_) * (with_ - without)
+        out = without + per_sample(scale, with_) * (with_ - without)
+        if guidance.rescale:  # 1 where there is no guidance
+            ratio = with_.flatten(1).std(1) / out.flatten(1).std(1)
+            out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, guidance.rescale), out)
+        return out
 
 
 @dataclass(frozen=True)

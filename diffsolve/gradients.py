@@ -85,8 +85,8 @@ class _Rows:
         live = [x, x, x, x]
         if self.program.tableau.entry[:, 1].any():
             live[Z] = self._noise(0, x)
-        s, y = self.program.entry
-        state = self._update(live, s, y)
+        entry = self.program.rows[0]
+        state = self._update(live, entry.s, entry.y)
         calls = self.program.tableau.nfe
         if not segment:
             return self._stretch(0, calls, *state)[1]
@@ -97,8 +97,9 @@ class _Rows:
     def _stretch(self, first: int, last: int, s: Tensor, y: Tensor, *history: Tensor) -> tuple[Tensor, ...]:
         """The calls from `first` up to `last`."""
         for i in range(first, last):
-            row, scale = self.program.rows[i], self.program.scale
-            out = self.network(i, y if scale is None else y * scale[i], self.told[i].expand(len(y)), self.cond)
+            row, scaled = self.program.rows[i + 1], self.program.scaled
+            x = y * self.program.rows[i].scale if scaled else y
+            out = self.network(i, x, self.told[i].expand(len(y)), self.cond)
             live = [s, y, out, y]
             if row.noise:
                 live[Z] = self._noise(i + 1, y)

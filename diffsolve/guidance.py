@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.kernels import Guided
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 
@@ -31,16 +32,21 @@ class Guidance:
             2404.07724).
         batched: evaluate both in one call of twice the batch; needs arguments that are tensors with the batch first,
             the same ones in both.
+        rescale: phi in [0, 1]: bring the output that far back to the standard deviation of the conditional one, sample
+            by sample (Lin et al., 2305.08891, section 3.4).
     """
 
     scale: float
     uncond: Mapping[str, Any] = field(default_factory=dict)
     interval: tuple[float, float] = (0.0, math.inf)
     batched: bool = False
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
             raise ValueError(f"scale={self.scale!r}: a finite number is accepted")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale={self.rescale!r}: a number from 0 to 1 is accepted")
         if not isinstance(self.uncond, Mapping):
             raise TypeError(f"uncond={self.uncond!r}: a mapping of the network's keyword arguments is accepted")
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
@@ -59,8 +65,8 @@ class Guidance:
         active: list[bool] = ((rho >= low) & (rho <= high) & (self.scale != 1)).tolist()
         return active
 
-    def around(self, model: Model, tableau: Tableau) -> Callable[..., Tensor]:
-        """The guided network of a run: (number of the call, x, clock, cond) -> output.
+    def outputs(self, model: Model, tableau: Tableau) -> Callable[..., Tensor | Guided]:
+        """The guided network of a run: (number of the call, x, clock, cond) -> output, or both outputs, not yet one.
 
         The unconditional arguments may be given after cond, in place of `uncond`.
         """
@@ -68,11 +74,20 @@ class Guidance:
 
         def call(
             i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any] = self.uncond
-        ) -> Tensor:
+        ) -> Tensor | Guided:
             if not guided[i]:
                 return model.call(x, told, cond)
-            with_, without = self.pair(model, x, told, cond, uncond)
-            return torch.lerp(without, with_, self.scale)
+            return Guided(*self.pair(model, x, told, cond, uncond), self.scale, self.rescale)
+
+        return call
+
+    def around(self, model: Model, tableau: Tableau) -> Callable[..., Tensor]:
+        """The same with the two outputs made one."""
+        outputs = self.outputs(model, tableau)
+
+        def call(*given: Any) -> Tensor:
+            out = outputs(*given)
+            return out if isinstance(out, Tensor) else out.tensor()
 
         return call
 

@@ -27,13 +27,12 @@ from torch import Tensor
 from diffsolve import grids
 from diffsolve.execute import Executor, conversion
 from diffsolve.frames import PREDICTIONS
+from diffsolve.guidance import Guidance
 from diffsolve.models import Model
 from diffsolve.noise import Key, Stream
 from diffsolve.tableau import Tableau
 
 __all__ = ["Chain", "Correction", "Langevin", "annealed_langevin", "langevin"]
-
-Network = Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -221,10 +220,10 @@ class Correction:
         ValueError: for such a tableau, or a network that does not determine the score at a node.
     """
 
-    def __init__(self, how: Langevin, model: Model, tableau: Tableau) -> None:
+    def __init__(self, how: Langevin, model: Model, tableau: Tableau, guidance: Guidance) -> None:
         if not isinstance(how, Langevin):
             raise TypeError(f"corrector={how!r}: a ds.Langevin is accepted")
-        self.how, self.calls = how, 0
+        self.how, self.calls, self.network = how, 0, guidance.around(model, tableau)
         nodes = [i for i in range(tableau.nfe - 1) if tableau.node[i] >= 0]
         split = [i for i in nodes if (tableau.weights[i, 0] != tableau.weights[i, 1]).any()]
         if split:
@@ -242,7 +241,7 @@ class Correction:
             if not all(map(math.isfinite, weights)):
                 raise ValueError(f"corrector={how}: the network does not determine the score at t={at.t[i + 1]:.6g}")
 
-    def __call__(self, ex: Executor, network: Network, cond: Mapping[str, Any]) -> None:
+    def __call__(self, ex: Executor, cond: Mapping[str, Any]) -> None:
         """Correct the executor's state in place if it has just come to a node."""
         row = ex.call - 1
         if row not in self.weights:
@@ -250,12 +249,12 @@ class Correction:
         p, q, sigma = self.weights[row]
         for j in range(self.how.steps):
             y = ex.y
-            out = network(ex.call, *ex.query(), cond)
+            out = self.network(ex.call, *ex.query(), cond)
             score = torch.add(y * p, out.to(y.dtype), alpha=q)
             z = ex.key.normal(
                 y.shape, row=row * self.how.steps + j, stream=Stream.LANGEVIN, dtype=y.dtype, device=y.device
             )
-            y.copy_(self.how.move(y, score, z, sigma))
+            ex.correct(self.how.move(y, score, z, sigma))
             self.calls += 1
 
 

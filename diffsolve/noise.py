@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Stream", "philox"]
+__all__ = ["Draw", "Key", "Stream", "philox"]
 
 MASK = 0xFFFFFFFF
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers of Philox 4x32
@@ -211,6 +211,24 @@ class Key:
             return _split(self.seed), sample
         k0, k1 = _columns(tuple(self.seed), device)
         return (k0[start:stop], k1[start:stop]), torch.zeros(1, 1, dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Noise not yet drawn: what a kernel generates on the way, and torch with `tensor`."""
+
+    key: Key
+    row: int
+    stream: Stream
+
+    @property
+    def plain(self) -> bool:
+        """Whether the key is its seed and index and nothing more: such draws can be made in a kernel."""
+        return self.key == Key(self.key.seed, self.key.index)
+
+    def tensor(self, like: Tensor) -> Tensor:
+        """The normals, of the shape, dtype and device of `like`."""
+        return self.key.normal(like.shape, row=self.row, stream=self.stream, dtype=like.dtype, device=like.device)
 
 
 def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row: int, stream: int) -> Tensor:

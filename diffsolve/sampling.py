@@ -14,7 +14,9 @@ from diffsolve import adaptive
 from diffsolve.adaptive import Adaptive, AdaptiveRun
 from diffsolve.execute import Executor, State, Wiener, bind, conversion
 from diffsolve.gradients import GRADIENTS, differentiable, finished
+from diffsolve.graph import replay
 from diffsolve.guidance import Guidance
+from diffsolve.kernels import Guided
 from diffsolve.langevin import Correction, Langevin
 from diffsolve.likelihood import LogProb, sample_with_density
 from diffsolve.models import Model, undetermined
@@ -143,7 +145,7 @@ def begin(
         x = _initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
     told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
     told = told.to(x.device, model.time_dtype(x.dtype))
-    return Executor(program, x, key, state=state, told=told, brownian=brownian)
+    return Executor(program, x, key, state=state, told=told, dtype=model.dtype, brownian=brownian)
 
 
 @overload
@@ -182,6 +184,7 @@ def solve(  # type: ignore[misc]
     progress: bool = False,
     check: bool = False,
     max_calls: int | None = None,
+    graph: bool = False,
     state: State | None = None,
     parallel: Parallel | None = None,
     gradient: str | None = None,
@@ -218,6 +221,9 @@ def solve(  # type: ignore[misc]
         check: stop with a FloatingPointError at the first call whose output is not finite. Costs a device
             synchronisation per call; nothing when off.
         max_calls: stop after so many calls; `Run.state` goes on from there.
+        graph: record the run as a CUDA graph, or replay it where the same run of this network was recorded. The network
+            must be one that a graph can record, and `cond` have the same tensors by shape; seeds of deterministic
+            solvers may change between replays, those of stochastic ones are part of the recording.
         state: go on from there, with the solver (or tableau) of that run.
         parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
             list or tuple there) whose first dimension is the batch size B is then taken to have one entry per
@@ -293,8 +299,13 @@ def solve(  # type: ignore[misc]
             corrector=corrector, log_prob=log_prob or None, brownian=brownian,
         )  # fmt: skip
         return _in_parallel(parallel, ex, model, guided, cond, check, progress, seed)
-    network = guided.around(model, tableau)
-    correct = None if corrector is None else Correction(corrector, model, tableau)
+    network = guided.outputs(model, tableau)
+    if graph:
+        refuse("graph", hook=hook, callback=callback, max_calls=max_calls, state=state)
+        refuse("graph", trajectory=trajectory or None, progress=progress or None, check=check or None)
+        refuse("graph", corrector=corrector, log_prob=log_prob or None, brownian=brownian)
+        return _replayed(model, ex, guided, cond)
+    correct = None if corrector is None else Correction(corrector, model, tableau, guided)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
     estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
@@ -303,13 +314,15 @@ def solve(  # type: ignore[misc]
         while ex.call < last:
             i = ex.call
             out = network(i, *ex.query(), cond)
-            if check and not bool(out.isfinite().all()):
+            if isinstance(out, Guided) and (check or estimate):
+                out = out.tensor()  # it is looked at before the update, which would make it on the way
+            if check and isinstance(out, Tensor) and not bool(out.isfinite().all()):
                 bad = int((~out.isfinite()).sum())
                 raise FloatingPointError(
                     f"net returned {bad} non-finite values of {out.numel()} in call {i} of {tableau.nfe}, "
                     f"at t={tableau.calls[i, 0]:.6g}"
                 )
-            step = None if estimate is None else estimate(i, ex.y, out)
+            step = estimate(i, ex.y, out) if estimate and isinstance(out, Tensor) else None
             if hook and step:
                 assert step.denoised is not None
                 changed = hook(step)
@@ -320,7 +333,7 @@ def solve(  # type: ignore[misc]
                 std = float(tableau.weights[i, 1, -1])
                 densities.append(log_density(ex.noise(i + 1), std) if std else log_density(ex.y, 1.0) * 0)
             if correct:
-                correct(ex, network, cond)
+                correct(ex, cond)
             if callback and step:
                 callback(replace(step, x=ex.y))
             if nodes is not None and (trajectory == "calls" or tableau.node[i] >= 0):
@@ -395,6 +408,27 @@ def _adaptive(
     with torch.set_grad_enabled(gradient is not None):
         run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance)
     return replace(run, seed=_seed(seed, key))
+
+
+def _replayed(model: Model, ex: Executor, guided: Guidance, cond: Mapping[str, Any]) -> Run:
+    """The run as a CUDA graph; `ex` stands at its first call, and is left at the last."""
+    kinds = {"cond": cond, "uncond": guided.uncond}
+    inputs = {**ex.start, **{(kind, name): v for kind, given in kinds.items() for name, v in given.items()}}
+
+    def work(inputs: Mapping[Any, Any]) -> Tensor:
+        again = {kind: {name: inputs[kind, name] for name in given} for kind, given in kinds.items()}
+        network = replace(guided, uncond=again["uncond"]).outputs(model, ex.tableau)
+        run = ex.again(inputs)
+        with torch.no_grad():
+            while not run.done:
+                run.advance(network(run.call, *run.query(), again["cond"]))
+        return run.y
+
+    how = (guided.scale, guided.interval, guided.batched, guided.rescale)
+    about = (ex.tableau, replace(model, net=replay), ex.key if ex.tableau.stochastic else None, how)
+    x = replay(model.net, work, inputs, about)
+    ex.finish(x)
+    return Run(x, ex.tableau, ex.tableau.nfe, _seed(None, ex.key), None, None, ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:

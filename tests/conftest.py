@@ -1,5 +1,9 @@
 """Shared by all tests: one thread, so that results repeat and runs side by side do not fight over cores."""
 
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: here its kernels run on the CPU, or not at all
+
 import pytest
 import torch
 

@@ -95,3 +95,20 @@ def test_hook_and_guidance(mixture):
 def test_errors_name_what_is_wrong(make, says):
     with pytest.raises((ValueError, TypeError), match=says):
         make()
+
+
+def test_rescaled_guidance_has_the_conditional_deviation():
+    """With phi = 1 the guided output of each sample has the standard deviation of the conditional one."""
+    outputs = {"a": torch.randn(3, 2, 40, dtype=torch.float64), None: torch.randn(3, 2, 40, dtype=torch.float64)}
+    model = ds.adapt(lambda x, t, label=None: outputs[label], "edm", "denoised")
+    for phi in (0.0, 0.4, 1.0):
+        seen = []
+        ds.sample(
+            model, (3, 2, 40), solver="euler", steps=1, seed=0, cond={"label": "a"}, dtype=torch.float64,
+            guidance=ds.Guidance(6.0, rescale=phi), hook=lambda step, seen=seen: seen.append(step.denoised),
+        )  # fmt: skip
+        plain = outputs[None] + 6 * (outputs["a"] - outputs[None])
+        ratio = outputs["a"].flatten(1).std(1) / plain.flatten(1).std(1)
+        torch.testing.assert_close(seen[0], plain * (1 - phi + phi * ratio)[:, None, None])
+    with pytest.raises(ValueError, match="rescale=2"):
+        ds.Guidance(6.0, rescale=2)

@@ -1,0 +1,115 @@
+r"""Linear combinations of tensors with shared or per-sample weights: the differentiable form of the update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsolve.kernels.dispatch import fused
+from diffsolve.noise import Draw
+
+__all__ = ["LIMIT", "combine"]
+
+LIMIT = 12
+"""The most inputs, and the most outputs, of one combination."""
+
+
+def combine(
+    inputs: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    dtypes: Sequence[torch.dtype] | None = None,
+    draw: Draw | None = None,
+) -> tuple[Tensor, ...]:
+    r"""out_m = sum_k W_mk x_k, each sum rounded once, in one pass over memory on a GPU.
+
+    Differentiable in the inputs (the transposed combination) and in the weights (inner products).
+
+    Args:
+        inputs: K of them, of one shape (B, ...), of any floating dtypes.
+        weights: (M, K), or (B, M, K) with weights of its own for each sample. Sums are in float32, or in float64 if an
+            input or an output has it.
+        dtypes: of the M outputs; that of the first input by default.
+        draw: standard normals as one more input, which the last column of the weights belongs to.
+
+    Raises:
+        ValueError: if shapes disagree, or for more than 12 inputs or outputs.
+    """
+    _check(inputs, weights, dtypes, draw)
+    M = weights.shape[-2]
+    dtypes = (inputs[0].dtype,) * M if dtypes is None else tuple(dtypes)
+    run = fused(inputs[0].device, "combine")
+    if run is None or not inputs[0].is_contiguous() or not (draw is None or draw.plain):
+        return _combine(inputs, weights, dtypes, draw)
+    tensors = (weights, *inputs)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        out: tuple[Tensor, ...] = _Combine.apply(run, dtypes, draw, weights, *inputs)  # type: ignore[no-untyped-call]
+        return out
+    return _launch(run, inputs, weights, dtypes, draw)
+
+
+def _combine(
+    inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dtype], draw: Draw | None
+) -> tuple[Tensor, ...]:
+    """The same with torch."""
+    wide = torch.float64 in (*dtypes, *(x.dtype for x in inputs))
+    acc = torch.float64 if wide else torch.float32
+    xs = [x.to(acc) for x in inputs]
+    if draw is not None:
+        xs.append(draw.tensor(xs[0]))
+    shape = (-1, *[1] * (xs[0].dim() - 1)) if weights.dim() == 3 else ()
+    w = weights.to(xs[0].device, acc)
+    sums = [sum(w[..., m, k].reshape(shape) * x for k, x in enumerate(xs)) for m in range(len(dtypes))]
+    return tuple(torch.as_tensor(total).to(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+
+
+def _launch(
+    run: Any, inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dtype], draw: Draw | None
+) -> tuple[Tensor, ...]:
+    outputs = tuple(torch.empty_like(inputs[0], dtype=dtype) for dtype in dtypes)
+    run(inputs, weights.to(inputs[0].device, torch.float64), outputs, draw=draw)
+    return outputs
+
+
+class _Combine(torch.autograd.Function):
+    """The launch with its gradients, which are combinations themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, dtypes: Any, draw: Draw | None, weights: Tensor, *inputs: Tensor) -> Any:
+        ctx.save_for_backward(weights, *inputs)
+        ctx.draw = draw
+        return _launch(run, inputs, weights, dtypes, draw)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        weights, *inputs = ctx.saved_tensors
+        K = len(inputs)
+        on_inputs: tuple[Tensor | None, ...] = (None,) * K
+        if any(ctx.needs_input_grad[4:]):
+            back = weights[..., :K].transpose(-1, -2)
+            on_inputs = combine([g.contiguous() for g in grads], back, dtypes=[x.dtype for x in inputs])
+        on_weights = None
+        if ctx.needs_input_grad[3]:
+            columns = [*inputs, *([ctx.draw.tensor(inputs[0])] if ctx.draw is not None else [])]
+            x = torch.stack([c.to(weights.dtype).flatten(1) for c in columns])
+            g = torch.stack([g.to(weights.dtype).flatten(1) for g in grads])
+            on_weights = torch.einsum("mbe,kbe->bmk" if weights.dim() == 3 else "mbe,kbe->mk", g, x)
+        return None, None, None, on_weights, *on_inputs
+
+
+def _check(inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dtype] | None, draw: Draw | None) -> None:
+    if not 1 <= len(inputs) + (draw is not None) <= LIMIT:
+        raise ValueError(f"inputs: {len(inputs)} of them; accepted: 1 to {LIMIT}, the noise of draw counted")
+    shape = inputs[0].shape
+    if len(shape) == 0 or any(x.shape != shape for x in inputs):
+        raise ValueError(f"inputs have shapes {[tuple(x.shape) for x in inputs]}; accepted: one shape (B, ...)")
+    K = len(inputs) + (draw is not None)
+    if weights.dim() not in (2, 3) or weights.shape[-1] != K or not 1 <= weights.shape[-2] <= LIMIT:
+        raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: (M, {K}) or (B, M, {K}), M <= {LIMIT}")
+    if weights.dim() == 3 and len(weights) != shape[0]:
+        raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: ({shape[0]}, M, {K})")
+    if dtypes is not None and len(dtypes) != weights.shape[-2]:
+        raise ValueError(f"dtypes: {len(dtypes)} of them; accepted: {weights.shape[-2]}, one for each output")

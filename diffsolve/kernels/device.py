@@ -1,0 +1,270 @@
+"""The Triton kernels. Imported only where they run, by `diffsolve.kernels.launch`.
+
+Every kernel works on tiles of R samples by C elements: R = 1 for images, more for small samples, so that per-sample
+weights, reductions over a sample and noise counters need no division. Offsets are int64 from the first product on.
+All loads of a tile come before its first store: an output may be one of the inputs.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile(program, batch, size, blocks, FLAT: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """(samples [R, 1], offsets [R, C], mask, number of the block within the samples) of a program."""
+    if FLAT:  # one sample: its offsets are the elements, and so is their alignment
+        block = program
+        b = tl.zeros((R, 1), tl.int64)
+    else:
+        block = program % blocks
+        b = (program // blocks) * R + tl.arange(0, R)[:, None]
+    e = block * C + tl.arange(0, C)[None, :]
+    mask = (b < batch) & (e < size)
+    return b, b * size + e, mask, block
+
+
+@triton.jit
+def words(b, e, mask, keys, first, row, stream, LISTED: tl.constexpr):
+    """The four Philox words of counters e ([1, C]) of samples b ([R, 1]), as `noise.Key.normal` counts them."""
+    if LISTED:  # one seed per sample, and sample word 0
+        seed = tl.load(keys + b, mask=mask, other=0)
+        sample = b * 0
+    else:
+        seed = tl.load(keys)
+        sample = b + first
+    zero = (b + e) * 0
+    c0 = (zero + e).to(tl.uint32)
+    c1 = (zero + sample).to(tl.uint32)
+    c2 = (zero + row).to(tl.uint32)
+    c3 = (zero + stream).to(tl.uint32)
+    return tl.philox(seed, c0, c1, c2, c3)
+
+
+@triton.jit
+def pair(r0, r1):
+    """Two normals from two words, by Box and Muller."""
+    u = ((r0 >> 8).to(tl.float32) + 0.5) * (2.0**-24)
+    radius = tl.sqrt_rn(-2.0 * tl.log(u))
+    # cos and sin of 2 pi v by quadrants: the reduction is exact, and the series end below half an ulp at pi / 4.
+    # The library's cos would bring a slow path, in local memory, for angles that cannot occur.
+    v = ((r1 >> 8).to(tl.float32) + 0.5) * (2.0**-24)
+    quadrant = tl.floor(v * 4.0 + 0.5)
+    x = (v - quadrant * 0.25) * 6.283185307179586
+    q = quadrant.to(tl.int32)
+    xx = x * x
+    s = x + x * xx * (-1 / 6 + xx * (1 / 120 + xx * (-1 / 5040 + xx * (1 / 362880))))
+    c = 1.0 + xx * (-1 / 2 + xx * (1 / 24 + xx * (-1 / 720 + xx * (1 / 40320 - xx * (1 / 3628800)))))
+    swap = (q & 1) == 1
+    cos = tl.where(swap, s, c)
+    sin = tl.where(swap, c, s)
+    cos = tl.where((q == 1) | (q == 2), -cos, cos)
+    sin = tl.where((q == 2) | (q == 3), -sin, sin)
+    return radius * cos, radius * sin
+
+
+@triton.jit
+def normals(b, block, batch, keys, first, row, stream, LISTED: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """Standard normals of a tile, float32 [R, C]: four from each counter."""
+    e = block * (C // 4) + tl.arange(0, C // 4)[None, :]
+    r0, r1, r2, r3 = words(b, e, b < batch, keys, first, row, stream, LISTED)
+    n0, n1 = pair(r0, r1)
+    n2, n3 = pair(r2, r3)
+    return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (R, C))
+
+
+@triton.jit(do_not_specialize=["row", "first"])
+def combine_kernel(
+    xs,
+    ys,
+    weights,
+    uncond,
+    guidance: tl.float64,
+    factor,
+    keys,
+    first: tl.int64,
+    row: tl.int64,
+    stream,
+    batch,
+    size,
+    blocks,
+    MASKS: tl.constexpr,
+    GUIDED: tl.constexpr,
+    NOISE: tl.constexpr,
+    LISTED: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+    FLAT: tl.constexpr,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
+    """ys[m] = sum over k of weights[m, k] v_k, where v_k is xs[k], or for the column GUIDED the guided output
+
+    factor (uncond + guidance (xs[k] - uncond)), and for the last column, with NOISE, standard normals.
+    MASKS[m] has bit k set where the weight is not zero: the others are not even multiplied.
+    """
+    K: tl.constexpr = len(xs) + NOISE
+    M: tl.constexpr = len(ys)
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, FLAT, R, C)
+    values = ()
+    for k in tl.static_range(len(xs)):
+        v = tl.load(xs[k] + at, mask=mask).to(ACC)
+        if k == GUIDED:
+            u = tl.load(uncond + at, mask=mask).to(ACC)
+            v = u + tl.full((1, 1), guidance, ACC) * (v - u)
+            if factor is not None:
+                v = v * tl.load(factor + b, mask=b < batch).to(ACC)
+        values = values + (v,)
+    if NOISE:
+        z = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
+        values = values + (z.to(ACC),)
+    sums = ()
+    for m in tl.static_range(M):
+        acc = tl.zeros((R, C), ACC)
+        for k in tl.static_range(K):
+            if (MASKS[m] >> k) & 1:
+                if PER_SAMPLE:
+                    w = tl.load(weights + b * (M * K) + (m * K + k), mask=b < batch)
+                else:
+                    w = tl.load(weights + (m * K + k))
+                acc += w.to(ACC) * values[k]
+        sums = sums + (acc,)
+    for m in tl.static_range(M):
+        tl.store(ys[m] + at, sums[m].to(ys[m].dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def window_kernel(
+    rows,
+    old,
+    new,
+    weights,
+    partial,
+    batch,
+    steps,
+    terms,
+    used,
+    size,
+    blocks,
+    FIRST: tl.constexpr,
+    J: tl.constexpr,
+    ACC: tl.constexpr,
+    C: tl.constexpr,
+):
+    """new[j] = sum over k <= FIRST + j of weights[j, k] rows[k], and the squared changes over a block."""
+    program = tl.program_id(0).to(tl.int64)
+    b = program // blocks
+    block = program % blocks
+    e = block * C + tl.arange(0, C)
+    inside = e < size
+    at = b * size + e
+    row = tl.zeros((), tl.int64) + batch * size
+    j = tl.arange(0, J)
+    acc = tl.zeros((J, C), ACC)
+    for k in range(used):
+        x = tl.load(rows + row * k + at, mask=inside, other=0).to(ACC)
+        causal = (j < steps) & (j + FIRST >= k)
+        w = tl.load(weights + j * terms + k, mask=causal, other=0).to(ACC)
+        acc += tl.where(causal[:, None], w[:, None] * x[None, :], 0)
+    where = j[:, None] * row + at[None, :]
+    mask = (j < steps)[:, None] & inside[None, :]
+    before = tl.load(old + where, mask=mask, other=0).to(ACC)
+    after = acc.to(new.dtype.element_ty)
+    tl.store(new + where, after, mask=mask)
+    change = tl.where(mask, after.to(ACC) - before, 0)
+    tl.store(partial + (block * batch + b) * steps + j, tl.sum(change * change, axis=1), mask=j < steps)
+
+
+@triton.jit
+def rk_error_kernel(
+    y,
+    ks,
+    new,
+    h,
+    weights,
+    atol: tl.float64,
+    rtol: tl.float64,
+    partial,
+    batch,
+    size,
+    blocks,
+    B_MASK: tl.constexpr,
+    E_MASK: tl.constexpr,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
+    """new = y + h sum b_k k, and the sum over a block of (h sum e_k k / (atol + rtol max(|y|, |new|)))^2."""
+    S: tl.constexpr = len(ks)
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
+    start = tl.load(y + at, mask=mask, other=0).to(ACC)
+    step = tl.load(h + b, mask=b < batch, other=0).to(ACC)
+    slope = tl.zeros((R, C), ACC)
+    error = tl.zeros((R, C), ACC)
+    for k in tl.static_range(S):
+        d = tl.load(ks[k] + at, mask=mask, other=0).to(ACC)
+        if (B_MASK >> k) & 1:
+            slope += tl.load(weights + k).to(ACC) * d
+        if (E_MASK >> k) & 1:
+            error += tl.load(weights + S + k).to(ACC) * d
+    end = (start + step * slope).to(new.dtype.element_ty)
+    tl.store(new + at, end, mask=mask)
+    size_ = tl.maximum(tl.abs(start), tl.abs(end.to(ACC)), propagate_nan=tl.PropagateNan.ALL)
+    scaled = step * error / (tl.full((1, 1), atol, ACC) + tl.full((1, 1), rtol, ACC) * size_)
+    scaled = tl.where(mask, scaled, 0)
+    tl.store(partial + block * batch + b, tl.sum(scaled * scaled, axis=1)[:, None], mask=b < batch)
+
+
+@triton.jit(do_not_specialize=["row", "first"])
+def probe_dot_kernel(
+    jv,
+    partial,
+    keys,
+    first: tl.int64,
+    row: tl.int64,
+    stream,
+    batch,
+    size,
+    blocks,
+    GAUSSIAN: tl.constexpr,
+    LISTED: tl.constexpr,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
+    """The sum over a block of v * jv, where v is the probe of a counter."""
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
+    x = tl.load(jv + at, mask=mask, other=0).to(ACC)
+    v = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
+    if not GAUSSIAN:
+        v = tl.where(v < 0, -1.0, 1.0)
+    dot = tl.sum(tl.where(mask, x * v.to(ACC), 0), axis=1)
+    tl.store(partial + block * batch + b, dot[:, None], mask=b < batch)
+
+
+@triton.jit
+def moments_kernel(
+    xs,
+    partial,
+    batch,
+    size,
+    blocks,
+    GUIDED: tl.constexpr,
+    guidance: tl.float64,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Sums over a block of x and x^2, for each of xs; with GUIDED the second becomes the guided output first."""
+    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
+    N: tl.constexpr = len(xs)
+    first = tl.load(xs[0] + at, mask=mask, other=0).to(ACC)
+    for i in tl.static_range(N):
+        if i == 0:
+            x = first
+        else:
+            x = tl.load(xs[i] + at, mask=mask, other=0).to(ACC)
+            if GUIDED:
+                x = x + tl.full((1, 1), guidance, ACC) * (first - x)
+        where = partial + (block * N + i) * 2 * batch + b
+        tl.store(where, tl.sum(x, axis=1)[:, None], mask=b < batch)
+        tl.store(where + batch, tl.sum(x * x, axis=1)[:, None], mask=b < batch)

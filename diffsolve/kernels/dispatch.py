@@ -1,0 +1,58 @@
+"""Which implementation runs: the Triton kernels, the compiled loop, or the torch functions beside them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+__all__ = ["CHOICES", "fused"]
+
+CHOICES = {"torch": None, "triton": "diffsolve.kernels.launch", "native": "diffsolve.kernels.native"}
+"""DIFFSOLVE_KERNELS -> the module that it means."""
+
+
+def fused(device: torch.device, what: str) -> Any | None:
+    """The fused function `what` for tensors on `device`, or None: then torch does the work.
+
+    A CUDA or ROCm device goes to Triton, everything else to torch. DIFFSOLVE_KERNELS forces one: "torch"; "triton",
+    which on the CPU exists only as its interpreter (TRITON_INTERPRET=1), for tests; "native", a loop for the CPU that
+    is compiled when it is first wanted.
+
+    Raises:
+        ValueError: for another value of DIFFSOLVE_KERNELS, or one that the device does not have.
+    """
+    choice = os.environ.get("DIFFSOLVE_KERNELS", "")
+    if choice not in ("", *CHOICES):
+        raise ValueError(f"DIFFSOLVE_KERNELS={choice!r}; accepted: {', '.join(CHOICES)}, or unset")
+    if choice == "torch" or (choice == "" and device.type != "cuda"):
+        return None
+    if choice == "native" and device.type != "cpu":
+        raise ValueError(f"DIFFSOLVE_KERNELS=native on a {device.type} device; accepted: the CPU")
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if choice == "triton" and device.type != "cuda" and not interpreted:
+        raise ValueError(
+            f"DIFFSOLVE_KERNELS=triton on a {device.type} device; accepted: CUDA and ROCm devices, and the CPU under "
+            "Triton's interpreter (TRITON_INTERPRET=1)"
+        )
+    return getattr(_module(choice or "triton"), what, None)
+
+
+@lru_cache(maxsize=2)  # so that the warning comes once
+def _module(choice: str) -> Any | None:
+    name = CHOICES[choice]
+    assert name is not None
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever a broken installation raises while it is imported
+        warnings.warn(
+            f"the {choice} kernels cannot be used ({type(error).__name__}: {error}); they run as separate torch "
+            "operations, which take more memory traffic. DIFFSOLVE_KERNELS=torch asks for that without this warning",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None

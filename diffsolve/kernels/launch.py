@@ -1,0 +1,176 @@
+"""The host side of the Triton kernels: layouts, tiles and grids. Imported only where they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+from diffsolve.kernels import device
+from diffsolve.kernels.layout import accumulator, same_layout, seeds_on
+from diffsolve.noise import Draw
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+    raise ImportError(f"triton {triton.__version__} has no tuples of pointers; 3.3 or later is needed")
+
+__all__ = ["combine", "moments", "probe_dot", "rk_error", "tiles", "window_update"]
+
+BLOCK = 1024
+"""Elements of a program: 8 for each of its 128 threads, which is 128 bits of half precision."""
+WARPS = 4
+WINDOW = 64
+"""Rows of a window that one program holds."""
+
+
+def tiles(batch: int, size: int, operands: int, acc: torch.dtype) -> tuple[int, int, int]:
+    """(R, C, blocks): samples and elements of a tile, and the tiles that a sample takes.
+
+    A tile has fewer elements where many operands, or float64, would not fit the registers.
+    """
+    block = BLOCK if operands <= 9 and acc == torch.float32 else BLOCK // 2
+    C = min(max(triton.next_power_of_2(size), 16), block)
+    R = min(block // C, triton.next_power_of_2(max(batch, 1)))
+    return R, C, -(-size // C)
+
+
+def combine(
+    inputs: Sequence[Tensor],
+    weights: Tensor,
+    outputs: Sequence[Tensor],
+    *,
+    masks: Sequence[int] | None = None,
+    draw: Draw | None = None,
+    guided: int = -1,
+    uncond: Tensor | None = None,
+    guidance: float = 1.0,
+    factor: Tensor | None = None,
+) -> None:
+    """outputs[m] = sum over k of weights[m, k] inputs[k], in one launch; see `device.combine_kernel`.
+
+    Args:
+        weights: float64 on the device, (M, K) or (B, M, K); K counts the noise of `draw` as its last column.
+        outputs: dense tensors of one layout, which they may share with inputs.
+        masks: per output, the bits of the weights that are not zero; all by default.
+        factor: (B,), on the guided column.
+    """
+    like = outputs[0]
+    if like.numel() == 0:
+        return
+    rows = weights.dim() == 3 or draw is not None or factor is not None
+    if not rows:
+        batch, size = 1, like.numel()
+    else:
+        batch, size = len(like), like.numel() // len(like)
+    given = same_layout(like, inputs)
+    acc = accumulator(*inputs, *outputs)
+    R, C, blocks = tiles(batch, size, len(inputs) + len(outputs), acc)
+    M, K = weights.shape[-2:]
+    keys, first, row, stream, listed = (None, 0, 0, 0, False) if draw is None else seeds_on(draw, like.device)
+    with _on(like.device):
+        device.combine_kernel[(-(-batch // R) * blocks,)](
+            tuple(given), tuple(outputs), weights.contiguous(),
+            None if uncond is None else same_layout(like, [uncond])[0], float(guidance), factor,
+            keys, first, row, stream, batch, size, blocks,
+            MASKS=tuple(masks) if masks is not None else ((1 << K) - 1,) * M,
+            GUIDED=guided, NOISE=int(draw is not None), LISTED=listed,
+            PER_SAMPLE=weights.dim() == 3, FLAT=not rows, ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
+        )  # fmt: skip
+
+
+def window_update(rows: Tensor, old: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """See `diffsolve.kernels.window_update`; the weights are float64 on the device."""
+    rows, old = rows.contiguous(), old.contiguous()
+    W, batch = old.shape[:2]
+    size = math.prod(old.shape[2:])
+    acc = accumulator(rows, old)
+    new = torch.empty_like(old)
+    change = torch.empty(W, batch, dtype=acc, device=old.device)
+    for top in range(0, W, WINDOW):  # a window of up to 64 rows reads every operand once
+        J = min(WINDOW, W - top)
+        first = len(rows) - W + top
+        C = max(16, min((4096 if acc == torch.float32 else 2048) // triton.next_power_of_2(J), 512))
+        C = min(C, triton.next_power_of_2(max(size, 16)))
+        blocks = -(-size // C)
+        partial = torch.zeros(max(blocks, 1), batch, J, dtype=acc, device=old.device)
+        if new.numel():
+            with _on(old.device):
+                device.window_kernel[(batch * blocks,)](
+                    rows, old[top:], new[top:], weights[top : top + J].contiguous(), partial, batch, J, len(rows),
+                    min(first + J, len(rows)), size, blocks, FIRST=first, J=triton.next_power_of_2(J),
+                    ACC=_ACC[acc], C=C, num_warps=WARPS,
+                )  # fmt: skip
+        change[top : top + J] = partial.sum(0).T
+    return new, change
+
+
+def rk_error(
+    y: Tensor, slopes: Sequence[Tensor], h: Tensor, weights: Tensor, masks: tuple[int, int], atol: float, rtol: float
+) -> tuple[Tensor, Tensor]:
+    """See `diffsolve.kernels.rk_error`; weights is (2, S) float64 on the device: b and e."""
+    y = y.contiguous()
+    slopes = same_layout(y, slopes)
+    batch, size = _sizes(y)
+    acc = accumulator(y, *slopes)
+    R, C, blocks = tiles(batch, size, len(slopes) + 3, acc)
+    new = torch.empty_like(y)
+    partial = torch.zeros(max(blocks, 1), batch, dtype=acc, device=y.device)
+    if y.numel():
+        with _on(y.device):
+            device.rk_error_kernel[(-(-batch // R) * blocks,)](
+                y, tuple(slopes), new, h.contiguous(), weights, float(atol), float(rtol), partial, batch, size, blocks,
+                B_MASK=masks[0], E_MASK=masks[1], ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
+            )  # fmt: skip
+    return new, (partial.sum(0) / max(size, 1)).sqrt()
+
+
+def probe_dot(jv: Tensor, draw: Draw, gaussian: bool) -> Tensor:
+    """See `diffsolve.kernels.probe_dot`."""
+    jv = jv.contiguous()
+    batch, size = _sizes(jv)
+    acc = accumulator(jv)
+    R, C, blocks = tiles(batch, size, 2, acc)
+    partial = torch.zeros(max(blocks, 1), batch, dtype=acc, device=jv.device)
+    keys, first, row, stream, listed = seeds_on(draw, jv.device)
+    if jv.numel():
+        with _on(jv.device):
+            device.probe_dot_kernel[(-(-batch // R) * blocks,)](
+                jv, partial, keys, first, row, stream, batch, size, blocks,
+                GAUSSIAN=gaussian, LISTED=listed, ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
+            )  # fmt: skip
+    return partial.sum(0)
+
+
+def moments(tensors: Sequence[Tensor], guidance: float | None = None) -> Tensor:
+    """(N, 2, B): per sample the sums of x and of x^2, for each of the tensors.
+
+    With `guidance`, of two tensors (cond, uncond): the second is replaced by uncond + guidance (cond - uncond).
+    """
+    like = tensors[0].contiguous()
+    given = [like, *same_layout(like, tensors[1:])]
+    batch, size = _sizes(like)
+    acc = accumulator(*given)
+    R, C, blocks = tiles(batch, size, len(given), acc)
+    partial = torch.zeros(max(blocks, 1), len(given), 2, batch, dtype=acc, device=like.device)
+    if like.numel():
+        with _on(like.device):
+            device.moments_kernel[(-(-batch // R) * blocks,)](
+                tuple(given), partial, batch, size, blocks, GUIDED=guidance is not None,
+                guidance=0.0 if guidance is None else float(guidance), ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
+            )  # fmt: skip
+    return partial.sum(0)
+
+
+_ACC = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    return len(x), math.prod(x.shape[1:])
+
+
+def _on(where: torch.device) -> AbstractContextManager[None]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(where) if where.type == "cuda" else nullcontext()
