@@ -1,7 +1,7 @@
 """diffsolve: numerical ODE and SDE solvers for sampling from diffusion, score and flow-matching networks."""
 
 from diffsolve import grids, paths, solvers
-from diffsolve.adaptive import Adaptive, AdaptiveRun, Status
+from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
 from diffsolve.brownian import Brownian
 from diffsolve.dequantise import BitsPerDim, bits_per_dim
 from diffsolve.execute import Executor, State
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adaptive",
     "AdaptiveRun",
+    "AdaptiveSDE",
     "Anderson",
     "BitsPerDim",
     "Brownian",

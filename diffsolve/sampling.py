@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import adaptive
-from diffsolve.adaptive import Adaptive, AdaptiveRun
+from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE
 from diffsolve.execute import Executor, State, Wiener, bind, conversion
 from diffsolve.gradients import GRADIENTS, differentiable, finished
 from diffsolve.graph import replay
@@ -149,7 +149,9 @@ def begin(
 
 
 @overload
-def solve(model: Model, shape: Sequence[int] | None = None, *, solver: Adaptive, **options: Any) -> AdaptiveRun: ...
+def solve(
+    model: Model, shape: Sequence[int] | None = None, *, solver: Adaptive | AdaptiveSDE, **options: Any
+) -> AdaptiveRun: ...
 @overload
 def solve(model: Model, shape: Sequence[int] | None = None, *, log_prob: str, **options: Any) -> DensityRun: ...
 @overload
@@ -165,7 +167,7 @@ def solve(  # type: ignore[misc]
     shape: Sequence[int] | None = None,
     *,
     noise: Tensor | None = None,
-    solver: str | Solver | Tableau | Adaptive = DEFAULT_SOLVER,
+    solver: str | Solver | Tableau | Adaptive | AdaptiveSDE = DEFAULT_SOLVER,
     steps: int | None = None,
     nfe: int | None = None,
     grid: GridLike | None = None,
@@ -197,8 +199,8 @@ def solve(  # type: ignore[misc]
         model: a Model, from `ds.adapt` or `ds.load`.
         shape: the shape of the batch; its noise is drawn from `seed`. Or
         noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
-        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau, or `ds.Adaptive`: then
-            `grid` may be the times at which the trajectory is kept.
+        solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau, `ds.AdaptiveSDE`, or
+            `ds.Adaptive`: then `grid` may be the times at which the trajectory is kept.
         seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
             else of the batch. If None one is drawn, and kept in `Run.seed`. A `ds.Key` also makes the noise
             antithetic or shared, and brings its own index.
@@ -255,6 +257,8 @@ def solve(  # type: ignore[misc]
         refuse("log_prob='model'", start=start, stop=stop, hook=hook, callback=callback, state=state)
         refuse("log_prob='model'", max_calls=max_calls, trajectory=trajectory or None, corrector=corrector)
         refuse("log_prob='model'", brownian=brownian, parallel=parallel)
+        if isinstance(solver, AdaptiveSDE):
+            raise ValueError(f"log_prob='model' with solver={solver}: a deterministic solver is accepted")
         key = Key.of(seed, index)
         x = _initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
         with torch.no_grad():
@@ -262,13 +266,12 @@ def solve(  # type: ignore[misc]
                 model, x, solver, steps=steps, nfe=nfe, grid=grid, key=key, cond=cond, guidance=guided
             )
         return DensityRun(x, found, _seed(seed, key))
-    if isinstance(solver, Adaptive):
+    if isinstance(solver, Adaptive | AdaptiveSDE):
         refuse("an adaptive solver", steps=steps, nfe=nfe, hook=hook, callback=callback, corrector=corrector)
-        refuse("an adaptive solver", max_calls=max_calls, state=state, brownian=brownian, parallel=parallel)
-        refuse("an adaptive solver", log_prob=log_prob or None)
+        refuse("an adaptive solver", max_calls=max_calls, state=state, parallel=parallel, log_prob=log_prob or None)
         return _adaptive(
             model, shape, noise, solver, grid, seed, index, start, stop, cond, guided, trajectory, dtype, device,
-            gradient,
+            gradient, brownian,
         )  # fmt: skip
     if corrector is not None:
         refuse("corrector", nfe=nfe, hook=hook, log_prob=log_prob or None)
@@ -373,7 +376,7 @@ def _adaptive(
     model: Model,
     shape: Sequence[int] | None,
     noise: Tensor | None,
-    solver: Adaptive,
+    solver: Adaptive | AdaptiveSDE,
     grid: GridLike | None,
     seed: Seed | None,
     index: int,
@@ -385,6 +388,7 @@ def _adaptive(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
     gradient: str | None,
+    brownian: Wiener | None,
 ) -> AdaptiveRun:
     model, times = checked(model), own_times(grid)
     if (trajectory is True) != (times is not None) or trajectory == "calls":
@@ -405,6 +409,12 @@ def _adaptive(
         raise ValueError(f"gradient={gradient!r} with an adaptive solver: 'direct' is accepted")
     if gradient and noise is not None:
         x = noise.to(x)
+    if isinstance(solver, AdaptiveSDE):
+        refuse("an adaptive SDE", grid=grid, gradient=gradient)
+        with torch.no_grad():
+            sde = adaptive.run_sde(model, x, solver, begun, ended, key, cond=cond, guidance=guidance, brownian=brownian)
+        return replace(sde, seed=_seed(seed, key))
+    refuse("an adaptive solver of the probability flow", brownian=brownian)
     with torch.set_grad_enabled(gradient is not None):
         run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance)
     return replace(run, seed=_seed(seed, key))

@@ -8,5 +8,6 @@ hard sample costs the others nothing: their steps, network calls and values are 
 from diffsolve.adaptive.integrate import Solution, integrate
 from diffsolve.adaptive.options import METHODS, Adaptive, Status
 from diffsolve.adaptive.run import AdaptiveRun, run
+from diffsolve.adaptive.sde import AdaptiveSDE, run_sde
 
-__all__ = ["METHODS", "Adaptive", "AdaptiveRun", "Solution", "Status", "integrate", "run"]
+__all__ = ["METHODS", "Adaptive", "AdaptiveRun", "AdaptiveSDE", "Solution", "Status", "integrate", "run", "run_sde"]

@@ -1,0 +1,228 @@
+r"""Adaptive steps for the SDE of a constant tau, every sample at its own time along its own Brownian path.
+
+A step is SA-Solver's predictor and corrector of one and two values (2309.05019; `sa-1`), whose difference, free of
+noise, is the error estimate:
+
+    x' = r x + sqrt(..) z + g D_s,    x = x' + g omega (D_t - D_s),    omega = phi_2(-h') / phi_1(-h'),
+
+with h' = (1 + tau^2) h, and r, g and z those of the exact step in lambda. The network's value at x' is the D_s of the
+next step, so that a step costs one call, and a rejected one too. Steps are dyadic cells of the range of lambda: a
+rejected one is halved, and its halves' noise is that of the same path, a Brownian bridge given the whole step's. Noise
+drawn anew after a rejection would bias the law (Jolicoeur-Martineau et al., 2105.14080); a path that is fixed
+beforehand cannot (Gaines and Lyons, SIAM J. Appl. Math. 57, 1997).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.adaptive.options import Status
+from diffsolve.adaptive.run import AdaptiveRun, warn
+from diffsolve.brownian import Brownian
+from diffsolve.execute import Wiener
+from diffsolve.flow import Flow, per_sample
+from diffsolve.frames import FRAMES
+from diffsolve.guidance import Guidance
+from diffsolve.models import Model
+from diffsolve.noise import Key
+from diffsolve.paths import Position
+from diffsolve.solvers.integrals import phi
+from diffsolve.solvers.sde import Constant, reverse
+
+__all__ = ["AdaptiveSDE", "run_sde"]
+
+LEVELS = 20
+"""The smallest step is 2^-20 of the range of lambda."""
+FIRST = 3
+"""The first step tried is 2^-3 of it."""
+
+
+@dataclass(frozen=True)
+class AdaptiveSDE:
+    """An adaptive stochastic solver: `ds.solve(model, shape, solver=ds.AdaptiveSDE(tau=1.0, rtol=0.01), seed=0)`.
+
+    A step is accepted where the root mean square over the sample of error / (atol + rtol max(|x_s|, |x_t|)) is at most
+    1; it is doubled where that is below 1/8, and halved, once or more, where it is rejected.
+
+    Args:
+        tau: how much noise the SDE renews; above 0 (for the probability flow there is `ds.Adaptive`).
+        rtol, atol: the relative and absolute tolerance of x.
+        max_nfe: the most network calls per sample.
+    """
+
+    tau: float = 1.0
+    rtol: float = 0.02
+    atol: float = 0.01
+    max_nfe: int = 10_000
+
+    def __post_init__(self) -> None:
+        Constant(self.tau)
+        if not self.tau > 0:
+            raise ValueError(f"tau={self.tau!r}: a number above 0 is accepted; ds.Adaptive solves the probability flow")
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"{name}={value!r}: a number in [0, 1) is accepted")
+        if self.rtol == self.atol == 0:
+            raise ValueError("rtol=0, atol=0: at least one of them must be positive")
+        if isinstance(self.max_nfe, bool) or not isinstance(self.max_nfe, int) or self.max_nfe < 3:
+            raise ValueError(f"max_nfe={self.max_nfe!r}: an integer of at least 3 is accepted")
+
+
+def run_sde(
+    model: Model,
+    x: Tensor,
+    options: AdaptiveSDE,
+    start: float,
+    stop: float,
+    key: Key,
+    *,
+    cond: Mapping[str, Any] | None = None,
+    guidance: Guidance | None = None,
+    brownian: Wiener | None = None,
+) -> AdaptiveRun:
+    """Solve the SDE from x at `start` to `stop`, from the noise to the data.
+
+    Out of alpha = 0 the first step is exact in lambda, to alpha = 1e-3; where `stop` is the data the last is the
+    denoised estimate, from the path's last time or from sigma = min(1e-3, atol) alpha.
+
+    Warns:
+        RuntimeWarning: if some samples do not get to the end, saying why and where.
+    """
+    path = model.path
+    lam = path.lam([start, stop]).tolist()
+    if not lam[0] < lam[1]:
+        raise ValueError(f"start={start!r}, stop={stop!r}: an SDE is run from the noise to the data only")
+    first = start if math.isfinite(lam[0]) else float(path.time(math.log(1e-3)))
+    cut = path.t_last if path.t_last != path.t_data else float(path.time(-math.log(min(1e-3, options.atol or 1e-3))))
+    last = stop if math.isfinite(lam[1]) else cut
+    solve = _Solve(model, x, options, first, last, key, cond or {}, guidance, brownian)
+    if first != start:
+        solve.leave(start)
+    solve.go(reserve=int(last != stop))
+    if last != stop:
+        solve.denoise(stop)
+    answers = tuple(Status(int(code)) for code in solve.status)
+    warn(answers, solve.t, solve.h)
+    return AdaptiveRun(solve.x, answers, solve.nfe, solve.t, solve.h, None, None)
+
+
+class _Solve:
+    """The samples of a run: states, and per sample the tick that it stands at and the level of its step."""
+
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        options: AdaptiveSDE,
+        first: float,
+        last: float,
+        key: Key,
+        cond: Mapping[str, Any],
+        guidance: Guidance | None,
+        brownian: Wiener | None,
+    ) -> None:
+        self.model, self.options, self.ends = model, options, (first, last)
+        self.flow = Flow(model, FRAMES["denoised"], len(x), x.dim(), cond, guidance)
+        self.frame = reverse(model.path, Constant(options.tau))
+        self.x = x.clone()
+        self.path: Wiener = Brownian(x.shape, key, dtype=x.dtype, device=x.device) if brownian is None else brownian
+        self.lam = model.path.lam(list(self.ends)).tolist()
+        self.status = np.full(len(x), int(Status.DONE))
+        self.nfe = np.zeros(len(x), dtype=np.int64)
+        self.t, self.h = np.full(len(x), last), np.zeros(len(x))
+
+    def at(self, tick: np.ndarray) -> Position:
+        """Where ticks stand; the ends exactly."""
+        low, high = self.lam
+        t = self.model.path.time(low + (high - low) * tick / 2**LEVELS).numpy()
+        t = np.where(tick == 0, self.ends[0], np.where(tick == 2**LEVELS, self.ends[1], t))
+        return self.model.path.nodes(t)
+
+    def denoised(self, x: Tensor, p: Position, rows: np.ndarray) -> Tensor:
+        point = self.flow.place(p, FRAMES["denoised"].d(p), p.alpha * 0 + 1, x, rows)
+        self.nfe[rows] += 1
+        return point.derivative(x, point.output(x))
+
+    def noise(self, s: Position, t: Position, rows: np.ndarray) -> Tensor:
+        """z of each sample's step: the increment of its path over the root of its clock."""
+        clocks = np.exp(2 * np.stack([self.frame.A(s), self.frame.A(t)], -1))
+        pairs, which = np.unique(clocks, axis=0, return_inverse=True)
+        z = torch.empty_like(self.x[: len(rows)])
+        for k, (q, r) in enumerate(pairs.tolist()):  # few: the steps are cells of one tree
+            mine = np.flatnonzero(which.ravel() == k)
+            z[torch.from_numpy(mine)] = self.path(q, r)[torch.from_numpy(rows[mine])].to(z) / math.sqrt(r - q)
+        return z
+
+    def leave(self, start: float) -> None:
+        """The step out of alpha = 0, which forgets x."""
+        rows, ends = np.arange(len(self.x)), (np.full(len(self.x), start), np.full(len(self.x), self.ends[0]))
+        s, t = (self.model.path.nodes(end) for end in ends)
+        alpha, sigma = float(t.alpha[0]), float(t.sigma[0])
+        self.x = alpha * self.denoised(self.x, s, rows) + sigma * self.noise(s, t, rows)
+
+    def denoise(self, stop: float) -> None:
+        """The last step of the samples that have come to its start."""
+        rows = np.flatnonzero(self.status == Status.DONE)
+        if len(rows):
+            p = self.model.path.nodes(np.full(len(rows), self.ends[1]))
+            alpha = float(self.model.path.alpha(stop))
+            self.x[torch.from_numpy(rows)] = alpha * self.denoised(self.x[torch.from_numpy(rows)], p, rows)
+            self.t[rows] = stop
+
+    def go(self, reserve: int) -> None:
+        """From the first tick to the last."""
+        options, rows = self.options, np.arange(len(self.x))
+        tick, level = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), LEVELS - FIRST)
+        x, s = self.x, self.at(tick)
+        D = self.denoised(x, s, rows)
+        while len(rows):
+            # A sample that cannot go on leaves, with its last state.
+            answer = np.full(len(rows), -1)
+            answer[~_finite(D)] = Status.NON_FINITE
+            answer[(answer < 0) & (self.nfe[rows] + 1 + reserve > options.max_nfe)] = Status.BUDGET_SPENT
+            answer[(answer < 0) & (level < 0)] = Status.STEP_TOO_SMALL
+            answer[tick == 2**LEVELS] = Status.DONE
+            out = answer >= 0
+            if out.any():
+                self.status[rows[out]], self.t[rows[out]] = answer[out], s.t[out]
+                self.h[rows[out]] = (self.lam[1] - self.lam[0]) * 2.0 ** (level[out] - LEVELS)
+                self.x[torch.from_numpy(rows[out])] = x[torch.from_numpy(out)]
+                left = ~out
+                rows, tick, level = rows[left], tick[left], level[left]
+                x, D, s = x[torch.from_numpy(left)], D[torch.from_numpy(left)], s[left]
+                continue
+            end = tick + 2**level
+            t = self.at(end)
+            ratio, gain = self.frame.step(s, t)
+            spread = t.sigma * np.sqrt(-np.expm1(2 * (self.frame.A(s) - self.frame.A(t))))
+            stretch = (1 + options.tau**2) * (t.lam - s.lam)
+            omega = np.array([phi(2, -h) / phi(1, -h) for h in stretch.tolist()])
+            r, g, w, b = (per_sample(torch.from_numpy(v).to(x), x) for v in (ratio, gain, gain * omega, spread))
+            predicted = torch.addcmul(r * x, b, self.noise(s, t, rows)).addcmul_(g, D)
+            new = self.denoised(predicted, t, rows)
+            change = w * (new - D)
+            after = predicted + change
+            scale = options.atol + options.rtol * torch.maximum(x.abs(), after.abs())
+            error = (change / scale).flatten(1).square().mean(1).sqrt().double().cpu().numpy()
+            accept = error <= 1  # not where it is NaN
+            with np.errstate(all="ignore"):  # the error falls with h^2
+                halvings = np.where(np.isfinite(error), np.ceil(0.5 * np.log2(np.maximum(error, 1.0))), 3)
+            taken = torch.from_numpy(accept).to(x.device)
+            x = torch.where(per_sample(taken, x), after, x)
+            D = torch.where(per_sample(taken, x), new, D)
+            tick = np.where(accept, end, tick)
+            s = self.at(tick)
+            wider = accept & (error < 0.125) & (tick % 2 ** (level + 1) == 0) & (tick + 2 ** (level + 1) <= 2**LEVELS)
+            level = np.where(accept, level + wider, level - np.maximum(halvings, 1)).astype(np.int64)
+
+
+def _finite(x: Tensor) -> np.ndarray:
+    good: np.ndarray = x.flatten(1).isfinite().all(1).cpu().numpy()
+    return good
