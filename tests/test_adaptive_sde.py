@@ -39,7 +39,7 @@ def test_it_converges_along_the_path_that_fixed_steps_follow(path):
     model = mixture_model(TWO, path, "denoised")
     start, stop = {"edm": (5.0, 0.2), "vp": (0.7, 0.12)}[path]
     x = float(model.path.sigma(start)) * torch.randn(
-        24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     w = ds.Brownian((12, 2), seed=3, dtype=torch.float64)
     where = {"start": start, "stop": stop, "brownian": w}
