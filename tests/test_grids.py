@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -100,3 +101,14 @@ def test_own_times_are_used_bit_for_bit(mixture):
 def test_errors_name_what_is_wrong(make, says):
     with pytest.raises((ValueError, TypeError), match=says):
         make()
+
+
+@pytest.mark.parametrize("grid", grids.names())
+@pytest.mark.parametrize("steps", [1, 5, pytest.param(range(1, 31), marks=pytest.mark.slow)])
+def test_every_solver_on_every_grid(grid, steps):
+    """No combination fails; each tableau passes its own check when it is built."""
+    for path, n in itertools.product(("edm", "ddpm", "condot"), [steps] if isinstance(steps, int) else steps):
+        path = paths.named(path)
+        times = grids.named(grid)(path, n)
+        for name in ds.solvers.names():
+            assert np.isfinite(ds.solvers.named(name)(path, times).weights).all(), (name, path, n)
