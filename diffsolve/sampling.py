@@ -133,10 +133,11 @@ def begin(
     else:
         fed = model if takes is None else replace(model, predicts=takes)
         tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
+    if state is not None:
+        refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
     pair = state is not None and state.call == 0 and state.s is not state.y
     program = bind(tableau, model, takes, pair=pair)
     if state is not None:
-        refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
         x, key = state.y, state.key
     else:
         if start is not None and noise is None:

@@ -103,7 +103,7 @@ def test_words_equal_bit_for_bit(key, start):
     seeds, first, row, stream, listed = seeds_on(Draw(key, 2**32 - 1, Stream.ROW), torch.device("cpu"))
     found = torch.empty(3, 8, 4, dtype=torch.int64)
     words_kernel[(1,)](found, seeds, first, row, stream, start, LISTED=listed, N=8)
-    words, sample = key._words(0, 3, torch.device("cpu"))
+    words, sample = key.words(0, 3, torch.device("cpu"))
     element = torch.arange(start, start + 8)
     r = philox((element, sample, torch.tensor([2**32 - 1]), int(Stream.ROW)), words)
     assert torch.equal(found, torch.stack(torch.broadcast_tensors(*r), -1))

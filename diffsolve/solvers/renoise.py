@@ -178,7 +178,7 @@ class Restart(Renoised):
         yield Stretch(grid.t[: bottom + 1], (*range(top), *[-1] * (bottom + 1 - top)))
         for _ in range(self.times - 1):
             yield Stretch(grid.t[top : bottom + 1], (-1,) * (bottom + 1 - top))
-        yield Stretch(grid.t[top:], tuple(range(top, len(grid.t))))
+        yield Stretch(grid.t[top:], (top or -1, *range(top + 1, len(grid.t))))  # the start itself comes once
 
 
 def _add_noise(draft: Draft, low: Position, high: Position, factor: float, node: int) -> None:
