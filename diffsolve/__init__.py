@@ -13,7 +13,9 @@ from diffsolve.noise import Key
 from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
 from diffsolve.planning import plan
 from diffsolve.reference import load
-from diffsolve.sampling import Run, Step, begin, diffuse, encode, sample, solve
+from diffsolve.runs import Run, Step
+from diffsolve.sampling import diffuse, encode, sample, solve
+from diffsolve.starting import begin
 from diffsolve.tableau import Tableau
 from diffsolve.transitions import transition_log_prob
 

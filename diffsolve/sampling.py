@@ -1,152 +1,35 @@
-"""`sample`, `solve` and `encode`: the executor and the loop around it."""
+"""`sample`, `solve` and `encode`: the executor and the loop around it, and the other ways to make a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffsolve import adaptive
 from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE
-from diffsolve.execute import Executor, State, Wiener, bind, conversion
+from diffsolve.execute import Executor, State, Wiener
 from diffsolve.gradients import GRADIENTS, differentiable, finished
 from diffsolve.graph import replay
 from diffsolve.guidance import Guidance
 from diffsolve.kernels import Guided
 from diffsolve.langevin import Correction, Langevin
-from diffsolve.likelihood import LogProb, sample_with_density
-from diffsolve.models import Model, undetermined
+from diffsolve.likelihood import sample_with_density
+from diffsolve.models import Model
 from diffsolve.noise import Key, Stream
-from diffsolve.parallel import Parallel, Statistics
+from diffsolve.parallel import Parallel
 from diffsolve.parallel.base import Calls
-from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan, plan_back, refuse
+from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan_back, refuse
+from diffsolve.runs import DensityRun, Estimate, Run, Seed, Step, seed_of
 from diffsolve.solvers import Solver, resolve
+from diffsolve.starting import begin, checked, initial
 from diffsolve.tableau import Tableau
 from diffsolve.transitions import log_density
 
-__all__ = ["DEFAULT_SOLVER", "Run", "Step", "begin", "diffuse", "encode", "plan", "sample", "solve"]
-
-Seed = int | Sequence[int] | Key
-
-
-@dataclass(frozen=True)
-class Step:
-    """One network call, as hooks and callbacks see it."""
-
-    call: int
-    """The number of the call, from 0."""
-    calls: int
-    """How many there will be."""
-    t: float
-    """Where it was made, on the path's clock."""
-    alpha: float
-    sigma: float
-    x: Tensor
-    """The network's input (hook), or the next one (callback: in the end the result). Clone it to keep it."""
-    denoised: Tensor | None
-    """The estimate of x_0 at the call; None where the network does not determine it."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What `solve` returns."""
-
-    x: Tensor
-    """The result; after `max_calls`, the input of the next call."""
-    tableau: Tableau
-    nfe: int
-    """Network calls made."""
-    seed: Seed
-    """What was given, or the seed drawn in its place: `solve(..., seed=run.seed)` repeats the run."""
-    trajectory: Tensor | None
-    """(n + 1, B, ...): the states at the grid nodes reached, the start first; or (N + 1, B, ...), every network input
-    and the result. None unless asked for."""
-    log_prob: Tensor | None
-    """(N, B): the log-density of each call's Gaussian transition, 0 where it has no noise; None unless asked for."""
-    executor: Executor
-    parallel: Statistics | None = None
-    """What it took, if the run was made in parallel."""
-
-    @property
-    def state(self) -> State:
-        """A copy of where the run stands: `solve(model, solver=run.tableau, state=run.state)` goes on from there."""
-        return self.executor.state
-
-    @property
-    def times(self) -> np.ndarray:
-        """(n + 1,): the grid, on the path's clock."""
-        return self.tableau.times
-
-    @property
-    def done(self) -> bool:
-        """Whether every call has been made."""
-        return self.executor.done
-
-
-@dataclass(frozen=True)
-class DensityRun:
-    """What `solve` returns for `log_prob="model"`."""
-
-    x: Tensor
-    """The samples."""
-    log_prob: LogProb
-    """Their log-densities under the model, and what they cost."""
-    seed: Seed
-
-
-def begin(
-    model: Model,
-    shape: Sequence[int] | None = None,
-    *,
-    noise: Tensor | None = None,
-    solver: str | Solver | Tableau = DEFAULT_SOLVER,
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: GridLike | None = None,
-    seed: Seed | None = None,
-    index: int = 0,
-    start: float | None = None,
-    stop: float | None = None,
-    state: State | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    takes: str | None = None,
-    guidance: float = 1.0,
-    brownian: Wiener | None = None,
-) -> Executor:
-    """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
-
-    Args:
-        takes: what `advance` will be given, if not the network's output: "denoised", say.
-        guidance: the scale of classifier-free guidance that the outputs will have; see `plan`.
-
-    The other arguments are those of `solve`.
-    """
-    checked(model)
-    if isinstance(solver, Tableau):
-        refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
-        tableau = solver
-    else:
-        fed = model if takes is None else replace(model, predicts=takes)
-        tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
-    if state is not None:
-        refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
-    pair = state is not None and state.call == 0 and state.s is not state.y
-    program = bind(tableau, model, takes, pair=pair)
-    if state is not None:
-        x, key = state.y, state.key
-    else:
-        if start is not None and noise is None:
-            raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
-        key = Key.of(seed, index)
-        x = _initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
-    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
-    told = told.to(x.device, model.time_dtype(x.dtype))
-    return Executor(program, x, key, state=state, told=told, dtype=model.dtype, brownian=brownian)
+__all__ = ["diffuse", "encode", "sample", "solve"]
 
 
 @overload
@@ -261,12 +144,12 @@ def solve(  # type: ignore[misc]
         if isinstance(solver, AdaptiveSDE):
             raise ValueError(f"log_prob='model' with solver={solver}: a deterministic solver is accepted")
         key = Key.of(seed, index)
-        x = _initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
+        x = initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
         with torch.no_grad():
             x, found = sample_with_density(
                 model, x, solver, steps=steps, nfe=nfe, grid=grid, key=key, cond=cond, guidance=guided
             )
-        return DensityRun(x, found, _seed(seed, key))
+        return DensityRun(x, found, seed_of(seed, key))
     if isinstance(solver, Adaptive | AdaptiveSDE):
         refuse("an adaptive solver", steps=steps, nfe=nfe, hook=hook, callback=callback, corrector=corrector)
         refuse("an adaptive solver", max_calls=max_calls, state=state, parallel=parallel, log_prob=log_prob or None)
@@ -287,7 +170,7 @@ def solve(  # type: ignore[misc]
         x = ex.y if noise is None else noise.to(ex.y)
         x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
         done = finished(ex.tableau, model, x, ex.key)
-        return Run(x, ex.tableau, ex.tableau.nfe, _seed(seed, ex.key), None, None, done)
+        return Run(x, ex.tableau, ex.tableau.nfe, seed_of(seed, ex.key), None, None, done)
     if max_calls is not None:
         one_of(max_calls=max_calls)
     if not isinstance(trajectory, bool) and trajectory != "calls":
@@ -311,7 +194,7 @@ def solve(  # type: ignore[misc]
         return _replayed(model, ex, guided, cond)
     correct = None if corrector is None else Correction(corrector, model, tableau, guided)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
-    estimate = _Estimate(model, tableau, needed=hook is not None) if hook or callback else None
+    estimate = Estimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
     densities: list[Tensor] | None = [] if log_prob else None
     with torch.no_grad(), _bar(progress, last - first) as bar:
@@ -346,7 +229,7 @@ def solve(  # type: ignore[misc]
             del out, step  # before the next call makes its own
     kept, logs = (None if tensors is None else torch.stack(tensors) for tensors in (nodes, densities))
     calls = ex.call - first + (correct.calls if correct else 0)
-    return Run(ex.y, tableau, calls, _seed(seed, ex.key), kept, logs, ex)
+    return Run(ex.y, tableau, calls, seed_of(seed, ex.key), kept, logs, ex)
 
 
 def _in_parallel(
@@ -369,7 +252,7 @@ def _in_parallel(
     with torch.no_grad(), _bar(progress, ex.tableau.nfe) as bar:
         ex, statistics = parallel.run(ex, calls, bar.update)
     return Run(
-        ex.y, ex.tableau, -(-statistics.calls // max(1, len(ex.y))), _seed(seed, ex.key), None, None, ex, statistics
+        ex.y, ex.tableau, -(-statistics.calls // max(1, len(ex.y))), seed_of(seed, ex.key), None, None, ex, statistics
     )
 
 
@@ -404,7 +287,7 @@ def _adaptive(
         raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
     key, path = Key.of(seed, index), model.path
     begun = path.t_noise if start is None else float(start)
-    x = _initial(model, begun, shape, noise, key, dtype, device)
+    x = initial(model, begun, shape, noise, key, dtype, device)
     ended = path.t_data if stop is None else float(stop)
     if gradient not in (None, "direct"):
         raise ValueError(f"gradient={gradient!r} with an adaptive solver: 'direct' is accepted")
@@ -414,11 +297,11 @@ def _adaptive(
         refuse("an adaptive SDE", grid=grid, gradient=gradient)
         with torch.no_grad():
             sde = adaptive.run_sde(model, x, solver, begun, ended, key, cond=cond, guidance=guidance, brownian=brownian)
-        return replace(sde, seed=_seed(seed, key))
+        return replace(sde, seed=seed_of(seed, key))
     refuse("an adaptive solver of the probability flow", brownian=brownian)
     with torch.set_grad_enabled(gradient is not None):
         run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance)
-    return replace(run, seed=_seed(seed, key))
+    return replace(run, seed=seed_of(seed, key))
 
 
 def _replayed(model: Model, ex: Executor, guided: Guidance, cond: Mapping[str, Any]) -> Run:
@@ -439,7 +322,7 @@ def _replayed(model: Model, ex: Executor, guided: Guidance, cond: Mapping[str, A
     about = (ex.tableau, replace(model, net=replay), ex.key if ex.tableau.stochastic else None, how)
     x = replay(model.net, work, inputs, about)
     ex.finish(x)
-    return Run(x, ex.tableau, ex.tableau.nfe, _seed(None, ex.key), None, None, ex)
+    return Run(x, ex.tableau, ex.tableau.nfe, seed_of(None, ex.key), None, None, ex)
 
 
 def sample(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tensor:
@@ -491,56 +374,6 @@ def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, inde
     return x * float(path.alpha(t)) + eps * float(path.sigma(t))
 
 
-class _Estimate:
-    """The denoised estimate of each call, for hooks and callbacks."""
-
-    def __init__(self, model: Model, tableau: Tableau, needed: bool) -> None:
-        self.tableau, at = tableau, model.path.nodes(tableau.calls[:, 0])
-        p, q = conversion((np.ones_like(at.t), np.zeros_like(at.t)), model, at)
-        known = np.isfinite(p) & np.isfinite(q)
-        if needed and not known.all():
-            raise undetermined(model.predicts, "denoised", at.t[~known])
-        self.weights = [pair if good else None for *pair, good in zip(p.tolist(), q.tolist(), known, strict=True)]
-
-    def __call__(self, i: int, y: Tensor, out: Tensor) -> Step:
-        weights = self.weights[i]
-        denoised = None if weights is None else (y * weights[0] + out * weights[1]).to(y.dtype)
-        t, alpha, sigma = self.tableau.calls[i].tolist()
-        return Step(i, self.tableau.nfe, t, alpha, sigma, y, denoised)
-
-
-def _initial(
-    model: Model,
-    start: float,
-    shape: Sequence[int] | None,
-    noise: Tensor | None,
-    key: Key,
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
-) -> Tensor:
-    """The state at the start: what was given, or the prior's noise."""
-    if (shape is None) == (noise is None):
-        raise ValueError(
-            f"shape={shape}, noise={'None' if noise is None else 'a tensor'}: exactly one of them is accepted"
-        )
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype={dtype!r}: a floating torch.dtype is accepted")
-    if noise is not None:
-        if not isinstance(noise, Tensor) or not noise.is_floating_point():
-            kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
-            raise TypeError(f"noise={kind}: a floating tensor is accepted")
-        if noise.dim() < 1:
-            raise ValueError("noise has no dimensions: a tensor of shape (B, ...) is accepted")
-        wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
-        return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
-    if dtype is None:
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    if not isinstance(shape, Sequence):
-        raise TypeError(f"shape={shape!r}: a sequence of sizes, the batch first, is accepted")
-    x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
-    return x.mul_(model.path.prior_std(start))
-
-
 def _checked(changed: Tensor, like: Tensor) -> Tensor:
     if not isinstance(changed, Tensor) or changed.shape != like.shape:
         got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
@@ -548,23 +381,10 @@ def _checked(changed: Tensor, like: Tensor) -> Tensor:
     return changed
 
 
-def checked(model: Model) -> Model:
-    if not isinstance(model, Model):
-        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
-    return model
-
-
 def _conditions(cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not isinstance(cond, Mapping | None):
         raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
     return cond or {}
-
-
-def _seed(given: Seed | None, key: Key) -> Seed:
-    """What repeats the run: a Key where one was given or the seed alone would not do."""
-    if isinstance(given, Key) or key.antithetic or key.shared:
-        return key
-    return key.seed if isinstance(key.seed, int) else list(key.seed)
 
 
 def _bar(progress: bool, total: int) -> Any:

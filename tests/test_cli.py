@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 import diffsolve as ds
 from diffsolve import cli
 from diffsolve.names import Registry
+from diffsolve.planning import DEFAULT_SOLVER
 from diffsolve.reference import digits, names
-from diffsolve.sampling import DEFAULT_SOLVER
 
 needs_data = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn")
 
