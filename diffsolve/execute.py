@@ -3,7 +3,7 @@
 `ds.sample` is this machine and a loop around it. A program that owns the loop itself (a scheduler of another
 library, a serving engine) drives it from outside:
 
-    ex = ds.start(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
+    ex = ds.begin(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
     while not ex.done:
         ex.advance(net(*ex.query()))
     ex.y                                                    # the samples

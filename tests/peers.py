@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import paths
+from diffsolve.solvers import DPMpp
 
 
 def k_diffusion(name: str) -> ModuleType:
@@ -49,6 +50,13 @@ def k_diffusion(name: str) -> ModuleType:
         for key in touched():
             del sys.modules[key]
         sys.modules.update(before)
+
+
+class HeunStart(DPMpp):
+    """DPM-Solver++(3M) whose second step has phi_2 where algorithm 2 of the paper has phi_1 / 2."""
+
+    def predict(self, step: Any) -> np.ndarray:
+        return step.omega() if len(step.nodes) == 2 else super().predict(step)
 
 
 class Unrounded(Tensor):

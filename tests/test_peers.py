@@ -58,13 +58,6 @@ def distance(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-class HeunStart(DPMpp):
-    """DPM-Solver++(3M) whose second step has phi_2 where algorithm 2 of the paper has phi_1 / 2."""
-
-    def predict(self, step):
-        return step.omega() if len(step.nodes) == 2 else super().predict(step)
-
-
 # k-diffusion -------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +83,7 @@ K_DIFFUSION = {
     "dpmpp_2m": ("dpmpp_2m", {}, "dpmpp-2m"),
     "dpmpp_2m_sde-midpoint": ("dpmpp_2m_sde", ODE, "dpmpp-2m"),
     "dpmpp_2m_sde-heun": ("dpmpp_2m_sde", {**ODE, "solver_type": "heun"}, Multistep(2, "denoised", "lambda")),
-    "dpmpp_3m_sde": ("dpmpp_3m_sde", ODE, HeunStart(3)),
+    "dpmpp_3m_sde": ("dpmpp_3m_sde", ODE, peers.HeunStart(3)),
     "ancestral-0": ("euler_ancestral", {"eta": 0.0}, DDIM(0.0)),
     "ancestral-0.5": ("euler_ancestral", {"eta": 0.5}, DDIM(0.5)),
     "ancestral-1": ("euler_ancestral", {"eta": 1.0}, DDIM(1.0)),
@@ -259,7 +252,7 @@ def vp_cases():
         options = {"solver_order": p, "algorithm_type": "dpmsolver", "lower_order_final": False}
         yield Case(dpm, {**options, "final_sigmas_type": "sigma_min"}, DPMpp(p, "noise"))
     yield Case(dpm, {"solver_order": 2, "solver_type": "heun"}, Multistep(2, "denoised", "lambda"))
-    yield Case(dpm, {"solver_order": 3, "solver_type": "heun", "lower_order_final": False}, HeunStart(3))
+    yield Case(dpm, {"solver_order": 3, "solver_type": "heun", "lower_order_final": False}, peers.HeunStart(3))
 
     unipc = "UniPCMultistepScheduler"
     for p, karras in product((1, 2, 3), (False, True)):  # its bh1 gives NaN at sigma = 0

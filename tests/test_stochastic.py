@@ -249,13 +249,6 @@ def kd():
         pytest.skip(f"k-diffusion is not installed: {error}")
 
 
-class HeunStart(DPMpp):
-    """DPM-Solver++(3M) whose second step has phi_2, as k-diffusion's, where algorithm 2 of the paper has phi_1 / 2."""
-
-    def predict(self, step):
-        return step.omega() if len(step.nodes) == 2 else super().predict(step)
-
-
 def rows_of(plan):
     """The calls whose row adds noise."""
     return [i for i in range(plan.nfe) if plan.weights[i, 1, -1]]
@@ -267,7 +260,7 @@ def rows_of(plan):
     ("dpmpp_2m_sde", {}, "dpmpp-2m-sde"),
     ("dpmpp_2m_sde", {"eta": 0.25}, "dpmpp-2m-sde(tau=0.5)"),
     ("dpmpp_2m_sde", {"solver_type": "heun"}, Multistep(2, "denoised", "lambda", tau=1.0)),
-    ("dpmpp_3m_sde", {}, HeunStart(3, tau=1.0)),
+    ("dpmpp_3m_sde", {}, peers.HeunStart(3, tau=1.0)),
     ("dpm_2_ancestral", {}, "dpm-2-ancestral"),
     ("dpmpp_2s_ancestral", {}, "dpmpp-2s-ancestral"),
     ("dpmpp_2s_ancestral", {"eta": 0.5}, "dpmpp-2s-ancestral(eta=0.5)"),
