@@ -37,7 +37,7 @@ from diffsolve.augmented import augmented
 from diffsolve.flow import Flow, Point, ends, first_order
 from diffsolve.frames import FRAMES
 from diffsolve.guidance import Guidance
-from diffsolve.models import Model
+from diffsolve.models import Model, as_model
 from diffsolve.noise import Key
 from diffsolve.planning import GridLike, last_time, plan, plan_back, refuse
 from diffsolve.solvers import Solver
@@ -124,8 +124,7 @@ def log_prob(
         RuntimeWarning: where the error of the solver exceeds the error bar; for a network in half precision; and for
             samples that did not get to the end.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
+    model = as_model(model)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1:
         raise TypeError(f"x={x.dtype if isinstance(x, Tensor) else type(x).__name__}: a floating (B, ..) is accepted")
     x = x if x.dtype == torch.float64 else x.float()

@@ -17,7 +17,7 @@ from diffsolve.paths import named as path_named
 if TYPE_CHECKING:
     from diffsolve.integrations.torchsde import SDE
 
-__all__ = ["CLOCKS", "Model", "adapt"]
+__all__ = ["CLOCKS", "Model", "adapt", "as_model"]
 
 Clock = Callable[[Tensor], Tensor]
 
@@ -159,8 +159,8 @@ class Model:
 
 def adapt(
     net: Callable[..., Tensor],
-    path: str | Path,
-    predicts: str,
+    path: str | Path | None = None,
+    predicts: str | None = None,
     *,
     clock: str | Clock = "t",
     sigma_data: float = 0.5,
@@ -170,7 +170,9 @@ def adapt(
 
     Args:
         net: gets x of the state's shape and the clock as a float tensor of shape (B,) on x's device, and
-            returns a tensor of x's shape. It must not write to x.
+            returns a tensor of x's shape. It must not write to x. Alone, without path and predicts, an object that
+            knows them: a diffusers pipeline, a k-diffusion denoiser, a network of the EDM code base, a flow_matching
+            `ModelWrapper`; see `diffsolve.integrations`.
         path: the Gaussian path it was trained on: a name such as "condot", "edm", "ddpm", or a `ds.paths` object.
         predicts: "noise", "denoised", "score", "velocity" (dx/dt along the path's own clock), "v" (Salimans and
             Ho) or "edm" (the raw output of an EDM network, which sees x scaled by c_in and the clock c_noise).
@@ -180,8 +182,16 @@ def adapt(
         dtype: the dtype of x that the network wants. By default that of its first floating parameter, or,
             without parameters, the state's. Times are never rounded to half precision.
     """
+    if path is None and predicts is None:
+        if clock != "t" or sigma_data != 0.5 or dtype is not None:
+            raise ValueError(
+                f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}: they need path and predicts"
+            )
+        return as_model(net)
     if not callable(net):
         raise TypeError(f"net={net!r}: a callable net(x, t, **cond) is accepted")
+    if path is None or predicts is None:
+        raise TypeError(f"path={path!r}, predicts={predicts!r}: both are accepted, or neither of a known object")
     _check_prediction("predicts", predicts)
     if isinstance(clock, str) and clock not in CLOCKS:
         raise ValueError(f"clock={clock!r} is unknown; accepted: {', '.join(CLOCKS)}, or a function of t")
@@ -197,6 +207,25 @@ def adapt(
     if predicts == "edm" and clock == "t":
         clock = "c_noise"
     return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype)
+
+
+def as_model(model: object) -> Model:
+    """A Model as it is, or what an object of another library is as one.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(model, Model):
+        return model
+    from diffsolve.integrations import recognise
+
+    found = recognise(model)
+    if found is None:
+        raise TypeError(
+            f"model={type(model).__name__}: a Model is accepted (ds.adapt(net, path, predicts) makes one), a diffusers "
+            "pipeline, a k-diffusion denoiser, a network of the EDM code base or a flow_matching ModelWrapper"
+        )
+    return found
 
 
 def undetermined(source: str, target: str, t: Any) -> ValueError:

@@ -18,14 +18,14 @@ from diffsolve.guidance import Guidance
 from diffsolve.kernels import Guided
 from diffsolve.langevin import Correction, Langevin
 from diffsolve.likelihood import sample_with_density
-from diffsolve.models import Model
+from diffsolve.models import Model, as_model
 from diffsolve.noise import Key, Stream
 from diffsolve.parallel import Parallel
 from diffsolve.parallel.base import Calls
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan_back, refuse
 from diffsolve.runs import DensityRun, Estimate, Run, Seed, Step, seed_of
 from diffsolve.solvers import Solver, resolve
-from diffsolve.starting import begin, checked, initial
+from diffsolve.starting import begin, initial
 from diffsolve.tableau import Tableau
 from diffsolve.transitions import log_density
 
@@ -80,7 +80,7 @@ def solve(  # type: ignore[misc]
     """Run a solver on a model.
 
     Args:
-        model: a Model, from `ds.adapt` or `ds.load`.
+        model: a Model, from `ds.adapt` or `ds.load`; or what `ds.adapt` takes alone, such as a diffusers pipeline.
         shape: the shape of the batch; its noise is drawn from `seed`. Or
         noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
         solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau, `ds.AdaptiveSDE`, or
@@ -129,7 +129,7 @@ def solve(  # type: ignore[misc]
             another shape or type.
         FloatingPointError: see `check`.
     """
-    guided, cond = Guidance.of(guidance), _conditions(cond)
+    model, guided, cond = as_model(model), Guidance.of(guidance), _conditions(cond)
     if gradient is not None:
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r} is unknown; accepted: {', '.join(GRADIENTS)}")
@@ -144,7 +144,7 @@ def solve(  # type: ignore[misc]
         if isinstance(solver, AdaptiveSDE):
             raise ValueError(f"log_prob='model' with solver={solver}: a deterministic solver is accepted")
         key = Key.of(seed, index)
-        x = initial(checked(model), model.path.t_noise, shape, noise, key, dtype, device)
+        x = initial(model, model.path.t_noise, shape, noise, key, dtype, device)
         with torch.no_grad():
             x, found = sample_with_density(
                 model, x, solver, steps=steps, nfe=nfe, grid=grid, key=key, cond=cond, guidance=guided
@@ -274,7 +274,7 @@ def _adaptive(
     gradient: str | None,
     brownian: Wiener | None,
 ) -> AdaptiveRun:
-    model, times = checked(model), own_times(grid)
+    times = own_times(grid)
     if (trajectory is True) != (times is not None) or trajectory == "calls":
         raise ValueError(f"trajectory={trajectory}, grid={grid!r}: with an adaptive solver the times of the trajectory "
                          "are accepted as grid, and nothing else")  # fmt: skip
@@ -348,10 +348,10 @@ def encode(
     begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
     gives x back up to the solver's error. Options are those of `solve`.
     """
-    guided = Guidance.of(guidance)
+    model, guided = as_model(model), Guidance.of(guidance)
     if isinstance(solver, Adaptive):
         refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
-        begun = last_time(checked(model))
+        begun = last_time(model)
         x = x * float(model.path.alpha(begun))
         options |= {"start": begun, "stop": model.path.t_noise}
         return sample(model, noise=x, solver=solver, guidance=guided, **options)
@@ -367,7 +367,7 @@ def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, inde
 
     Sample i gets the noise of (seed, index + i), the same as a run from the noise end would start from.
     """
-    path = model.path
+    path = as_model(model).path
     if not path.within(t):
         raise ValueError(f"t={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
     eps = Key.of(seed, index).normal(x.shape, stream=Stream.PRIOR, dtype=x.dtype, device=x.device)

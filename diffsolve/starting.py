@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor, State, Wiener, bind
-from diffsolve.models import Model
+from diffsolve.models import Model, as_model
 from diffsolve.noise import Key, Stream
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, plan, refuse
 from diffsolve.runs import Seed
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
-__all__ = ["begin", "checked", "initial"]
+__all__ = ["begin", "initial"]
 
 
 def begin(
@@ -47,7 +47,7 @@ def begin(
 
     The other arguments are those of `solve`.
     """
-    checked(model)
+    model = as_model(model)
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
         tableau = solver
@@ -100,9 +100,3 @@ def initial(
         raise TypeError(f"shape={shape!r}: a sequence of sizes, the batch first, is accepted")
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
     return x.mul_(model.path.prior_std(start))
-
-
-def checked(model: Model) -> Model:
-    if not isinstance(model, Model):
-        raise TypeError(f"model={type(model).__name__}: a Model is accepted; ds.adapt(net, path, predicts) makes one")
-    return model

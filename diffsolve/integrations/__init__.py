@@ -1,1 +1,36 @@
 """Other libraries' objects from ours, and ours from theirs. Each imports the other library only when it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffsolve.models import Model
+
+__all__ = ["recognise"]
+
+
+def recognise(thing: Any) -> Model | None:
+    """The Model that another library's object is, where it tells its path and prediction; else None.
+
+    A diffusers pipeline, a flow_matching `ModelWrapper`, a k-diffusion denoiser, a network of the EDM code base.
+    """
+    bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(thing).__mro__}
+    if "diffusers.DiffusionPipeline" in bases:
+        from diffsolve.integrations.diffusers import pipeline
+
+        return pipeline(thing)
+    if "flow_matching.ModelWrapper" in bases:
+        from diffsolve.integrations.flow_matching import wrapped
+
+        return wrapped(thing)
+    if not (callable(thing) and hasattr(thing, "sigma_min") and hasattr(thing, "sigma_max")):
+        return None
+    if hasattr(thing, "round_sigma"):
+        from diffsolve.integrations.edm import preconditioned
+
+        return preconditioned(thing)
+    if hasattr(thing, "sigma_to_t"):
+        from diffsolve.integrations.k_diffusion import denoiser
+
+        return denoiser(thing)
+    return None

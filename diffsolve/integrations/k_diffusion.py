@@ -1,0 +1,105 @@
+"""k-diffusion, ComfyUI and the web UI, both ways: a sampling function that any of them takes, and their denoisers.
+
+    sample = sampler("unipc-3")
+    x = sample(denoiser, x, sigmas, extra_args={"cond": c}, callback=preview, disable=True)
+
+    KSAMPLER(sampler("dpmpp-3m"))                                     # a SAMPLER, as a node of ComfyUI returns it
+
+    model = ds.adapt(denoiser)                                        # a k-diffusion denoiser knows its sigmas
+
+A denoiser is `denoiser(x, sigma, **extra_args)`, sigma of shape (B,), with D(x; sigma) for x = x_0 + sigma eps; in
+ComfyUI, for a flow model, for x = (1 - sigma) x_0 + sigma eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffsolve.models import Model, adapt
+from diffsolve.paths import EDM, Path, Rectified
+from diffsolve.solvers import Solver, resolve
+from diffsolve.starting import begin
+
+__all__ = ["denoiser", "sampler"]
+
+
+def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., Tensor]:
+    """A function with the arguments of k-diffusion's `sample_euler` and its kin, that runs a solver of this library.
+
+    The sigmas given are the grid, bit for bit; a last one of 0 is the data. The noise of a stochastic solver comes
+    from `seed`, else from extra_args["seed"] (ComfyUI has it there), else from the system. `callback` gets the mapping
+    that k-diffusion gives it, of x, i, sigma, sigma_hat and denoised, at the first call of each step.
+
+    Args:
+        solver: by name or object; its grid, if it has one, is not used.
+
+    Raises:
+        ValueError: for sigmas that do not fall strictly; for an unknown solver.
+    """
+    method = resolve(solver)[0]
+
+    def sample(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        cond = dict(extra_args or {})
+        levels = sigmas.double().cpu()
+        path = _path(model, levels)
+
+        denoised = adapt(_Denoiser(model, sigmas.dtype), path, "denoised", dtype=x.dtype)
+        number = cond.get("seed") if seed is None else seed
+        ex = begin(denoised, noise=x, solver=method, grid=levels, seed=number)
+        nodes = [0, *ex.tableau.node[:-1].tolist()]  # where each call is made; -1 between nodes
+        with torch.no_grad(), tqdm(total=len(levels) - 1, disable=disable) as bar:
+            for i in nodes:
+                out = denoised.call(*ex.query(), cond)
+                if i >= 0 and callback is not None:
+                    about = {"x": ex.y.clone(), "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": out}
+                    callback(about)
+                ex.advance(out)
+                bar.update(i >= 0)
+        return ex.y.to(x.dtype)
+
+    return sample
+
+
+class _Denoiser:
+    """A denoiser that is told sigma in its own dtype."""
+
+    def __init__(self, model: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        return self.model(x, sigma.to(self.dtype), **extra_args)
+
+
+def _path(model: Any, levels: Tensor) -> Path:
+    """The path whose clock is the model's sigma, from the first of the levels to the last positive one."""
+    if levels.dim() != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all()) or float(levels[-1]) < 0:
+        raise ValueError(f"sigmas={levels.tolist()}: at least two that fall strictly, down to 0 at least, are accepted")
+    if _flow(model):
+        return Rectified()
+    high, low = float(levels[0]), float(levels[levels > 0][-1])
+    return EDM(low if low < high else high / 2, high)
+
+
+def _flow(model: Any) -> bool:
+    """Whether ComfyUI's model has x = (1 - sigma) x_0 + sigma eps."""
+    for name in ("inner_model", "model_patcher"):
+        model = getattr(model, name, None)
+    sampling = model.get_model_object("model_sampling") if hasattr(model, "get_model_object") else None
+    return any(base.__name__ == "CONST" for base in type(sampling).__mro__)
+
+
+def denoiser(model: Any) -> Model:
+    """A k-diffusion denoiser that knows its sigmas (`sigma_min`, `sigma_max`) as a Model, with sigma for its clock."""
+    return adapt(model, EDM(float(model.sigma_min), float(model.sigma_max)), "denoised")
