@@ -4,6 +4,7 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: here its kernels run on the CPU, or not at all
 
+import peers
 import pytest
 import torch
 
@@ -20,3 +21,17 @@ def mixture() -> GaussianMixture:
     """Three wide Gaussians in the plane: smooth enough to reach asymptotic orders with few steps."""
     means = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return GaussianMixture.isotropic(means, 0.5)
+
+
+@pytest.fixture(scope="session")
+def kd():
+    """k-diffusion's samplers."""
+    try:
+        return peers.k_diffusion("sampling")
+    except ImportError as error:
+        pytest.skip(f"k-diffusion is not installed: {error}")
+
+
+@pytest.fixture(scope="session")
+def df():
+    return pytest.importorskip("diffusers")

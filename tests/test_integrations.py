@@ -26,11 +26,6 @@ SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0
 
 
 @pytest.fixture(scope="module")
-def df():
-    return pytest.importorskip("diffusers")
-
-
-@pytest.fixture(scope="module")
 def module(df):
     from diffsolve.integrations import diffusers
 
@@ -428,14 +423,6 @@ def test_networks_of_flow_pipelines(df, module):
 
 
 # k-diffusion and ComfyUI ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def kd():
-    try:
-        return peers.k_diffusion("sampling")
-    except ImportError as error:
-        pytest.skip(f"k-diffusion is not installed: {error}")
 
 
 CASES = {"heun": "heun(frame='noise')", "dpmpp_2m": "dpmpp-2m", "euler": "euler", "dpm_2": "dpm-2s"}

@@ -61,14 +61,6 @@ def distance(a, b):
 # k-diffusion -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def kd():
-    try:
-        return peers.k_diffusion("sampling")
-    except ImportError as error:
-        pytest.skip(f"k-diffusion is not installed: {error}")
-
-
 ODE = {"eta": 0.0, "noise_sampler": lambda *_: 0.0}
 K_DIFFUSION = {
     "euler": ("euler", {}, "euler(frame='noise')"),
@@ -147,11 +139,6 @@ def test_k_diffusion_between_the_rows_of_a_table(kd):
 
 
 # diffusers: tables, spacings and grids -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def df():
-    return pytest.importorskip("diffusers")
 
 
 TABLES = {

@@ -241,14 +241,6 @@ def z(i):
     return KEY.normal((4, 6), row=i + 1, stream=Stream.ROW, dtype=torch.float64)
 
 
-@pytest.fixture(scope="module")
-def kd():
-    try:
-        return peers.k_diffusion("sampling")
-    except ImportError as error:
-        pytest.skip(f"k-diffusion is not installed: {error}")
-
-
 def rows_of(plan):
     """The calls whose row adds noise."""
     return [i for i in range(plan.nfe) if plan.weights[i, 1, -1]]
@@ -348,8 +340,7 @@ def test_edm_sampler():
 
 
 @pytest.mark.parametrize("case", ["small", "large", "sde2", "sde1"])
-def test_diffusers(case, monkeypatch):
-    df = pytest.importorskip("diffusers")
+def test_diffusers(df, case, monkeypatch):
     path = paths.Discrete.linear()
     model, x = mixture_model(MIXTURE, path, "noise"), KEY.normal((4, 6), dtype=torch.float64)
     if case in ("small", "large"):
