@@ -28,6 +28,23 @@ RUNGE_KUTTA = ["heun", "midpoint", "ralston", "rk4"]
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 TARGETS = {"ring": ring(), "64-D": random_means(64)}
 
+SOURCES = {
+    "bosh3": "Bogacki, Shampine 1989",
+    "deis|tab|rhoab": "2204.13902",
+    "dopri5": "Dormand, Prince 1980",
+    "dopri8": "Prince, Dormand 1981",
+    "dpm-": "2206.00927",
+    "dpmpp": "2211.01095",
+    "etdrk": "Krogstad 2005",
+    "heun|edm-heun": "2206.00364",
+    "res-": "2308.02157",
+    "res-[235]s": "Hochbruck, Ostermann 2005",
+    "rk4-38": "Kutta 1901",
+    "ssprk3": "Shu, Osher 1988",
+    "tsit5": "Tsitouras 2011",
+}
+"""What a name begins with -> where the method is from."""
+
 INTRODUCTION = """# Solvers
 
 Written by `python benchmarks/solvers.py`. All of it is float64, on the CPU, with exact networks.
@@ -159,12 +176,14 @@ def spread(solver: str, nfe: int) -> str:
     return f"{math.sqrt(float(gaussian().moments(y)[1][-1])) / 0.5:.3f}"
 
 
-def source(solver: ds.solvers.Solver) -> str:
-    """The papers that the class names, and those of its SDE."""
+def source(name: str) -> str:
+    """The papers that the class names, those of its SDE, and that of a method which is a point of a larger class."""
+    solver = ds.solvers.named(name)
     docs = [inspect.getdoc(type(solver)) or ""]
     if getattr(solver, "tau", 0):
         docs.append(inspect.getdoc(type(tau_named(solver.tau))) or "")  # type: ignore[attr-defined]
-    return ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{4,5}\b", " ".join(docs))))
+    found = [paper for start, paper in SOURCES.items() if re.match(start, name)]
+    return ", ".join(dict.fromkeys([*found, *re.findall(r"\b\d{4}\.\d{4,5}\b", " ".join(docs))]))
 
 
 def row(cells: list[str]) -> None:
@@ -186,15 +205,13 @@ def main() -> None:
     for name in names:
         solver = ds.solvers.named(name)
         history = ds.plan("condot", name, steps=12).history
-        row(
-            [f"`{name}`", f"`{solver}`", source(solver), str(solver.order), str(solver.calls), str(history), gain(name)]
-        )
+        row([f"`{name}`", f"`{solver}`", source(name), str(solver.order), str(solver.calls), str(history), gain(name)])
 
     print(STOCHASTIC)
     head(["name", "class", "source", "order", "calls", "K", *INTERIOR, *(f"{nfe} calls" for nfe in (10, 20, 50, 100))])
     for name in stochastic:
         solver = ds.solvers.named(name)
-        about = [source(solver), str(solver.order), str(solver.calls), str(ds.plan("condot", name, steps=12).history)]
+        about = [source(name), str(solver.order), str(solver.calls), str(ds.plan("condot", name, steps=12).history)]
         slopes = [weak_order(name, path) for path in INTERIOR]
         row([f"`{name}`", f"`{solver}`", *about, *slopes, *(spread(name, nfe) for nfe in (10, 20, 50, 100))])
 
