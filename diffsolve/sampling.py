@@ -116,7 +116,7 @@ def solve(  # type: ignore[misc]
             sample, and repeated for each of its calls. Not together with hook, callback, corrector, trajectory,
             log_prob, brownian, max_calls or state.
         gradient: "direct", "checkpoint" or "adjoint": x has a graph back to `noise`, `cond` and the network's
-            parameters; see `diffsolve.gradients`. An adaptive solver has "direct".
+            parameters; see `diffsolve.gradients`. So has the trajectory of an adaptive solver, but for "adjoint".
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
 
@@ -289,18 +289,17 @@ def _adaptive(
     begun = path.t_noise if start is None else float(start)
     x = initial(model, begun, shape, noise, key, dtype, device)
     ended = path.t_data if stop is None else float(stop)
-    if gradient not in (None, "direct"):
-        raise ValueError(f"gradient={gradient!r} with an adaptive solver: 'direct' is accepted")
-    if gradient and noise is not None:
-        x = noise.to(x)
     if isinstance(solver, AdaptiveSDE):
         refuse("an adaptive SDE", grid=grid, gradient=gradient)
         with torch.no_grad():
             sde = adaptive.run_sde(model, x, solver, begun, ended, key, cond=cond, guidance=guidance, brownian=brownian)
         return replace(sde, seed=seed_of(seed, key))
     refuse("an adaptive solver of the probability flow", brownian=brownian)
-    with torch.set_grad_enabled(gradient is not None):
-        run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance)
+    if gradient == "adjoint" and trajectory:
+        raise ValueError(f"gradient='adjoint' with trajectory={trajectory}: 'direct' and 'checkpoint' are accepted")
+    if gradient is not None and noise is not None:
+        x = noise.to(x)
+    run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance, gradient=gradient)
     return replace(run, seed=seed_of(seed, key))
 
 
