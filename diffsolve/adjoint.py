@@ -28,13 +28,14 @@ def leaves_of(model: Model, cond: Mapping[str, Any], guidance: Guidance | None) 
 
 def pull(
     derivative: Callable[[Tensor], Tensor], x: Tensor, a: Tensor, leaves: Sequence[Tensor] = ()
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """(d(x), (dd/dx)^T a, (dd/dp)^T a of each leaf p, None of those that d does not depend on); no graph is kept."""
+) -> tuple[Tensor, ...]:
+    """(d(x), (dd/dx)^T a, (dd/dp)^T a of each leaf p); no graph is kept."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         d = derivative(x)
-    on_x, *on_leaves = torch.autograd.grad(d, [x, *leaves], a, allow_unused=True)
-    return d.detach(), torch.zeros_like(x) if on_x is None else on_x, list(on_leaves)
+    wanted = [x, *leaves]
+    pulled = torch.autograd.grad(d, wanted, a, allow_unused=True)
+    return d.detach(), *(torch.zeros_like(p) if g is None else g for g, p in zip(pulled, wanted, strict=True))
 
 
 def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequence[Tensor]) -> None:

@@ -168,8 +168,8 @@ def solve(  # type: ignore[misc]
         refuse("gradient", trajectory=trajectory or None)
         method = None if isinstance(solver, Tableau) else resolve(solver)[0]
         x = ex.y if noise is None else noise.to(ex.y)
-        x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
-        done = finished(ex.tableau, model, x, ex.key)
+        s, x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
+        done = finished(ex.tableau, model, s, x, ex.key)
         return Run(x, ex.tableau, ex.tableau.nfe, seed_of(seed, ex.key), None, None, done)
     if max_calls is not None:
         one_of(max_calls=max_calls)
@@ -345,7 +345,7 @@ def encode(
 
     The grid is that of sampling, turned round. Where the network cannot be called on the data itself the run
     begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
-    gives x back up to the solver's error. Options are those of `solve`.
+    gives x back up to the solver's error. Options are those of `solve`, gradient among them.
     """
     guided = Guidance.of(guidance)
     if isinstance(solver, Adaptive):
@@ -355,7 +355,10 @@ def encode(
         options |= {"start": begun, "stop": model.path.t_noise}
         return sample(model, noise=x, solver=solver, guidance=guided, **options)
     tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, guidance=guided.scale)
-    return sample(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, guidance=guided, **options)
+    start = x * float(tableau.grid[0, 1])
+    if options.get("gradient") == "adjoint":  # for which it takes the solver that wrote the tableau
+        return sample(model, noise=start, solver=solver, grid=tableau.times, guidance=guided, **options)
+    return sample(model, noise=start, solver=tableau, guidance=guided, **options)
 
 
 def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:

@@ -90,7 +90,7 @@ class _Backwards(torch.autograd.Function):
 
         def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
             z, a = parts
-            d, pulled, _ = pull(way.derivative(v, rows), z, a)
+            d, pulled = pull(way.derivative(v, rows), z, a)
             return d, -pulled
 
         start = (end, a / size)
@@ -118,14 +118,13 @@ def _quadrature(
             z, a = parts
             derivative = way.derivative(v, made.rows)
             if not table.b[i]:
-                d, pulled, _ = pull(derivative, z, a)
+                d, pulled = pull(derivative, z, a)
                 return d, -pulled
             # One pass through the network for both: in p the samples are summed with their weights.
             share = table.b[i] * weight
-            d, pulled, shares = pull(derivative, z, share * a, leaves)
-            for total, g in zip(totals, shares, strict=True):
-                if g is not None:
-                    total.sub_(g)
+            d, pulled, *found = pull(derivative, z, share * a, leaves)
+            for total, g in zip(totals, found, strict=True):
+                total.sub_(g)
             return d, -pulled / share
 
         _, state = step(stage, table, state, made.v, made.h, made.end)

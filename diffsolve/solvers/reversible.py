@@ -22,11 +22,11 @@ class ReversibleHeun(Solver):
     Swapping the ends and the sign of h gives the same equations: the step backwards from (z', y') is (z, y), whatever
     the step and the network. What is left is rounding, which the method carries on without damping.
 
-    The network is called at every node, the last of them included. Where it may not be called there, or the frame is
-    singular at an end, the pair is made one and the step there is that of the rule for the ends, which cannot be undone.
+    The network is called at every node, the last one included. Where it may not be called there, or the frame is
+    singular at an end, the pair is made one, and the step there is by the rule for the ends and cannot be undone.
 
-    `run.x` is z, and `run.state.s` the y that goes with it; start the way back from both, as `diffsolve.reversible` does.
-    gradient="adjoint" undoes the steps on the way back: exact gradients at the memory of one state.
+    `run.x` is z, and `run.state.s` the y that goes with it; the way back starts from both, as `diffsolve.reversible`
+    does. gradient="adjoint" undoes the steps: exact gradients at the memory of one state.
 
     Source: Kidger, Foster, Li and Lyons, 2105.13493, section 3.
     """
