@@ -80,7 +80,8 @@ class Flow:
             t = np.asarray(self.frame.time(self.model.path, v))
         for end, time in pins:
             t = np.where(v == end, time, t)
-        at = self.model.path.nodes(t)
+        # The path's own derivatives cost two passes of autograd.
+        at = self.model.path.nodes(t, slopes=self.model.predicts == "velocity" or self.frame.name == "native")
         with np.errstate(all="ignore"):
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)

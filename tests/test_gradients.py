@@ -146,10 +146,18 @@ def test_noise_drawn_from_a_seed_and_guidance():
         ({"gradient": "reverse"}, "gradient='reverse' is unknown; accepted: direct, checkpoint, adjoint"),
         ({"gradient": "adjoint", "solver": "ddim(eta=1.0)"}, "draws noise on the way"),
         ({"gradient": "direct", "trajectory": True}, "trajectory=True cannot be given with gradient"),
-        ({"gradient": "adjoint", "solver": Adaptive(), "steps": None, "grid": [1.0, 0.0], "trajectory": True},
-         "gradient='adjoint' with trajectory=True: 'direct' and 'checkpoint'"),
-        ({"gradient": "direct", "solver": ds.AdaptiveSDE(), "steps": None}, "gradient='direct' cannot be given with an adaptive SDE"),
-        ({"gradient": "adjoint", "solver": ds.AdaptiveSDE(), "steps": None}, "gradient='adjoint' cannot be given with an adaptive SDE"),
+        (
+            {"gradient": "adjoint", "solver": Adaptive(), "steps": None, "grid": [1.0, 0.0], "trajectory": True},
+            "gradient='adjoint' with trajectory=True: 'direct' and 'checkpoint'",
+        ),
+        (
+            {"gradient": "direct", "solver": ds.AdaptiveSDE(), "steps": None},
+            "gradient='direct' cannot be given with an adaptive SDE",
+        ),
+        (
+            {"gradient": "adjoint", "solver": ds.AdaptiveSDE(), "steps": None},
+            "gradient='adjoint' cannot be given with an adaptive SDE",
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(options, says):
