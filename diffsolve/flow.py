@@ -80,7 +80,8 @@ class Flow:
             t = np.asarray(self.frame.time(self.model.path, v))
         for end, time in pins:
             t = np.where(v == end, time, t)
-        at = self.model.path.nodes(t)
+        # The path's own derivatives cost two passes of autograd.
+        at = self.model.path.nodes(t, slopes=self.model.predicts == "velocity" or self.frame.name == "native")
         with np.errstate(all="ignore"):
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)
@@ -176,20 +177,20 @@ def ends(model: Model, frame: Frame, start: float, stop: float) -> Ends:
     return found
 
 
-def first_order(flow: Flow, x: Tensor, s: float, t: float) -> tuple[Point, float, float]:
+def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) -> tuple[Point, float, float]:
     """(point, ratio, gain) of the rule for the ends: x_t = ratio x_s + gain d, d the denoised, or out of sigma = 0 the
-    noise; `point` has c = 1."""
+    noise; `point` has c = 1. x is that of the samples `rows`."""
     here, there = (flow.model.path.nodes(np.array([time])) for time in (s, t))
     frame = FRAMES["denoised" if here.sigma[0] > 0 else "noise"]
     with np.errstate(all="ignore"):
         ratio, gain = frame.step(here, there)
     at = flow.model.path.nodes(np.full(len(x), s))
-    return flow.place(at, frame.d(at), 1.0, x), float(ratio[0]), float(gain[0])
+    return flow.place(at, frame.d(at), 1.0, x, rows), float(ratio[0]), float(gain[0])
 
 
-def make_step(flow: Flow, x: Tensor, s: float, t: float) -> Tensor:
+def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) -> Tensor:
     """x_t by one network call at s; see `first_order`."""
-    point, ratio, gain = first_order(flow, x, s, t)
+    point, ratio, gain = first_order(flow, x, s, t, rows)
     return ratio * x + gain * point.derivative(x, point.output(x))
 
 

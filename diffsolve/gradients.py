@@ -1,4 +1,4 @@
-"""Gradients through a run: with respect to the noise it starts from, the conditions, and the network's parameters.
+r"""Gradients through a run: with respect to the noise it starts from, the conditions, and the network's parameters.
 
 | gradient     | keeps                                  | network calls            | is                        |
 |--------------|----------------------------------------|--------------------------|---------------------------|
@@ -11,21 +11,31 @@ their values are those of a run without gradients, bit for bit. The adjoint (Che
 
     dz/dv = d,    da/dv = -(dd/dz)^T a,    dg/dv = -(dd/dp)^T a
 
-backwards with the same solver on the grid turned round, for the network's parameters and conditions p.
+backwards with the same solver on the grid turned round, for the network's parameters and conditions p. With a solver
+whose steps can be undone (`reversible-heun`) it undoes them, and is exact but for their rounding: of a row
+
+    [s', y'] = w [s, y, d(y)]
+
+the combination of s' and y' that is free of d gives y, one call of the network d, and either of them s.
+
+An adaptive solve (`diffsolve.adaptive`) finds its steps without a graph and makes the accepted ones once more with it:
+one more call each; its adjoint is solved with steps of its own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from diffsolve.adjoint import check_leaves, leaves_of, pull
 from diffsolve.augmented import Augmented, augmented
 from diffsolve.execute import Executor, Program, State, bind
 from diffsolve.flow import Flow
@@ -53,8 +63,8 @@ def differentiable(
     cond: Mapping[str, Any],
     guidance: Guidance,
     gradient: str,
-) -> Tensor:
-    """The result of a run from x, with a graph.
+) -> tuple[Tensor, Tensor]:
+    """s and y after the last call of a run from x, with a graph.
 
     Args:
         solver: what wrote the tableau, which the adjoint runs backwards.
@@ -80,21 +90,26 @@ class _Rows:
     cond: Mapping[str, Any]
     key: Key
 
-    def result(self, x: Tensor, segment: int = 0) -> Tensor:
-        """The last y; with checkpoints between segments of so many calls."""
+    def result(self, x: Tensor, segment: int = 0) -> tuple[Tensor, Tensor]:
+        """The last s and y; with checkpoints between segments of so many calls."""
+        state: tuple[Tensor, ...] = self.begin(x)
+        calls = self.program.tableau.nfe
+        if not segment:
+            state = self.stretch(0, calls, *state)
+        else:
+            for first in range(0, calls, segment):
+                state = checkpoint(self.stretch, first, min(first + segment, calls), *state, use_reentrant=False)
+        return state[0], state[1]
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """s and y before the first call."""
         live = [x, x, x, x]
         if self.program.tableau.entry[:, 1].any():
             live[Z] = self._noise(0, x)
         entry = self.program.rows[0]
-        state = self._update(live, entry.s, entry.y)
-        calls = self.program.tableau.nfe
-        if not segment:
-            return self._stretch(0, calls, *state)[1]
-        for first in range(0, calls, segment):
-            state = checkpoint(self._stretch, first, min(first + segment, calls), *state, use_reentrant=False)
-        return state[1]
+        return self._update(live, entry.s, entry.y)
 
-    def _stretch(self, first: int, last: int, s: Tensor, y: Tensor, *history: Tensor) -> tuple[Tensor, ...]:
+    def stretch(self, first: int, last: int, s: Tensor, y: Tensor, *history: Tensor) -> tuple[Tensor, ...]:
         """The calls from `first` up to `last`."""
         for i in range(first, last):
             row, scaled = self.program.rows[i + 1], self.program.scaled
@@ -152,24 +167,46 @@ def _adjoint(
     rows: _Rows,
     cond: Mapping[str, Any],
     guidance: Guidance,
-) -> Tensor:
-    if solver is None:
-        raise ValueError(f"gradient='adjoint' with the tableau {tableau.solver!r}: a solver that can be turned round")
+) -> tuple[Tensor, Tensor]:
     if tableau.stochastic:
         raise ValueError(f"gradient='adjoint': {tableau.solver} draws noise on the way; accepted: direct, checkpoint")
+    leaves = leaves_of(model, cond, guidance)
+    field = _Field(tableau, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
+    check_leaves(field.derivative(0, x), x, leaves)
+    first, last = _undoable(tableau)
+    if last - first >= max(1, tableau.nfe - 2):  # the others are first-order steps at the ends
+        s, y = _Undoing.apply(*rows.stretch(0, first, *rows.begin(x)), rows, first, last, field, *leaves)  # type: ignore[no-untyped-call]
+        s, y = rows.stretch(last, tableau.nfe, s, y)
+        return s, y
+    if solver is None:
+        raise ValueError(f"gradient='adjoint' with the tableau {tableau.solver!r}: a solver that can be turned round")
     times, last = tableau.times, len(tableau.times) - 1
     if not model.determined(float(times[-1])):  # the last step, from which there is no way back, has a graph of its own
         last -= 1
     if last == 0:
         return rows.result(x)
     backward = augmented(solver(model.path, times[: last + 1][::-1], call_last=model.determined(float(times[0]))))
-    names = [name for name, value in cond.items() if isinstance(value, Tensor) and value.requires_grad]
-    weights = [p for p in model.net.parameters() if p.requires_grad] if isinstance(model.net, nn.Module) else []
-    leaves = [*(cond[name] for name in names), *weights]
     first = int(np.flatnonzero(tableau.node == last)[-1]) + 1  # the call after that node
-    flow = Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance)
-    middle: Tensor = _Backwards.apply(x, rows, first, backward, flow, *leaves)  # type: ignore[no-untyped-call]
-    return middle if first == tableau.nfe else rows._stretch(first, tableau.nfe, middle, middle)[1]
+    turned = replace(field, tableau=backward.tableau)
+    middle: Tensor = _Backwards.apply(x, rows, first, backward, turned, *leaves)  # type: ignore[no-untyped-call]
+    s, y, *_ = rows.stretch(first, tableau.nfe, middle, middle)
+    return s, y
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The derivatives that the calls of a tableau give."""
+
+    tableau: Tableau
+    flow: Flow
+
+    def derivative(self, i: int, like: Tensor, unit: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """z -> d of call i, at x = unit z."""
+        n = len(like)
+        at = self.flow.model.path.nodes(np.full(n, self.tableau.calls[i, 0]))
+        a, b = self.tableau.d[i]
+        point = self.flow.place(at, (np.full(n, a), np.full(n, b)), unit, like)
+        return lambda z: point.derivative(z * unit, point.output(z * unit))
 
 
 class _Backwards(torch.autograd.Function):
@@ -177,38 +214,75 @@ class _Backwards(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: _Rows, calls: int, backward: Augmented, flow: Flow, *leaves: Tensor
+        ctx: Any, x: Tensor, rows: _Rows, calls: int, backward: Augmented, field: _Field, *leaves: Tensor
     ) -> Tensor:
-        executor = Executor(rows.program, x, rows.key, told=rows.told)
-        while executor.call < calls:
-            executor.advance(rows.network(executor.call, *executor.query(), rows.cond))
-        ctx.backward_, ctx.flow, ctx.leaves = backward, flow, leaves
-        ctx.save_for_backward(executor.y.clone())
-        return executor.y.clone()
+        ctx.backward_, ctx.field, ctx.leaves = backward, field, leaves
+        _, y, *_ = rows.stretch(0, calls, *rows.begin(x))
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), rows, flow, leaves = ctx.saved_tensors, ctx.backward_, ctx.flow, ctx.leaves
-        tableau = rows.tableau
-        at = flow.model.path.nodes(tableau.calls[:, 0])
+        (x,), rows, field, leaves = ctx.saved_tensors, ctx.backward_, ctx.field, ctx.leaves
 
-        def field(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (slope_a, slope_b), unit = tableau.d[i], float(rows.units[i])
-            n = len(parts[0])
-            point = flow.place(at[np.full(n, i)], (np.full(n, slope_a), np.full(n, slope_b)), unit, parts[0])
-            with torch.enable_grad():
-                y = (parts[0] * unit).detach().requires_grad_()
-                d = point.derivative(y, point.output(y))
-                pulled = torch.autograd.grad(d, [y, *leaves], parts[1], allow_unused=True)
-            found = [torch.zeros_like(p) if g is None else g for g, p in zip(pulled, [y, *leaves], strict=True)]
-            return d.detach(), found[0] * -unit, *(-g for g in found[1:])
+        def slopes(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            d, *pulled = pull(field.derivative(i, parts[0], float(rows.units[i])), parts[0], parts[1], leaves)
+            return d, *(-p for p in pulled)
 
-        with torch.no_grad():
-            _, a, *found = rows.run(field, (x, a, *(torch.zeros_like(leaf) for leaf in leaves)))
+        _, a, *found = rows.run(slopes, (x, a, *(torch.zeros_like(leaf) for leaf in leaves)))
         return a / float(rows.units[-1]), None, None, None, None, *found
 
 
-def finished(program_of: Tableau, model: Model, x: Tensor, key: Key) -> Executor:
-    """An executor at the end of a run whose result is x."""
-    y = x.detach()
-    return Executor(bind(program_of, model), None, key, state=State(program_of.nfe, y, y, (), key))
+class _Undoing(torch.autograd.Function):
+    """Rows that can be undone; backwards they are, one after another. Nothing but the last s and y is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, s: Tensor, y: Tensor, rows: _Rows, first: int, last: int, field: _Field, *leaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.calls, ctx.field, ctx.leaves = range(first, last), field, leaves
+        s, y = rows.stretch(first, last, s, y)
+        ctx.save_for_backward(s, y)
+        return s, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a_s: Tensor, a_y: Tensor) -> tuple[Tensor | None, ...]:
+        (s, y), field, leaves = ctx.saved_tensors, ctx.field, ctx.leaves
+        totals = [torch.zeros_like(leaf) for leaf in leaves]
+        for i in reversed(ctx.calls):
+            w = field.tableau.weights[i, :, :3].tolist()
+            on_s, on_y = _free(w)
+            before = on_s * s + on_y * y
+            d, pulled, *shares = pull(field.derivative(i, before), before, w[0][2] * a_s + w[1][2] * a_y, leaves)
+            (known, way) = (s, w[0]) if w[0][0] else (y, w[1])
+            s, y = (known - way[1] * before - way[2] * d) / way[0], before
+            a_s, a_y = w[0][0] * a_s + w[1][0] * a_y, w[0][1] * a_s + w[1][1] * a_y + pulled
+            for total, share in zip(totals, shares, strict=True):
+                total.add_(share)
+        return a_s, a_y, None, None, None, None, *totals
+
+
+def _free(w: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The weights on s' and y' that make y of them, without d or s."""
+    (_, b, e), (_, q, f) = w
+    return f / (f * b - e * q), -e / (f * b - e * q)
+
+
+def _undoable(tableau: Tableau) -> tuple[int, int]:
+    """The longest stretch of calls whose s and y can be found from what they lead to."""
+    first = best = (0, 0)
+    for i, w in enumerate(tableau.weights):
+        (a, b, e), (p, q, f) = w[:, :3].tolist()
+        alone = tableau.history == 1 and not w[:, 3:].any() and abs(f * a - e * p) <= 1e-12 * (abs(f * a) + abs(e * p))
+        first = (first[0], i + 1) if alone and f * b != e * q and (a or p) else (i + 1, i + 1)
+        best = max(best, first, key=lambda stretch: stretch[1] - stretch[0])
+    return best
+
+
+def finished(program_of: Tableau, model: Model, s: Tensor, y: Tensor, key: Key) -> Executor:
+    """An executor at the end of a run with that result."""
+    end = y.detach()
+    state = State(program_of.nfe, end if s is y else s.detach(), end, (), key)
+    return Executor(bind(program_of, model), None, key, state=state)

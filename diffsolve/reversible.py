@@ -9,7 +9,7 @@ from torch import Tensor
 from diffsolve.execute import State
 from diffsolve.models import Model
 from diffsolve.noise import Key
-from diffsolve.planning import GridLike, last_time, plan, plan_back
+from diffsolve.planning import GridLike, last_time, plan, plan_back, refuse
 from diffsolve.sampling import solve
 from diffsolve.solvers.reversible import ReversibleHeun
 
@@ -21,15 +21,16 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Data to noise: the pair (z, y) of states at the noise end, which `decode` turns back into x.
 
-    In float64 the round trip closes to some 1e-9 at 50 steps; docs/likelihood.md has the growth of the error. Either
+    In float64 the round trip closes to some 1e-9 at 50 steps; docs/gradients.md has the growth of the error. Either
     state is the latent to second order in the step. Where the network cannot be called at the data, the run begins at
     the path's last time from alpha x.
 
     Args:
         x: data.
         steps, grid, frame: those of `decode` must be the same.
-        options: cond, guidance and the like, as in `ds.solve`.
+        options: cond, guidance and the like, as in `ds.solve`, but for gradient: see `ds.encode`.
     """
+    refuse("reversible.encode, whose result is a pair", gradient=options.get("gradient"))
     tableau = plan_back(model, ReversibleHeun(frame), steps=steps, grid=grid)
     run = solve(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, **options)
     return run.x, run.state.s

@@ -116,7 +116,7 @@ def solve(  # type: ignore[misc]
             sample, and repeated for each of its calls. Not together with hook, callback, corrector, trajectory,
             log_prob, brownian, max_calls or state.
         gradient: "direct", "checkpoint" or "adjoint": x has a graph back to `noise`, `cond` and the network's
-            parameters; see `diffsolve.gradients`. An adaptive solver has "direct".
+            parameters; see `diffsolve.gradients`. So has the trajectory of an adaptive solver, but for "adjoint".
         dtype: of the state. float32, or float64 if the noise or the network has it.
         device: of the state; where `noise` or the network is, by default.
 
@@ -168,8 +168,8 @@ def solve(  # type: ignore[misc]
         refuse("gradient", trajectory=trajectory or None)
         method = None if isinstance(solver, Tableau) else resolve(solver)[0]
         x = ex.y if noise is None else noise.to(ex.y)
-        x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
-        done = finished(ex.tableau, model, x, ex.key)
+        s, x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
+        done = finished(ex.tableau, model, s, x, ex.key)
         return Run(x, ex.tableau, ex.tableau.nfe, seed_of(seed, ex.key), None, None, done)
     if max_calls is not None:
         one_of(max_calls=max_calls)
@@ -289,18 +289,17 @@ def _adaptive(
     begun = path.t_noise if start is None else float(start)
     x = initial(model, begun, shape, noise, key, dtype, device)
     ended = path.t_data if stop is None else float(stop)
-    if gradient not in (None, "direct"):
-        raise ValueError(f"gradient={gradient!r} with an adaptive solver: 'direct' is accepted")
-    if gradient and noise is not None:
-        x = noise.to(x)
     if isinstance(solver, AdaptiveSDE):
         refuse("an adaptive SDE", grid=grid, gradient=gradient)
         with torch.no_grad():
             sde = adaptive.run_sde(model, x, solver, begun, ended, key, cond=cond, guidance=guidance, brownian=brownian)
         return replace(sde, seed=seed_of(seed, key))
     refuse("an adaptive solver of the probability flow", brownian=brownian)
-    with torch.set_grad_enabled(gradient is not None):
-        run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance)
+    if gradient == "adjoint" and trajectory:
+        raise ValueError(f"gradient='adjoint' with trajectory={trajectory}: 'direct' and 'checkpoint' are accepted")
+    if gradient is not None and noise is not None:
+        x = noise.to(x)
+    run = adaptive.run(model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance, gradient=gradient)
     return replace(run, seed=seed_of(seed, key))
 
 
@@ -346,7 +345,7 @@ def encode(
 
     The grid is that of sampling, turned round. Where the network cannot be called on the data itself the run
     begins at the last time where it can, from the mean alpha x. `solve(model, noise=encode(model, x, ...), ...)`
-    gives x back up to the solver's error. Options are those of `solve`.
+    gives x back up to the solver's error. Options are those of `solve`, gradient among them.
     """
     model, guided = as_model(model), Guidance.of(guidance)
     if isinstance(solver, Adaptive):
@@ -356,7 +355,10 @@ def encode(
         options |= {"start": begun, "stop": model.path.t_noise}
         return sample(model, noise=x, solver=solver, guidance=guided, **options)
     tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, guidance=guided.scale)
-    return sample(model, noise=x * float(tableau.grid[0, 1]), solver=tableau, guidance=guided, **options)
+    start = x * float(tableau.grid[0, 1])
+    if options.get("gradient") == "adjoint":  # for which it takes the solver that wrote the tableau
+        return sample(model, noise=start, solver=solver, grid=tableau.times, guidance=guided, **options)
+    return sample(model, noise=start, solver=tableau, guidance=guided, **options)
 
 
 def diffuse(model: Model, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:

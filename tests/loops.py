@@ -89,6 +89,45 @@ def runge_kutta(A, b, frame):
     return run
 
 
+def reversible_heun(frame):
+    """Kidger et al., 2105.13493, algorithm 1 without the noise: z and its companion, called at every node.
+
+    To the data, where the network may not be called there, a first-order step from z.
+    """
+
+    def run(sched, D, x, times, noise=None):
+        def var(t):
+            a, sig = sched(t)
+            return {"straight": sig / (a + sig), "trig": math.atan2(sig, a)}[frame]
+
+        def scale(t):
+            a, sig = sched(t)
+            return {"straight": a + sig, "trig": math.hypot(a, sig)}[frame]
+
+        def slope(z, t):
+            a, sig = sched(t)
+            if not sig:
+                return run.at_data(z * scale(t), t, var(t))
+            data = D(z * scale(t), t)
+            eps = (z * scale(t) - a * data) / sig
+            return eps - data if frame == "straight" else math.cos(var(t)) * eps - math.sin(var(t)) * data
+
+        path = sched.path
+        short = times[-1] == path.t_data != path.t_last
+        nodes = times[:-1] if short else times
+        z = hat = x / scale(nodes[0])
+        f = slope(hat, nodes[0])
+        for s, t in zip(nodes, nodes[1:], strict=False):
+            h = var(t) - var(s)
+            hat_next = 2 * z - hat + h * f
+            f_next = slope(hat_next, t)
+            z, hat, f = z + h / 2 * (f + f_next), hat_next, f_next
+        x = z * scale(nodes[-1])
+        return _to_data(sched, D, x, *times[-2:]) if short else x
+
+    return run
+
+
 def adams(points):
     """Adams-Bashforth on the velocity of CondOT, z = x / (alpha + sigma) by u = sigma / (alpha + sigma)."""
 
@@ -484,6 +523,7 @@ LOOPS = {
        for name, method in (("res-2s", res2(0.5)), ("res-3s", res3(0.5, 1)), ("etdrk-4s", ((0, 0.5, 0.5, 1), krogstad)),
                             ("res-5s", ((0, 0.5, 0.5, 1, 0.5), hochbruck_ostermann)))},
     "res-2s(c2=0.8)": etd(*res2(0.8)), "res-3s(c2=0.3, c3=0.75)": etd(*res3(0.3, 0.75)),
+    "reversible-heun": reversible_heun("trig"), "reversible-heun(frame='straight')": reversible_heun("straight"),
     "euler(frame='trig')": runge_kutta(*EULER, "trig"), "euler(frame='noise')": runge_kutta(*EULER, "noise"),
     **STOCHASTIC,
 }  # fmt: skip

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 import diffsolve as ds
 from diffsolve import reversible
+from diffsolve.execute import State
 from diffsolve.planning import plan_back
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import ring
@@ -44,9 +46,24 @@ def test_a_wrong_weight_breaks_the_round_trip():
         replace(table, weights=weights)
 
 
-def test_errors_name_what_is_wrong(mixture):
-    model = mixture_model(mixture, "edm", "denoised")
-    with pytest.raises(ValueError, match="must be called at every node"):
-        ds.sample(model, (1, 2), solver=reversible.ReversibleHeun(), steps=4)
+@pytest.mark.parametrize("path", PREDICTS)
+def test_by_name_it_is_the_same_solver(path):
+    """`reversible.decode` from a pair of equal states is `ds.sample`, but for the last step to the data."""
+    mixture = ring()
+    model = mixture_model(mixture, path, PREDICTS[path])
+    last = None if path == "condot" else model.path.t_last
+    x = ds.Key(0).normal((4, 2), dtype=torch.float64) * model.path.prior_std()
+    run = ds.solve(model, noise=x, solver="reversible-heun", steps=9, grid="angle", stop=last)
+    alpha = float(model.path.alpha(run.times[-1]))
+    assert torch.equal(reversible.decode(model, (x, x), steps=9), run.x / alpha)
+    state = State(0, run.x, run.state.s, (), run.state.key)
+    again = ds.solve(model, solver=plan_back(model, "reversible-heun", steps=9, grid="angle"), state=state)
+    assert (again.x - x).abs().max() < 1e-12 * model.path.prior_std()
+    # To the data: one call more, from the state that the pair closes to.
+    full = ds.solve(model, noise=x, solver="reversible-heun", steps=10, grid="angle")
+    assert full.nfe == 11
+
+
+def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="frame='polar' is unknown"):
         reversible.ReversibleHeun("polar")

@@ -5,9 +5,10 @@ and error; one batch of network calls advances all that are not finished yet, an
 hard sample costs the others nothing: their steps, network calls and values are those that they have alone.
 """
 
-from diffsolve.adaptive.integrate import Solution, integrate
+from diffsolve.adaptive.integrate import integrate
 from diffsolve.adaptive.options import METHODS, Adaptive, Status
 from diffsolve.adaptive.run import AdaptiveRun, run
 from diffsolve.adaptive.sde import AdaptiveSDE, run_sde
+from diffsolve.adaptive.solution import Solution
 
 __all__ = ["METHODS", "Adaptive", "AdaptiveRun", "AdaptiveSDE", "Solution", "Status", "integrate", "run", "run_sde"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffsolve.adaptive.options import Adaptive, Status
+from diffsolve.adaptive.replay import replay
+from diffsolve.adaptive.solution import Solution, Step, packed
+from diffsolve.adaptive.step import Field, Parts, Table, index, inside, step, tensor, values, weighted
 from diffsolve.flow import per_sample
-from diffsolve.solvers.butcher import Butcher
 
 __all__ = ["Field", "Parts", "Solution", "integrate"]
 
@@ -20,55 +22,11 @@ SAFETY = 0.9  # of the step that would just be accepted
 SHRINK, GROW = 0.2, 10.0  # the most that a step may change
 TRIES = 8  # steps with a non-finite output before a sample is given up
 
-Parts = tuple[Tensor, ...]
-"""The state: tensors whose first axis is the batch, each with an error of its own."""
-Field = Callable[[Parts, np.ndarray, np.ndarray], Parts]
-"""(parts, v, rows) -> derivatives: of the samples `rows`, each at its own v."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What `integrate` returns: for each sample of the batch its last state, and how it got there."""
-
-    parts: Parts
-    v: np.ndarray
-    """(B,): where it stopped."""
-    h: np.ndarray
-    """(B,): the step that it would have tried next."""
-    nfe: np.ndarray
-    """(B,): its network calls."""
-    status: np.ndarray
-    """(B,): a `Status`."""
-    error: np.ndarray
-    """(B,): the sum over its steps of the estimated error of the last part, the mean over its numbers."""
-    dense: Tensor | None
-    """(m, B, ..): the first part at the values of v asked for; NaN where it did not get."""
-
-
-class _Table:
-    """A Butcher table in floats, with what the loop asks of it."""
-
-    def __init__(self, method: Butcher) -> None:
-        self.a = [[float(w) for w in row] for row in method.a]
-        self.b = [float(w) for w in method.b]
-        # The abscissae as they are rounded: 1 exactly where the last stage stands at the end.
-        self.c = [float(c) for c in method.c]
-        self.errors = []
-        for weights in method.embedded.values():
-            full = [*method.b, 0][: len(weights)]
-            self.errors.append([float(b - b_hat) for b, b_hat in zip(full, weights, strict=True)])
-        # The next step's first stage is called before this one is accepted, if the error or the middle needs it.
-        self.ahead = any(len(error) > len(self.b) for error in self.errors) or bool(method.middle)
-        self.middle = [float(w) for w in method.middle]
-        self.dense = self.ahead and method.order <= 5
-        self.order = method.order if len(self.errors) > 1 else 1 + min(method.order, *method.embedded)
-        self.calls = len(self.b)
-
 
 def integrate(
     field: Field,
     parts: Parts,
-    start: float,
+    start: float | np.ndarray,
     stop: float,
     options: Adaptive,
     *,
@@ -76,23 +34,44 @@ def integrate(
     spent: int = 0,
     reserve: int = 0,
     tolerances: Sequence[tuple[float, float]] | None = None,
+    checkpointed: bool = False,
 ) -> Solution:
     """Solve d parts / dv = field from v = start to v = stop, sample by sample; nothing is called beyond either.
 
-    With gradients enabled the result is differentiable for the steps as they were chosen.
+    With gradients enabled the result is differentiable, for the steps as they were chosen: the accepted ones are then
+    made once more, with a graph (see `replay`).
 
     Args:
-        outputs: values of v, in the order of the way, for `Solution.dense`.
+        start: one for all samples, or one each.
+        outputs: values of v after the start, in the order of the way, for `Solution.dense`.
         spent, reserve: network calls already made per sample, and to be left of `max_nfe` for what comes after.
         tolerances: (rtol, atol) of each part, if not those of the options.
+        checkpointed: keep no more than about the square root of the steps of the graph at a time.
     """
-    table, tolerances = _Table(options.table), tolerances or [(options.rtol, options.atol)] * len(parts)
-    batch, way, span = len(parts[0]), math.copysign(1.0, stop - start), abs(stop - start)
-    budget = options.max_nfe - spent - reserve
-    rows, v = np.arange(batch), np.full(batch, float(start))
+    wanted, budget = np.asarray(outputs, dtype=np.float64), options.max_nfe - spent - reserve
+    tolerances = tolerances or [(options.rtol, options.atol)] * len(parts)
+    with torch.no_grad():
+        found = _solve(field, parts, start, stop, options, wanted, budget, tolerances)
+    return replay(field, parts, found, options.table, wanted, checkpointed) if torch.is_grad_enabled() else found
+
+
+def _solve(
+    field: Field,
+    parts: Parts,
+    start: float | np.ndarray,
+    stop: float,
+    options: Adaptive,
+    outputs: np.ndarray,
+    budget: int,
+    tolerances: Sequence[tuple[float, float]],
+) -> Solution:
+    table, batch = Table(options.table), len(parts[0])
+    rows, v = np.arange(batch), np.array(np.broadcast_to(np.float64(start), batch))
+    span = float(np.abs(stop - v).max(initial=0.0)) or 1.0
+    way = -1.0 if (v > stop).any() else 1.0
     nfe, errors = np.zeros(batch, dtype=np.int64), np.ones((2, batch))
     bad, rejected, reached = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=bool), np.zeros(batch, np.int64)
-    targets = np.array([*outputs, stop], dtype=np.float64)
+    targets, made = np.append(outputs, stop), []
     dense = torch.full((len(outputs), *parts[0].shape), math.nan).to(parts[0]) if len(outputs) else None
     done = Solution(
         tuple(part.clone() for part in parts),
@@ -102,14 +81,12 @@ def integrate(
         status=np.zeros(batch, dtype=np.int64),
         error=np.zeros(batch),
         dense=dense,
+        steps=[],
     )
     k0 = field(parts, v, rows)
     nfe += 1
     h, calls = _first_step(field, parts, k0, v, rows, options, table, span, way, tolerances)
     nfe += calls
-    while dense is not None and reached[0] < len(outputs) and (targets[reached[0]] - start) * way <= 0:
-        dense[reached[0]] = parts[0]
-        reached += 1
     first = True
     while len(rows):
         status = np.full(len(rows), -1)
@@ -119,14 +96,14 @@ def integrate(
         status[(status < 0) & (h <= 4 * np.spacing(np.maximum(np.abs(v), span / 10)))] = Status.STEP_TOO_SMALL
         status[v == stop] = Status.DONE
         if (left := status >= 0).any():
-            leave = _index(left, parts[0])
+            leave = index(left, parts[0])
             for whole, part in zip(done.parts, parts, strict=True):
                 whole[torch.from_numpy(rows[left]).to(whole.device)] = part[leave]
             done.v[rows[left]], done.h[rows[left]], done.nfe[rows[left]] = v[left], way * h[left], nfe[left]
             done.status[rows[left]] = status[left]
             if left.all():
                 break
-            stay = _index(~left, parts[0])
+            stay = index(~left, parts[0])
             parts, k0 = tuple(part[stay] for part in parts), tuple(k[stay] for k in k0)
             rows, v, h, nfe, bad = rows[~left], v[~left], h[~left], nfe[~left], bad[~left]
             rejected, reached, errors = rejected[~left], reached[~left], errors[:, ~left]
@@ -137,10 +114,10 @@ def integrate(
         end = np.where(ahead <= 1.01 * h, target, v + way * size)
         if not table.ahead and not first:
             k0 = field(parts, v, rows)
-        stages, new = _step(field, table, parts, k0, v, way * size, end, rows)
+        stages, new = _attempt(field, table, parts, k0, Step(rows, v, way * size, end))
         nfe += table.calls - (first and not table.ahead)  # whose first stage is counted already
         first = False
-        error, made = _error(table, stages, parts, new, size, tolerances)
+        error, off = _error(table, stages, parts, new, size, tolerances)
         finite = np.isfinite(error)
         accepted = error <= 1
         bad = bad + ~finite
@@ -151,10 +128,12 @@ def integrate(
         h_next = np.where(short, np.maximum(size * factor, h), size * factor)
         h_next = np.where(finite, h_next, size / 10)
         h_next = np.minimum(h_next, options.max_step or math.inf)
-        if dense is not None:
-            _fill(dense, table, stages, parts, new, v, end, way, targets, reached, accepted, rows)
-        done.error[rows[accepted]] += made[accepted]
+        done.error[rows[accepted]] += off[accepted]
         if accepted.any():
+            made.append(Step(rows, v, way * size, end)[accepted])
+            if dense is not None:
+                _keep(dense, table, stages, parts, new, made[-1], np.flatnonzero(accepted), outputs, way)
+                reached[accepted] = np.searchsorted(way * outputs, way * end[accepted], side="right")
             errors[:, accepted] = np.stack([np.maximum(error, 1e-10), errors[0]])[:, accepted]
             v = np.where(accepted, end, v)
             taken = torch.from_numpy(accepted).to(parts[0].device)
@@ -162,51 +141,43 @@ def integrate(
             if table.ahead:
                 k0 = tuple(torch.where(per_sample(taken, k), n, k) for n, k in zip(stages[-1], k0, strict=True))
         rejected, h = ~accepted, h_next
-    return done
+    return replace(done, steps=packed(made))
 
 
-def _step(
-    field: Field,
-    table: _Table,
-    parts: Parts,
-    k0: Parts,
-    v: np.ndarray,
-    h: np.ndarray,
-    end: np.ndarray,
-    rows: np.ndarray,
-) -> tuple[list[Parts], Parts]:
-    """The stages of one step, and where it leads."""
-    stages = [k0]
-    for row, c in zip(table.a[1:], table.c[1:], strict=True):
-        at = end if c == 1 else v + c * h
-        stages.append(field(_combine(parts, stages, row, h), at, rows))
-    new = _combine(parts, stages, table.b, h)
+def _attempt(field: Field, table: Table, parts: Parts, k0: Parts, where: Step) -> tuple[list[Parts], Parts]:
+    """The derivatives of one step, that at its end among them if the method asks for it, and where it leads."""
+    stages, new = step(
+        lambda i, parts, v: field(parts, v, where.rows) if i else k0, table, parts, where.v, where.h, where.end
+    )
     if table.ahead:
-        stages.append(field(new, end, rows))
+        stages.append(field(new, where.end, where.rows))
     return stages, new
 
 
-def _combine(parts: Parts, stages: list[Parts], weights: Sequence[float], h: np.ndarray) -> Parts:
-    """y + h sum_j w_j k_j, with each sample's own h."""
-    return tuple(
-        torch.addcmul(y, _sum([k[i] for k in stages], weights), per_sample(_tensor(h, y), y))
-        for i, y in enumerate(parts)
-    )
-
-
-def _sum(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    used = [(k, w) for k, w in zip(terms, weights, strict=False) if w]
-    if not used:
-        return torch.zeros_like(terms[0])
-    total = used[0][0] * used[0][1]
-    for k, w in used[1:]:
-        total = total.add_(k, alpha=w)
-    return total
+def _keep(
+    dense: Tensor,
+    table: Table,
+    stages: list[Parts],
+    parts: Parts,
+    new: Parts,
+    where: Step,
+    taken: np.ndarray,
+    outputs: np.ndarray,
+    way: float,
+) -> None:
+    """The outputs inside the steps just accepted, those of the samples `taken` of the batch."""
+    who, which = inside(outputs, way, where.v, where.end)
+    if not len(who):
+        return
+    some = torch.from_numpy(taken[who]).to(dense.device)
+    at = torch.from_numpy(which).to(dense.device), torch.from_numpy(where.rows[who]).to(dense.device)
+    slopes = [k[0][some] for k in stages]
+    dense[at] = values(table, slopes, parts[0][some], new[0][some], where.v[who], where.end[who], outputs[which])
 
 
 @torch.no_grad()
 def _error(
-    table: _Table,
+    table: Table,
     stages: list[Parts],
     parts: Parts,
     new: Parts,
@@ -220,7 +191,7 @@ def _error(
         rtol, atol = tolerances[i]
         scale = torch.maximum(y.abs(), y_new.abs()).mul_(rtol).add_(atol)
         for weights in table.errors:
-            error = _sum([k[i] for k in stages], weights)
+            error = weighted([k[i] for k in stages], weights)
             found.append(_rms(error / scale))
             if i + 1 == len(parts):
                 found.append(error.view(len(error), -1).mean(1).abs().to(found[0]))
@@ -260,7 +231,7 @@ def _first_step(
     v: np.ndarray,
     rows: np.ndarray,
     options: Adaptive,
-    table: _Table,
+    table: Table,
     span: float,
     way: float,
     tolerances: Sequence[tuple[float, float]],
@@ -280,7 +251,7 @@ def _first_step(
         guess = np.where((size < 1e-5) | (slope < 1e-5), 1e-3, 0.01 * size / slope)
     guess = np.minimum(np.where(np.isfinite(slope) & (guess > 0), guess, 1e-6), most / span)
     trial = tuple(
-        torch.addcmul(y, k, per_sample(_tensor(way * span * guess, y), y)) for y, k in zip(parts, k0, strict=True)
+        torch.addcmul(y, k, per_sample(tensor(way * span * guess, y), y)) for y, k in zip(parts, k0, strict=True)
     )
     k1 = field(trial, v + way * span * guess, rows)
     bend = norm([b - a for a, b in zip(k0, k1, strict=True)]) * span / guess
@@ -290,60 +261,6 @@ def _first_step(
     return np.asarray(np.minimum(np.where(np.isfinite(h) & (h > 0), np.minimum(100 * guess, h), guess) * span, most)), 1
 
 
-def _fill(
-    dense: Tensor,
-    table: _Table,
-    stages: list[Parts],
-    parts: Parts,
-    new: Parts,
-    v: np.ndarray,
-    end: np.ndarray,
-    way: float,
-    targets: np.ndarray,
-    reached: np.ndarray,
-    accepted: np.ndarray,
-    rows: np.ndarray,
-) -> None:
-    """The outputs inside the steps just accepted; `reached` moves on."""
-    while True:
-        here = accepted & (reached < len(targets) - 1)
-        here &= (targets[np.minimum(reached, len(targets) - 1)] - end) * way <= 0
-        if not here.any():
-            return
-        index = _index(here, dense)
-        at = targets[reached[here]]
-        slot = torch.from_numpy(np.stack([reached[here], rows[here]])).to(dense.device)
-        y0, y1 = parts[0][index], new[0][index]
-        if table.dense:
-            h = end[here] - v[here]
-            value = _between(table, [k[0][index] for k in stages], y0, y1, h, (at - v[here]) / h)
-        else:
-            value = y1
-        dense[slot[0], slot[1]] = value
-        reached[here] += 1
-
-
-def _between(table: _Table, k: list[Tensor], y0: Tensor, y1: Tensor, h: np.ndarray, theta: np.ndarray) -> Tensor:
-    """The polynomial through both ends, their slopes, and the middle where the method has one, at theta in [0, 1]."""
-    t = per_sample(_tensor(theta, y0), y0)
-    step = per_sample(_tensor(h, y0), y0)
-    rise, left, right = y1 - y0, step * k[0], step * k[-1]
-    # Cubic Hermite, and then a multiple of (theta (1 - theta))^2 that brings it through the middle.
-    value = y0 + t * (left + t * (3 * rise - 2 * left - right + t * (left + right - 2 * rise)))
-    if table.middle:
-        middle = step * _sum(k, table.middle)
-        value = value + 16 * (t * (1 - t)).square() * (middle - rise / 2 - (left - right) / 8)
-    return value
-
-
 def _finite(parts: Parts) -> np.ndarray:
     good = torch.stack([part.detach().view(len(part), -1).isfinite().all(1) for part in parts]).all(0)
     return np.asarray(good.cpu().numpy())
-
-
-def _index(mask: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
-
-
-def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.asarray(values)).to(like.device, like.dtype)

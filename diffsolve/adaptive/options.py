@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+
+import numpy as np
 
 from diffsolve.solvers.base import frame_named
 from diffsolve.solvers.butcher import BOSH3, DOPRI5, DOPRI8, TSIT5, Butcher
 
-__all__ = ["METHODS", "Adaptive", "Status"]
+__all__ = ["METHODS", "Adaptive", "Status", "warn"]
 
 METHODS = {method.name: method for method in (BOSH3, DOPRI5, DOPRI8, TSIT5)}
 
@@ -85,3 +89,16 @@ class Adaptive:
     def table(self) -> Butcher:
         """The method's coefficients."""
         return METHODS[self.method] if isinstance(self.method, str) else self.method
+
+
+def warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray, what: str = "samples", clock: str = "t") -> None:
+    """Say which samples did not get to the end, and why."""
+    for reason in (Status.NON_FINITE, Status.STEP_TOO_SMALL, Status.BUDGET_SPENT):
+        those = [i for i, s in enumerate(status) if s == reason]
+        if those:
+            warnings.warn(
+                f"{len(those)} of {len(status)} {what} stopped early: {reason.name.lower().replace('_', ' ')}, the "
+                f"first of them sample {those[0]} at {clock}={t[those[0]]:.6g} with a step of {h[those[0]]:.3g}",
+                RuntimeWarning,
+                stacklevel=4,
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.adaptive.adjoint import Way, attached
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
-from diffsolve.adaptive.options import Adaptive, Status
+from diffsolve.adaptive.options import Adaptive, Status, warn
 from diffsolve.flow import Ends, Flow, ends, make_step, per_sample
 from diffsolve.frames import FRAMES
 from diffsolve.guidance import Guidance
@@ -58,6 +58,7 @@ def run(
     times: Sequence[float] | np.ndarray | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
+    gradient: str | None = None,
 ) -> AdaptiveRun:
     """Solve the probability-flow ODE from x at `start` to `stop`, in either direction.
 
@@ -66,13 +67,30 @@ def run(
 
     Args:
         times: strictly monotone, from `start` to `stop`: where the trajectory is kept.
+        gradient: "direct", "checkpoint" or "adjoint", of x and, but for the last, of the trajectory; see
+            `diffsolve.gradients`.
 
     Warns:
         RuntimeWarning: if some samples do not get to the end, saying why and where.
     """
+    with torch.set_grad_enabled(gradient is not None):
+        return _run(model, x, options, start, stop, times, cond or {}, guidance, gradient)
+
+
+def _run(
+    model: Model,
+    x: Tensor,
+    options: Adaptive,
+    start: float,
+    stop: float,
+    times: Sequence[float] | np.ndarray | None,
+    cond: Mapping[str, Any],
+    guidance: Guidance | None,
+    gradient: str | None,
+) -> AdaptiveRun:
     frame = FRAMES[options.frame]
     way = ends(model, frame, start, stop)
-    flow = Flow(model, frame, len(x), x.dim(), cond or {}, guidance)
+    flow = Flow(model, frame, len(x), x.dim(), cond, guidance)
     before, after = int(way.first != way.start), int(way.last != way.stop)
     kept = _Kept(times, way, x)
     kept.at(way.start, x)
@@ -82,24 +100,24 @@ def run(
     status, nfe = np.zeros(len(x), dtype=int), np.full(len(x), before)
     t, h = np.full(len(x), float(way.last)), np.zeros(len(x))
     if way.first != way.last:
-        x, solution = _between(flow, x, way, options, before, after, kept)
+        x, solution = _between(flow, x, way, options, before, after, kept, gradient)
         status, nfe, h = solution.status, nfe + solution.nfe, solution.h
         with np.errstate(all="ignore"):
             t = np.asarray(frame.time(model.path, solution.v))
         t = np.where(status == Status.DONE, way.last, t)
-    if after:
-        finished = make_step(flow, x, way.last, way.stop)
-        done = torch.from_numpy(status == Status.DONE).to(x.device)
-        x = torch.where(per_sample(done, x), finished, x)
-        nfe, t = nfe + 1, np.where(status == Status.DONE, way.stop, t)
-        kept.at(way.stop, torch.where(per_sample(done, x), x, torch.nan))
+    if after and (rows := np.flatnonzero(status == Status.DONE)).size:
+        done = torch.from_numpy(rows).to(x.device)
+        finished = make_step(flow, x[done], way.last, way.stop, rows)
+        x, missing = x.index_copy(0, done, finished), torch.full_like(x, torch.nan)
+        nfe, t = nfe + (status == Status.DONE), np.where(status == Status.DONE, way.stop, t)
+        kept.at(way.stop, missing.index_copy(0, done, finished))
     answers = tuple(Status(int(code)) for code in status)
     warn(answers, t, h)
     return AdaptiveRun(x, answers, nfe, t, h, kept.times, kept.states)
 
 
 def _between(
-    flow: Flow, x: Tensor, way: Ends, options: Adaptive, before: int, after: int, kept: _Kept
+    flow: Flow, x: Tensor, way: Ends, options: Adaptive, before: int, after: int, kept: _Kept, gradient: str | None
 ) -> tuple[Tensor, Solution]:
     """The part of the way that the method itself makes: the state where each sample stopped, and how it got there."""
     path, frame = flow.model.path, flow.frame
@@ -115,10 +133,18 @@ def _between(
 
     inside = kept.inside(path, way)
     outputs = np.asarray(frame.v(path.nodes(inside))) if len(inside) else inside
-    solution = integrate(field, (x / c0,), v0, v1, options, outputs=outputs.tolist(), spent=before, reserve=after)
+    z = x / c0
+    with torch.set_grad_enabled(gradient in ("direct", "checkpoint")):
+        solution = integrate(
+            field, (z,), v0, v1, options, outputs=outputs.tolist(), spent=before, reserve=after,
+            checkpointed=gradient == "checkpoint",
+        )  # fmt: skip
+    end = solution.parts[0]
+    if gradient == "adjoint":
+        end = attached(z, end, Way(flow, options, pins, v0, solution.v))
     with np.errstate(all="ignore"):
         c = frame.c(path.nodes(np.asarray(frame.time(path, solution.v))))
-    x = solution.parts[0] * per_sample(torch.from_numpy(np.broadcast_to(c, len(x)).copy()).to(x.device, x.dtype), x)
+    x = end * per_sample(torch.from_numpy(np.broadcast_to(c, len(x)).copy()).to(x.device, x.dtype), x)
     if solution.dense is not None:
         for time, z in zip(inside.tolist(), solution.dense, strict=True):
             kept.at(time, z * float(frame.c(path.nodes(np.array([time])))[0]))
@@ -164,16 +190,3 @@ class _Kept:
                 f"{way.start} to {way.first} or from {way.last} to {way.stop}, where there is nothing between"
             )
         return self.times[inside]
-
-
-def warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray) -> None:
-    """Say which samples did not get to the end, and why."""
-    for reason in (Status.NON_FINITE, Status.STEP_TOO_SMALL, Status.BUDGET_SPENT):
-        those = [i for i, s in enumerate(status) if s == reason]
-        if those:
-            warnings.warn(
-                f"{len(those)} of {len(status)} samples stopped early: {reason.name.lower().replace('_', ' ')}, the "
-                f"first of them sample {those[0]} at t={t[those[0]]:.6g} with a step of {h[those[0]]:.3g}",
-                RuntimeWarning,
-                stacklevel=4,
-            )

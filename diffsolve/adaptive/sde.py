@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.adaptive.options import Status
-from diffsolve.adaptive.run import AdaptiveRun, warn
+from diffsolve.adaptive.options import Status, warn
+from diffsolve.adaptive.run import AdaptiveRun
 from diffsolve.brownian import Brownian
 from diffsolve.execute import Wiener
 from diffsolve.flow import Flow, per_sample

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 __all__ = ["Path", "Position", "Times", "UnitVariance", "check", "float64"]
 
@@ -94,8 +96,12 @@ class Path(ABC):
         t = float64(t)
         return Position(t, self._alpha(t), self._sigma(t), *self.derivatives(t))
 
-    def nodes(self, t: Times) -> Position:
-        """`at`, as numpy arrays: what solvers compute weights from."""
+    def nodes(self, t: Times, *, slopes: bool = True) -> Position:
+        """`at`, as numpy arrays: what solvers compute weights from; NaN for the derivatives where not asked for."""
+        if not slopes:
+            t = float64(t)
+            alpha, sigma = self._alpha(t).cpu().numpy(), self._sigma(t).cpu().numpy()
+            return Position(t.cpu().numpy(), alpha, sigma, np.full_like(alpha, np.nan), np.full_like(alpha, np.nan))
         p = self.at(t)
         return Position(*(value.cpu().numpy() for value in (p.t, p.alpha, p.sigma, p.dalpha, p.dsigma)))
 
@@ -155,7 +161,8 @@ def float64(t: Times) -> Tensor:
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     twice = torch.is_grad_enabled() and t.requires_grad  # as torchdiffeq's step sizes have gradients too
-    with torch.enable_grad():
+    # Its own graph is over when it returns: a checkpoint around it is not to forget it, and be made again for it.
+    with torch.enable_grad(), nullcontext() if twice else saved_tensors_hooks(_itself, _itself):
         try:
             t = t if twice else t.detach().requires_grad_(True)
         except RuntimeError:  # inside a transform of torch.func, which has no other derivatives; it is the slower way
@@ -168,6 +175,10 @@ def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
             (slope,) = torch.autograd.grad(value.sum(), t, create_graph=twice)
     slope = slope if twice else slope.detach()
     return slope.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def check(holds: bool, name: str, value: object, accepted: str) -> None:

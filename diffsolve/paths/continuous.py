@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffsolve.paths.base import Path, UnitVariance, check
+from diffsolve.paths.base import Path, Times, UnitVariance, check, float64
 
 __all__ = ["EDM", "VE", "VP", "CondOT", "Cosine", "Rectified", "SubVP"]
 
@@ -136,6 +136,10 @@ class CondOT(Path):
     def _sigma(self, t: Tensor) -> Tensor:
         return 1 - t
 
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(float64(t))
+        return one, -one
+
     def _time(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(lam)
 
@@ -164,6 +168,10 @@ class Rectified(Path):
 
     def _sigma(self, t: Tensor) -> Tensor:
         return t.clone()
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(float64(t))
+        return -one, one
 
     def _time(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam)

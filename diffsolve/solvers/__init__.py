@@ -28,6 +28,7 @@ from diffsolve.solvers.butcher import (
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
 from diffsolve.solvers.multistep import IPNDM, PNDM, DPMpp, Multistep, UniPC
 from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Restart
+from diffsolve.solvers.reversible import ReversibleHeun
 from diffsolve.solvers.runge_kutta import RungeKutta
 from diffsolve.solvers.sde import ERSDE, Constant, Diffusion, Interval, Tau
 from diffsolve.solvers.stochastic import DDIM, DDPM, Maruyama, ReverseDiffusion
@@ -51,6 +52,7 @@ __all__ = [
     "Multistep",
     "Restart",
     "ReverseDiffusion",
+    "ReversibleHeun",
     "RungeKutta",
     "Scheme",
     "Solver",
@@ -198,6 +200,7 @@ registry: Registry[Solver] = Registry(
         "res-5s": _exponential(res5()),
         "restart": _around(Restart, "heun(frame='noise')"),
         "reverse-diffusion": ReverseDiffusion,
+        "reversible-heun": ReversibleHeun,
         "rk4": _runge_kutta(RK4),
         "rk4-38": _runge_kutta(KUTTA38),
         # SA-Solver (2309.05019): exponential Adams for the SDE, with its corrector.

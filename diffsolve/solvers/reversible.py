@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffsolve.solvers.base import Solver, frame_named
+from diffsolve.frames import FRAMES
+from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.tableau import Combination, Draft
 
 __all__ = ["ReversibleHeun"]
@@ -21,9 +22,11 @@ class ReversibleHeun(Solver):
     Swapping the ends and the sign of h gives the same equations: the step backwards from (z', y') is (z, y), whatever
     the step and the network. What is left is rounding, which the method carries on without damping.
 
-    The run ends at its last node with a call there, so the network must be callable at both ends of the grid: stop at
-    the path's last time where it is not. `run.x` is z, and `run.state.s` the y that goes with it; start the way back
-    from both, as `diffsolve.reversible` does.
+    The network is called at every node, the last one included. Where it may not be called there, or the frame is
+    singular at an end, the pair is made one, and the step there is by the rule for the ends and cannot be undone.
+
+    `run.x` is z, and `run.state.s` the y that goes with it; the way back starts from both, as `diffsolve.reversible`
+    does. gradient="adjoint" undoes the steps: exact gradients at the memory of one state.
 
     Source: Kidger, Foster, Li and Lyons, 2105.13493, section 3.
     """
@@ -38,22 +41,25 @@ class ReversibleHeun(Solver):
         return 2
 
     def write(self, draft: Draft, call_last: bool) -> None:
-        frame, g = frame_named(self.frame), draft.grid
+        path, frame, g = draft.path, frame_named(self.frame), draft.grid
         with np.errstate(all="ignore"):
             v, c = frame.v(g), frame.c(g)
-        if not call_last or not (np.isfinite(v).all() and (c > 0).all()):
-            raise ValueError(
-                f"{self}: the network must be called at every node, from t={g.t[0]:.6g} to t={g.t[-1]:.6g}, in a frame "
-                "regular there: stop where the network can be called, in the frame 'trig' or 'straight'"
-            )
-        h = [0.0, *np.diff(v).tolist(), 0.0]
-        for i in range(draft.steps + 1):
+        ends = [end_frame(frame, path, g[i], g[i + 1]) for i in range(draft.steps)]
+        if not call_last:
+            ends[-1] = FRAMES["denoised" if g.sigma[-2] > 0 else "noise"]
+        before = 0.0  # the step that led here, of which s still wants half
+        for i, end in enumerate([*ends, None]):
+            after = v[i + 1] - v[i] if end is None and i < draft.steps else 0.0
             # s is z with half a step of the last d, in units of c here: the call at y completes it to z.
-            last = i == draft.steps
-            scale = c[min(i + 1, draft.steps)]
-            z: Combination = {"s": scale / c[i], i: scale * h[i] / 2}
-            y: Combination = {"s": 2 * scale / c[i], "y": -scale / c[i], i: scale * (h[i] + h[i + 1])}
-            if last:
-                draft.call(g[i], frame.name, y=z, s={"y": 1.0}, node=i)
-            else:
-                draft.call(g[i], frame.name, y=y, s={**z, i: scale * (h[i] + h[i + 1]) / 2})
+            if after:
+                scale = c[i + 1]
+                z: Combination = {"s": scale / c[i], len(draft): scale * (before + after) / 2}
+                y: Combination = {"s": 2 * z["s"], "y": -z["s"], len(draft): 2 * z[len(draft)]}
+                closed = i + 1 == draft.steps or ends[i + 1] is not None  # the next call gives the node its z
+                draft.call(g[i], frame.name, y=y, s=z, node=-1 if closed else i + 1)
+            elif before:
+                draft.call(g[i], frame.name, y={"s": 1.0, len(draft): c[i] * before / 2}, s={"y": 1.0}, node=i)
+            if end is not None:
+                ratio, gain = end.step(g[i], g[i + 1])
+                draft.call(g[i], end.name, y={"y": ratio, len(draft): gain}, node=i + 1)
+            before = after
