@@ -133,24 +133,22 @@ def _load(dtype: torch.dtype) -> Any:
         raise RuntimeError(f"there is no compiler {command[0]}")
     command = [compiler, *command[1:], *FLAGS, f"-DREAL={REAL[dtype]}"]
     made_of = [source.read_text(), *command, str(ATTEMPTS), *_identity(compiler), _processor()]
-    name = f"native-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.so"
+    name = f"native-{_digest(repr(made_of).encode())}"
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return _opened(_compiled(command, source, Path(temporary) / name))
-    target = folder / name
-    try:
-        if _own(target):
-            return _opened(target)
-    except OSError:
-        pass  # not there yet, or cut off by a full disk
-    return _opened(_compiled(command, source, target))
+            return _opened(_compiled(command, source, Path(temporary), name))
+    for file in folder.glob(f"{name}-*.so"):
+        # A file that was cut off would end the process, not raise.
+        if _own(file) and file.stem == f"{name}-{_digest(file.read_bytes())}":
+            return _opened(file)
+    return _opened(_compiled(command, source, folder, name))
 
 
-def _compiled(command: Sequence[str], source: Path, target: Path) -> Path:
-    """The target, which is there as a whole or not at all, however many processes make it at once."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
+def _compiled(command: Sequence[str], source: Path, folder: Path, name: str) -> Path:
+    """The library in the folder, there as a whole or not at all, however many processes make it at once."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made = Path(temporary) / f"{name}.so"
         for extra in ATTEMPTS:
             try:
                 full = [*command, *extra, str(source), "-o", str(made)]
@@ -161,8 +159,13 @@ def _compiled(command: Sequence[str], source: Path, target: Path) -> Path:
                 failure = RuntimeError(f"{command[0]} cannot compile {source.name}: {said.strip()}")
         else:
             raise failure
+        target = folder / f"{name}-{_digest(made.read_bytes())}.so"
         os.replace(made, target)
     return target
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def _opened(file: Path) -> Any:

@@ -274,7 +274,7 @@ def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row
     element = torch.arange(*elements, dtype=torch.int64, device=device)
     # The row is a tensor, not an int: M1 * row needs 64 bits, and only an int64 tensor wraps.
     counter: list[Word] = [element, sample, torch.full_like(element[:1], row), int(stream)]
-    arrays = device.type in IN_NUMPY and not torch.compiler.is_compiling()
+    arrays = device.type in IN_NUMPY and type(element) is Tensor and not torch.compiler.is_compiling()
     if arrays:
         counter, key = ([w.numpy() if isinstance(w, Tensor) else w for w in ws] for ws in (counter, key))
     words = philox(counter, key)

@@ -363,33 +363,6 @@ def test_gradients(per_sample, monkeypatch, choice):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-@compiler
-@pytest.mark.parametrize("solver", ["unipc-3", "ddim(eta=1.0)"])
-def test_native_samples_do_not_depend_on_their_batch(solver, monkeypatch):
-    """Bit for bit: the loop's vectors and their remainders compute alike."""
-    monkeypatch.setenv("DIFFSOLVE_KERNELS", "native")
-    model = ds.adapt(lambda x, t: x * 0.3, "edm", "denoised")
-    run = lambda shape, index: ds.sample(model, shape, solver=solver, steps=5, seed=1, index=index)  # noqa: E731
-    for inner in ((1,), (3, 7), (5, 241)):
-        whole = run((5, *inner), 0)
-        for i in range(5):
-            assert torch.equal(run((1, *inner), i), whole[i : i + 1])
-        torch.set_num_threads(2)
-        try:
-            assert torch.equal(run((5, *inner), 0), whole)
-        finally:
-            torch.set_num_threads(1)
-
-
-@compiler
-def test_a_compiler_that_fails_is_said_to(monkeypatch):
-    monkeypatch.setenv("CC", "false")
-    native = pytest.importorskip("diffsolve.kernels.native")
-    native._library.cache_clear()
-    with pytest.raises(RuntimeError, match="false cannot compile native.c"):
-        native._library(F32)
-
-
 def test_fold_reads_each_place_once():
     row = kernels.Row((0.5, 1.0), None, ((0, 2.0), (Y, 1.0), (D, 3.0), (D + 1, -1.0), (Z, 0.25)), True, 0.1)
     fold = sys.modules["diffsolve.kernels.update"]._fold
