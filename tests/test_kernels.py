@@ -430,6 +430,7 @@ X = torch.ones(2, 3)
     [
         (lambda: kernels.combine([X] * 13, torch.ones(1, 13)), "inputs: 13"),
         (lambda: kernels.combine([X, X[:1]], torch.ones(1, 2)), "one shape"),
+        (lambda: kernels.combine([X, X.to("meta")], torch.ones(1, 2)), "inputs are on cpu, meta; accepted: one device"),
         (lambda: kernels.combine([X], torch.ones(1, 2)), r"weights has shape \(1, 2\); accepted: \(M, 1\)"),
         (lambda: kernels.combine([X], torch.ones(3, 1, 1)), r"accepted: \(2, M, 1\)"),
         (lambda: kernels.combine([X], torch.ones(2, 1), dtypes=[F32]), "dtypes: 1"),

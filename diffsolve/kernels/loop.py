@@ -52,14 +52,16 @@ def run(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw:
         inputs: without the noise of `draw`, which is the last then.
     """
     like = results[0]
-    dtype, stride = like.dtype, like.stride()
+    dtype, shape, stride = like.dtype, like.shape, like.stride()
     loops = native.found(dtype)
     if loops is None or not native.bare(*inputs, *results):
         return False
     for x in (*inputs, *results):
-        if x.dtype != dtype or x.stride() != stride:
+        if x.dtype != dtype or x.shape != shape or x.stride() != stride or not x.is_cpu:
             return False
-    count, batch, size, seeds, who = like.numel(), 1, like.numel(), None, NOBODY
+    batch = 1
+    count = size = like.numel()
+    seeds, who = None, NOBODY
     if draw is not None:  # whose counters follow the samples and the order of their elements
         if not (draw.plain and like.is_contiguous()):
             return False
