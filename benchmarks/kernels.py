@@ -33,6 +33,7 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHAPE = (64, 3, 64, 64)
+ODD = (63, 3, 63, 63)
 KERNELS = ("combine_kernel", "window_kernel", "rk_error_kernel", "probe_dot_kernel", "moments_kernel")
 
 
@@ -79,24 +80,31 @@ def update(
     noise: bool = False,
     rows: bool = False,
     guided: bool = False,
+    shape: tuple[int, ...] = SHAPE,
 ) -> Callable[[str], object]:
     """A launch of the update: weights[m, k] on every input, the last one of which may be noise."""
 
     def run(where: str) -> object:
         K, M = len(inputs) + noise, len(outputs)
-        weights = torch.ones((SHAPE[0], M, K) if rows else (M, K), dtype=DOUBLE, device=where)
+        weights = torch.ones((shape[0], M, K) if rows else (M, K), dtype=DOUBLE, device=where)
         draw = Draw(Key(1), 3, Stream.ROW) if noise else None
         options: dict[str, Any] = {}
         if guided:
-            factor = torch.ones(SHAPE[0], dtype=DOUBLE, device=where)
-            options = {"guided": 1, "uncond": tensors(where, inputs[1])[0], "guidance": 7.5, "factor": factor}
-        return launch.combine(tensors(where, *inputs), weights, tensors(where, *outputs), draw=draw, **options)
+            factor = torch.ones(shape[0], dtype=DOUBLE, device=where)
+            options = {
+                "guided": 1,
+                "uncond": tensors(where, inputs[1], shape=shape)[0],
+                "guidance": 7.5,
+                "factor": factor,
+            }
+        given, made = tensors(where, *inputs, shape=shape), tensors(where, *outputs, shape=shape)
+        return launch.combine(given, weights, made, draw=draw, **options)
 
     return run
 
 
 def cases() -> list[Case]:
-    def case(name: str, inputs: list[torch.dtype], outputs: list[torch.dtype], **options: bool) -> Case:
+    def case(name: str, inputs: list[torch.dtype], outputs: list[torch.dtype], **options: Any) -> Case:
         reads = sum(d.itemsize for d in inputs) + (inputs[1].itemsize if options.get("guided") else 0)
         return Case(name, update(inputs, outputs, **options), reads, sum(d.itemsize for d in outputs))
 
@@ -106,6 +114,8 @@ def cases() -> list[Case]:
         case("euler", [S, S], [S]),
         case("euler, bf16 network", [S, B], [S, B]),
         case("dpmpp-2m", [S, S, S], [S, S]),
+        case("dpmpp-2m, odd", [S, S, S], [S, S], shape=ODD),
+        case("dpmpp-2m, bf16 network, odd", [S, B, S], [S, S, B], shape=ODD),
         case("dpmpp-2m, bf16 network", [S, B, S], [S, S, B]),
         case("dpmpp-2m, fp16 network", [S, HALF, S], [S, S, HALF]),
         case("dpmpp-2m, bf16 state", [B, B, B], [B, B]),
@@ -229,7 +239,8 @@ def examine(case: Case, name: str) -> Found:
         narrow = 0
         for way, vector, bits in re.findall(r"(ld|st)\.global\.(?:v(\d)\.)?b(\d+)", done.asm["ptx"]):
             wide = int(vector or 1) * int(bits)
-            # Weights, seeds, and partial sums are one word for a whole row of the tile, not one per element.
+            # Weights, seeds, and partial sums are one word for a whole row of the tile, not one per element; nor is
+            # the last tile of an odd size vectors: it goes element by element.
             if vector:
                 moved[way] += wide // 8
                 narrow += wide < 128
@@ -278,7 +289,7 @@ def timed() -> None:
     compiled_combine = torch.compile(_combine)
     n = torch.Size(SHAPE).numel()
     print(torch.cuda.get_device_name())
-    print(f"{'case':26}{'us':>9}{'copy':>9}{'eager':>9}{'compile':>9}")
+    print(f"{'case':28}{'us':>9}{'copy':>9}{'eager':>9}{'compile':>9}")
     for case in cases():
         kernel, grid, arguments = recorded(case.run, "cuda")[0]
         times = [do_bench(lambda k=kernel, g=grid, a=arguments: k[g](**a), return_mode="median")]
@@ -292,7 +303,7 @@ def timed() -> None:
             for run in (_combine, compiled_combine):
                 work = lambda r=run, i=inputs, w=weights, d=dtypes: r(i, w, d, None)  # noqa: E731
                 times.append(do_bench(work, return_mode="median"))
-        print(f"{case.name:26}" + "".join(f"{1e3 * t:9.1f}" for t in times))
+        print(f"{case.name:28}" + "".join(f"{1e3 * t:9.1f}" for t in times))
 
 
 def main() -> None:
@@ -309,11 +320,11 @@ def main() -> None:
         json.dump([{**asdict(f), "must_read": c.reads, "must_write": c.writes} for c, f in found], sys.stdout)
         return
     names = ("case", "target", "regs", "spills", "stack", "shared", "read", "of", "write", "of", "narrow")
-    print("{:26}{:>8}{:>6}{:>8}{:>7}{:>8}{:>8}{:>5}{:>8}{:>5}{:>8}".format(*names))
+    print("{:28}{:>8}{:>6}{:>8}{:>7}{:>8}{:>8}{:>5}{:>8}{:>5}{:>8}".format(*names))
     for c, f in found:
         counts = ["-" if n is None or n < 0 else f"{n:g}" for n in (f.reads, c.reads, f.writes, c.writes, f.narrow)]
         resources_ = f"{f.registers:6}{f.spills:8}{f.local:7}{f.shared:8}"
-        print("{:26}{:>8}{}{:>8}{:>5}{:>8}{:>5}{:>8}".format(f.case, f.target, resources_, *counts))
+        print("{:28}{:>8}{}{:>8}{:>5}{:>8}{:>5}{:>8}".format(f.case, f.target, resources_, *counts))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """Time and memory of a step between two network calls: ours and other libraries', with a network that costs nothing.
 
-    python benchmarks/overhead.py                      # all shapes; minutes
-    python benchmarks/overhead.py --shape 16 3 32 32   # one
+    python benchmarks/overhead.py                      # every method, four shapes: about 10 minutes on an idle core
+    python benchmarks/overhead.py --shape 16 3 32 32   # one shape
+    python benchmarks/overhead.py --tables             # what was measured, once more
+
+What is found is kept in benchmarks/results/overhead.json after every shape. A run that was stopped goes on after the
+last of them; --fresh begins anew. At the end benchmarks/results/overhead.md has all of it, and what the page in docs
+shows is printed.
 
 Each number is a ratio to one floor: a single `torch.add(a, b, out=c)` on tensors of n streams / 3 elements, where n is
 the size of the state and `streams` the number of states that a step must read and write, whoever makes it: the inputs
 and results of its rows, each once. The floor of a method is that of our tableau of it, for its peers too.
 
-"diffsolve" is the in-place chain that a CPU gets by default, "native" the compiled loop (DIFFSOLVE_KERNELS=native).
+"diffsolve" is what a CPU gets by default, the compiled loop wherever a row is more than one operation; "chain" is the
+torch operations in place that it equals (DIFFSOLVE_KERNELS=torch), which is also what there is without a compiler.
 
 Times are those of the one thread, the best of several rounds in which all the methods take turns, per network call;
 memory is the peak of what was allocated during the run besides the network's output and the start, in states.
@@ -19,52 +25,43 @@ import argparse
 import gc
 import importlib.util
 import json
-import math
 import os
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, which counts the memory, talks otherwise
+
 import torch
+from overhead_tables import OURS, Row, listing, page, summary
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 import diffsolve as ds
+from diffsolve import native
+from diffsolve.execute import Executor
 from diffsolve.kernels.update import Z, _fold
 
 SHAPES = [(1, 4, 64, 64), (16, 3, 32, 32), (64, 3, 64, 64), (16, 4, 128, 128)]
 STEPS = 20
 STOCHASTIC = ("ddim(eta=1.0)",)
+RESULTS = Path(__file__).resolve().parent / "results"
 
 clock = time.thread_time  # of the one thread, so that other programs take less part in it
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes alive at once in storages made while the mode is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(t, Tensor):
-                storage = t.untyped_storage()
-                if storage._cdata not in self.seen:
-                    self.seen.add(storage._cdata)
-                    self.alive += storage.nbytes()
-                    weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.alive)
-        return out
-
-    def freed(self, which: int, size: int) -> None:
-        self.seen.discard(which)
-        self.alive -= size
+def peak_memory(run: Callable[[], object]) -> int:
+    """The most bytes that PyTorch had allocated at once since the run began."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        run()
+    events = prof.profiler.kineto_results.events()
+    alive = peak = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        alive += size
+        peak = max(peak, alive)
+    return peak
 
 
 def streams(program: Any) -> float:
@@ -87,12 +84,10 @@ Method = tuple[str, str, Callable[[], tuple[float, int]]]
 """(library, method, run): run gives the seconds of its loop and the calls made."""
 
 
-def ours(x: Tensor, out: Tensor, solver: str, choice: str) -> Callable[[], tuple[float, int]]:
-    model = ds.adapt(lambda x, t: out, "edm", "noise")
-
+def ours(first: Executor, x: Tensor, out: Tensor, choice: str) -> Callable[[], tuple[float, int]]:
     def run() -> tuple[float, int]:
         os.environ["DIFFSOLVE_KERNELS"] = choice
-        executor = ds.begin(model, noise=x, solver=solver, steps=STEPS, seed=0)
+        executor = Executor(first.program, x, first.key)
         start = clock()
         while not executor.done:
             executor.query()
@@ -247,25 +242,21 @@ def torchsde(x: Tensor, out: Tensor) -> Iterator[Method]:
     yield "torchsde", "ddim(eta=1.0)", run
 
 
-def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dict[str, Any]]:
+def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[Row]:
     x, out = torch.randn(shape), torch.randn(shape)
-    n = x.numel()
+    n, key, flat = x.numel(), ds.Key(0), torch.empty(shape).flatten(1)
+    model = ds.adapt(lambda x, t: out, "edm", "noise")
+    firsts = {s: ds.begin(model, noise=x, solver=s, steps=STEPS, seed=0) for s in solvers}
     methods: list[Method] = [
-        (name, s, ours(x, out, s, choice))
-        for name, choice in (("diffsolve", "torch"), ("  native", "native"))
-        for s in solvers
+        (name, s, ours(first, x, out, choice)) for name, choice in OURS.items() for s, first in firsts.items()
     ]
     for library in (diffusers, k_diffusion, azula, torchdiffeq, torchsde):
         methods += [m for m in library(x, out) if m[1] in solvers]
-    programs = {
-        s: ds.begin(ds.adapt(lambda x, t: out, "edm", "noise"), noise=x, solver=s, steps=STEPS).program for s in solvers
-    }
-    counts = {s: streams(p) for s, p in programs.items()}
+    counts = {s: streams(first.program) for s, first in firsts.items()}
     floors = {c: floor(n, c) for c in set(counts.values())}
-    key = ds.Key(0)
     best = {m[:2]: float("inf") for m in methods}
     least = dict.fromkeys(floors, float("inf"))
-    noise = float("inf")
+    noise = dict.fromkeys(OURS, float("inf"))
     states: dict[tuple[str, str], float] = {}
     failed: set[tuple[str, str]] = set()
     for turn in range(rounds):
@@ -274,18 +265,20 @@ def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dic
             for _ in range(5):
                 add()
             least[count] = min(least[count], (clock() - start) / 5)
-        start = clock()
-        key.normal(shape, row=1)
-        noise = min(noise, clock() - start)
+        for name, choice in OURS.items():
+            os.environ["DIFFSOLVE_KERNELS"] = choice
+            start = clock()
+            for _ in range(5):
+                key._compiled(flat, 1, 1) or key._blocks(flat, 1, 1)
+            noise[name] = min(noise[name], (clock() - start) / 5)
         for library, method, run in methods:
             if (library, method) in failed:
                 continue
             try:
                 if turn == 0:
+                    run()
                     gc.collect()
-                    with Peak() as peak:
-                        run()
-                    states[library, method] = peak.peak / (4 * n)
+                    states[library, method] = peak_memory(run) / (4 * n)
                 seconds, calls = run()
             except Exception as error:  # a peer that does not run this is reported, not hidden
                 failed.add((library, method))
@@ -294,11 +287,12 @@ def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dic
             best[library, method] = min(best[library, method], seconds / calls)
     return [
         {
-            "shape": shape, "library": library, "method": method, "streams": counts[method],
+            "shape": list(shape), "library": library, "method": method, "streams": counts[method],
             "floor_us": 1e6 * least[counts[method]], "us": 1e6 * best[library, method],
             "ratio": best[library, method] / least[counts[method]],
             "above_us": 1e6 * (best[library, method] - least[counts[method]]),
-            "states": states[library, method], "noise_us": 1e6 * noise if programs[method].tableau.stochastic else 0.0,
+            "states": states[library, method], "stochastic": firsts[method].tableau.stochastic,
+            "noise_us": 1e6 * noise[library] if firsts[method].tableau.stochastic and library in noise else 0.0,
         }
         for library, method, _ in methods if (library, method) not in failed
     ]  # fmt: skip
@@ -306,50 +300,40 @@ def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs="+", help="one shape in place of the four")
-    parser.add_argument("--solvers", nargs="+", default=[*ds.solvers.names(), *STOCHASTIC])
+    parser.add_argument("--shape", type=int, nargs="+", help="one shape in place of the four; nothing is kept")
+    parser.add_argument("--solvers", nargs="+", default=[*ds.solvers.names(), *STOCHASTIC], help="nothing is kept")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--save", help="a JSON file")
+    parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run found")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found = []
-    for shape in [tuple(args.shape)] if args.shape else SHAPES:
-        rows = measure(shape, list(dict.fromkeys(args.solvers)), args.rounds)
-        found += rows
-        print(
-            f"\n{'x'.join(map(str, shape))}: microseconds per call, as a multiple of the floor, above it; peak states"
+    every = parser.get_default("solvers") == args.solvers
+    kept = RESULTS / "overhead.json" if every and args.shape is None else None
+    found: list[Row] = json.loads(kept.read_text()) if kept and kept.exists() and not args.fresh else []
+    for shape in [] if args.tables else [tuple(args.shape)] if args.shape else SHAPES:
+        if any(tuple(r["shape"]) == shape for r in found):
+            continue
+        start = time.monotonic()
+        found += measure(shape, list(dict.fromkeys(args.solvers)), args.rounds)
+        print(f"{'x'.join(map(str, shape))}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+        if kept:
+            kept.write_text(json.dumps(found, indent=1) + "\n")
+    shapes = list(dict.fromkeys(tuple(r["shape"]) for r in found))
+    tables = {s: listing([r for r in found if tuple(r["shape"]) == s]) for s in shapes}
+    if kept is None:
+        print(*tables.values(), sep="\n\n")
+    elif found:
+        about = (
+            "# What a step costs, measured\n\nWritten by `python benchmarks/overhead.py`, which says what the columns "
+            f"are: one CPU thread, float32, {STEPS} steps, torch {torch.__version__}, "
+            f"{'with' if native.found(torch.float32) else 'without'} a C compiler."
         )
-        for r in sorted(rows, key=lambda r: (r["method"], r["library"] not in ("diffsolve", "  native"), r["us"])):
-            drawn = f"  of which noise {r['noise_us']:.0f} us" if r["library"] == "diffsolve" and r["noise_us"] else ""
-            print(
-                f"  {r['method']:22}{r['library']:13}{r['us']:10.1f}{r['ratio']:8.2f}{r['above_us']:10.1f}"
-                f"{r['states']:8.1f}   ({r['streams']:.1f} streams){drawn}",
-                flush=True,
-            )
-    for name in ("diffsolve", "  native"):
-        own = [r for r in found if r["library"] == name and not r["noise_us"]]
-        large = sorted(r["ratio"] for r in own if math.prod(r["shape"]) >= 700_000)
-        small = sorted(r["above_us"] for r in own if math.prod(r["shape"]) <= 20_000)
-        if large:
-            within = sum(r <= 2 for r in large)
-            print(f"{name}: {within} of {len(large)} at most 2x the floor, median {large[len(large) // 2]:.2f}")
-        if small:
-            within = sum(u <= 40 for u in small)
-            print(f"{name}: {within} of {len(small)} at most 40 us above it, median {small[len(small) // 2]:.1f}")
-    behind = [
-        (r["shape"], r["method"], p["library"])
-        for r in found
-        for p in found
-        if r["library"] == "diffsolve"
-        and not r["noise_us"]
-        and (p["shape"], p["method"]) == (r["shape"], r["method"])
-        and p["library"] not in ("diffsolve", "  native")
-        and p["us"] <= r["us"]
-    ]
-    print(f"behind a peer: {behind or 'nowhere'}")
-    if args.save:
-        Path(args.save).write_text(json.dumps(found, indent=1))
+        parts = [about, summary(found).replace("\n", "\n\n")]
+        parts += [f"## {' x '.join(map(str, s))}\n\n{table}" for s, table in tables.items()]
+        kept.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+        print(page(found), end="\n\n")
+    print(summary(found))
 
 
 if __name__ == "__main__":

@@ -58,16 +58,17 @@ class Program:
     """How many past predictions are kept alive."""
 
     @cached_property
-    def _lowered(self) -> dict[torch.device, tuple[Row, ...]]:
+    def _lowered(self) -> dict[Any, tuple[Row, ...]]:
         return {}
 
-    def rows_on(self, device: torch.device) -> tuple[Row, ...]:
-        """The rows as the kernels of a device want them; what they copy there is copied once."""
-        if kernels.fused(device, "combine") is None:
+    def rows_on(self, like: Tensor) -> tuple[Row, ...]:
+        """The rows as the kernels want them for such a state; what they copy to a device is copied once."""
+        how = kernels.way(like)
+        if how is None:
             return self.rows
-        if device not in self._lowered:
-            self._lowered[device] = kernels.lower(self.rows, device)
-        return self._lowered[device]
+        if (how, like.device) not in self._lowered:
+            self._lowered[how, like.device] = how(self.rows, like.device)
+        return self._lowered[how, like.device]
 
 
 def bind(tableau: Tableau, model: Model, takes: str | None = None, *, pair: bool = False) -> Program:
@@ -238,7 +239,7 @@ class Executor:
             self._y = self._s if state.y is state.s else state.y.clone()
             self._history = tuple(h.clone() for h in state.history)
         y = self._y
-        self._rows = program.rows_on(y.device)
+        self._rows = program.rows_on(y)
         self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
         self._told = self._clock[:, None].expand(-1, len(y)).unbind()
         # The network's input, where it is not y itself.

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve import native
+
 __all__ = ["Draw", "Key", "Stream", "philox"]
 
 MASK = 0xFFFFFFFF
@@ -149,8 +151,9 @@ class Key:
                   (n_{4e+j}, n_{4e+j+1}) &= \sqrt{-2 \ln u_j}\; (\cos 2\pi u_{j+1}, \sin 2\pi u_{j+1}),
                        \qquad j = 0, 2,
 
-        in float32, then cast. The integers are the same on every device, the normals agree to the rounding of
-        its log, sin and cos. Since u >= 2**-25, none exceeds sqrt(50 ln 2) = 5.89; nothing is clipped.
+        in float32, then cast. The integers are the same everywhere, the normals agree to the rounding of log, sin
+        and cos: on every device, and on a CPU with the compiled loop (`native`) and without it. Since u >= 2**-25,
+        none exceeds sqrt(50 ln 2) = 5.89; nothing is clipped.
 
         Args:
             shape: (B, *); one seed per row means B seeds.
@@ -173,18 +176,47 @@ class Key:
 
         whole = out if out.is_contiguous() else torch.empty(sizes, dtype=out.dtype, device=out.device)
         flat = whole.view(batch, size)
+        if not self._compiled(flat, row, stream):
+            self._blocks(flat, row, stream)
+        self.flip(flat)
+        return out if whole is out else out.copy_(whole)
+
+    def _compiled(self, flat: Tensor, row: int, stream: int) -> bool:
+        """Whether the compiled loop could write the normals to (B, size)."""
+        loops = native.library() if flat.device.type == "cpu" and native.bare(flat) else None
+        if loops is None:
+            return False
+        into = flat if flat.dtype == torch.float32 else torch.empty_like(flat, dtype=torch.float32)
+        seeds, who = self.address()
+        loops.fill(native.record(*flat.shape, native.threads(flat.numel()), *who, row, int(stream), into.data_ptr()))
+        del seeds  # they had to stay until now
+        native.written(into)
+        if into is not flat:
+            flat.copy_(into)
+        return True
+
+    def _blocks(self, flat: Tensor, row: int, stream: int) -> None:
+        """The normals into (B, size), by NumPy or torch."""
+        batch, size = flat.shape
+        counters = -(-size // 4)
         # A block is `depth` samples of `width` counters: on a CPU small enough for the caches, elsewhere
         # large enough to hide the launches. About 100 bytes of scratch per counter.
-        block = 2**14 if out.device.type == "cpu" else 2**18
+        block = 2**14 if flat.device.type == "cpu" else 2**18
         width = min(max(counters, 1), block)
         depth = block // width
         for i in range(0, batch, depth):
-            key, sample = self.words(i, min(i + depth, batch), out.device)
+            key, sample = self.words(i, min(i + depth, batch), flat.device)
             for e in range(0, counters, width):
                 n = _normals(key, (e, min(e + width, counters)), sample, row, stream)
                 flat[i : i + depth, 4 * e : 4 * (e + width)] = n[:, : size - 4 * e]
-        self.flip(flat)
-        return out if whole is out else out.copy_(whole)
+
+    def address(self) -> tuple[Tensor | None, tuple[int, int, int, int]]:
+        """The rows' seeds, if each has one, and (seed, where they are, sample of row 0, mask on the sample)."""
+        if isinstance(self.seed, int):
+            mask = 0 if self.shared else ~1 if self.antithetic else -1
+            return None, (_signed(self.seed), 0, self.index, mask)
+        seeds = seeds_on(tuple(self.seed), torch.device("cpu"))
+        return seeds, (0, seeds.data_ptr(), 0, 0)
 
     def check(self, sizes: Sequence[int]) -> None:
         """That there is a key for every row of a batch of this shape, else a ValueError."""
@@ -224,7 +256,12 @@ class Draw:
     @property
     def plain(self) -> bool:
         """Whether the key is its seed and index and nothing more: such draws can be made in a kernel."""
-        return self.key == Key(self.key.seed, self.key.index)
+        return not (self.key.antithetic or self.key.shared)
+
+    def address(self) -> tuple[Tensor | None, tuple[int, int, int, int, int, int]]:
+        """Of a plain draw: the rows' seeds, if each has one, and the six words that the compiled loop knows it by."""
+        seeds, who = self.key.address()
+        return seeds, (*who, self.row, int(self.stream))
 
     def tensor(self, like: Tensor) -> Tensor:
         """The normals, of the shape, dtype and device of `like`."""
@@ -237,7 +274,7 @@ def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row
     element = torch.arange(*elements, dtype=torch.int64, device=device)
     # The row is a tensor, not an int: M1 * row needs 64 bits, and only an int64 tensor wraps.
     counter: list[Word] = [element, sample, torch.full_like(element[:1], row), int(stream)]
-    arrays = device.type in IN_NUMPY
+    arrays = device.type in IN_NUMPY and type(element) is Tensor and not torch.compiler.is_compiling()
     if arrays:
         counter, key = ([w.numpy() if isinstance(w, Tensor) else w for w in ws] for ws in (counter, key))
     words = philox(counter, key)
@@ -251,10 +288,17 @@ def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row
     u += 0.5  # rounds to an even integer above 2**23: u may be 1, which is the normal 0
     radius = u[0].mul_(2**-24).log_().mul_(-2).sqrt_()
     angle = u[1].mul_(2 * math.pi * 2**-24)
-    n = torch.empty(*radius.shape, 2, dtype=torch.float32, device=device)
-    torch.mul(radius, angle.cos(), out=n[..., 0])
-    torch.mul(radius, angle.sin_(), out=n[..., 1])
-    return n.flatten(1)
+    return torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), -1).flatten(1)
+
+
+@lru_cache(maxsize=16)  # the copy to a device waits for it: once per set of seeds, not once per draw
+def seeds_on(seeds: tuple[int, ...], device: torch.device) -> Tensor:
+    """Seeds as int64 on a device, bit for bit."""
+    return torch.tensor([_signed(s) for s in seeds], dtype=torch.int64, device=device)
+
+
+def _signed(seed: int) -> int:
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def _split(seed: int) -> tuple[int, int]:

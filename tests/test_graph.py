@@ -113,12 +113,24 @@ def test_refused(options, says):
         ds.sample(ds.adapt(Net(), "edm", "noise"), (3, 2), solver="euler", steps=3, graph=True, **options)
 
 
-@pytest.mark.parametrize("solver", ["euler", "dpmpp-2m", "unipc-2", "heun"])
-def test_a_run_traces_as_one_graph(solver):
-    """torch.compile(fullgraph=True) takes a whole run, and does not compile again for another start."""
+DETERMINISTIC, STOCHASTIC = ("euler", "dpmpp-2m", "unipc-2", "heun"), ("ddim(eta=1.0)", "seeds-2", "sa-2")
+
+
+@pytest.mark.parametrize(
+    ("solver", "seed"),
+    [
+        *((solver, 0) for solver in DETERMINISTIC + STOCHASTIC),
+        ("ddpm", [7, 2**64 - 1, 0]),
+        ("ddpm", ds.Key(3, antithetic=True)),
+    ],
+)
+def test_a_run_traces_as_one_graph(solver, seed, monkeypatch):
+    """torch.compile(fullgraph=True) takes a whole run, noise and all, and does not compile again for another start."""
+    torch._dynamo.reset()
     net = Net()
     model = ds.adapt(net, "edm", "noise")
-    first = ds.begin(model, (3, 2), solver=solver, steps=4, seed=0)
+    first = ds.begin(model, (3, 2), solver=solver, steps=3, seed=seed)
+    monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")  # what is traced is torch, whatever runs otherwise
 
     def run(x):
         ex = Executor(first.program, x, first.key, told=first._clock)
@@ -130,8 +142,28 @@ def test_a_run_traces_as_one_graph(solver):
     compiled = torch.compile(run, backend=counter, fullgraph=True)
     with torch.no_grad():
         for x in (torch.randn(3, 2), torch.randn(3, 2) * 9):
-            assert torch.equal(compiled(x), ds.sample(model, noise=x, solver=solver, steps=4))
+            found = compiled(x)
+            assert torch.equal(found, ds.sample(model, noise=x, solver=solver, steps=3, seed=seed))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("solver", ["unipc-3", "ddpm"])
+def test_a_run_traces_without_a_word_in_the_environment(solver):
+    """The compiled loop steps aside by itself, and its graph is functional enough for ahead-of-time autograd."""
+    net = Net()
+    model = ds.adapt(net, "edm", "noise")
+    first = ds.begin(model, (3, 2), solver=solver, steps=3, seed=0)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def run(x):
+        ex = Executor(first.program, x, first.key, told=first._clock)
+        while not ex.done:
+            ex.advance(net(*ex.query()))
+        return ex.y
+
+    with torch.no_grad():
+        x = torch.randn(3, 2)
+        torch.testing.assert_close(run(x), ds.sample(model, noise=x, solver=solver, steps=3, seed=0))
 
 
 def test_a_network_that_hands_its_input_back_traces_too():

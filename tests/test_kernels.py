@@ -363,33 +363,6 @@ def test_gradients(per_sample, monkeypatch, choice):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-@compiler
-@pytest.mark.parametrize("solver", ["unipc-3", "ddim(eta=1.0)"])
-def test_native_samples_do_not_depend_on_their_batch(solver, monkeypatch):
-    """Bit for bit: the loop's vectors and their remainders compute alike."""
-    monkeypatch.setenv("DIFFSOLVE_KERNELS", "native")
-    model = ds.adapt(lambda x, t: x * 0.3, "edm", "denoised")
-    run = lambda shape, index: ds.sample(model, shape, solver=solver, steps=5, seed=1, index=index)  # noqa: E731
-    for inner in ((1,), (3, 7), (5, 241)):
-        whole = run((5, *inner), 0)
-        for i in range(5):
-            assert torch.equal(run((1, *inner), i), whole[i : i + 1])
-        torch.set_num_threads(2)
-        try:
-            assert torch.equal(run((5, *inner), 0), whole)
-        finally:
-            torch.set_num_threads(1)
-
-
-@compiler
-def test_a_compiler_that_fails_is_said_to(monkeypatch):
-    monkeypatch.setenv("CC", "false")
-    native = pytest.importorskip("diffsolve.kernels.native")
-    native._library.cache_clear()
-    with pytest.raises(RuntimeError, match="false cannot compile native.c"):
-        native._library(F32)
-
-
 def test_fold_reads_each_place_once():
     row = kernels.Row((0.5, 1.0), None, ((0, 2.0), (Y, 1.0), (D, 3.0), (D + 1, -1.0), (Z, 0.25)), True, 0.1)
     fold = sys.modules["diffsolve.kernels.update"]._fold
@@ -411,7 +384,7 @@ def test_choice(monkeypatch):
     monkeypatch.setenv("DIFFSOLVE_KERNELS", "triton")
     assert dispatch.fused(cpu, "moments") is launch.moments
     monkeypatch.setenv("DIFFSOLVE_KERNELS", "native")
-    assert dispatch.fused(cpu, "combine").__module__ == "diffsolve.kernels.native"
+    assert dispatch.fused(cpu, "combine").__module__ == "diffsolve.kernels.loop"
     assert dispatch.fused(cpu, "moments") is None
     with pytest.raises(ValueError, match="native on a cuda device; accepted: the CPU"):
         dispatch.fused(cuda, "combine")
@@ -457,6 +430,7 @@ X = torch.ones(2, 3)
     [
         (lambda: kernels.combine([X] * 13, torch.ones(1, 13)), "inputs: 13"),
         (lambda: kernels.combine([X, X[:1]], torch.ones(1, 2)), "one shape"),
+        (lambda: kernels.combine([X, X.to("meta")], torch.ones(1, 2)), "inputs are on cpu, meta; accepted: one device"),
         (lambda: kernels.combine([X], torch.ones(1, 2)), r"weights has shape \(1, 2\); accepted: \(M, 1\)"),
         (lambda: kernels.combine([X], torch.ones(3, 1, 1)), r"accepted: \(2, M, 1\)"),
         (lambda: kernels.combine([X], torch.ones(2, 1), dtypes=[F32]), "dtypes: 1"),

@@ -16,10 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffsolve import noise
+from diffsolve import native, noise
 from diffsolve.noise import Key, Stream, philox
 
 FULL = 2**32 - 1
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", "native"])
+def both(request):
+    """Everything here holds for the noise of the compiled loop and for that of NumPy and torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFSOLVE_KERNELS", request.param)
+        if request.param == "native" and native.found(torch.float32) is None:
+            pytest.skip("needs a C compiler")
+        yield
+
 
 # From Random123's kat_vectors, philox4x32 with 10 rounds. The third is digits of pi.
 KNOWN = [
@@ -250,8 +261,6 @@ def test_blocks_and_threads_leave_no_trace():
     size = 4 * 2**14 * 2 + 3  # over two blocks
     x = Key(5).normal((2, size))
     assert torch.equal(Key(5).normal((2, size // 3)), x[:, : size // 3])
-    parts = [noise._normals((5, 0), (e, e + 997), torch.tensor([[1]]), 0, 0) for e in range(0, 2**15, 997)]
-    assert torch.equal(torch.cat(parts, 1)[0, : 2**17], x[1, : 2**17])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if threads > 1 else 2)
@@ -260,8 +269,16 @@ def test_blocks_and_threads_leave_no_trace():
         torch.set_num_threads(threads)
 
 
+def test_blocks_are_of_any_size(monkeypatch):
+    monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")
+    x = Key(5).normal((2, 2**17 + 3))
+    parts = [noise._normals((5, 0), (e, e + 997), torch.tensor([[1]]), 0, 0) for e in range(0, 2**15, 997)]
+    assert torch.equal(torch.cat(parts, 1)[0, : 2**17], x[1, : 2**17])
+
+
 def test_arrays_and_tensors_give_the_same_normals(monkeypatch):
     """A CPU computes the integers in NumPy, any other device in PyTorch, with the very same lines."""
+    monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")
     draws = [
         lambda: Key(2**64 - 1, index=2**32 - 2).normal((2, 3001), row=2**32 - 1, stream=Stream.ROW),
         lambda: Key([1, 2**64 - 1, 2**31]).normal((3, 4, 5), row=2**31),

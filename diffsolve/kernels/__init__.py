@@ -4,7 +4,7 @@ from diffsolve.kernels.combine import combine
 from diffsolve.kernels.dispatch import fused
 from diffsolve.kernels.reduce import probe, probe_dot, sample_norms
 from diffsolve.kernels.rk import rk_error
-from diffsolve.kernels.update import Guided, Row, Terms, linear_update, lower
+from diffsolve.kernels.update import Guided, Row, Terms, linear_update, way
 from diffsolve.kernels.window import window_update
 
 __all__ = [
@@ -14,10 +14,10 @@ __all__ = [
     "combine",
     "fused",
     "linear_update",
-    "lower",
     "probe",
     "probe_dot",
     "rk_error",
     "sample_norms",
+    "way",
     "window_update",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve import native
 from diffsolve.kernels.dispatch import fused
 from diffsolve.noise import Draw
 
@@ -36,12 +37,12 @@ def combine(
         draw: standard normals as one more input, which the last column of the weights belongs to.
 
     Raises:
-        ValueError: if shapes disagree, or for more than 12 inputs or outputs.
+        ValueError: if shapes or devices disagree, or for more than 12 inputs or outputs.
     """
     _check(inputs, weights, dtypes, draw)
     M = weights.shape[-2]
     dtypes = (inputs[0].dtype,) * M if dtypes is None else tuple(dtypes)
-    run = fused(inputs[0].device, "combine")
+    run = fused(inputs[0].device, "combine") if native.bare(weights, *inputs, graph=True) else None
     if run is None or not inputs[0].is_contiguous() or not (draw is None or draw.plain):
         return _combine(inputs, weights, dtypes, draw)
     tensors = (weights, *inputs)
@@ -106,6 +107,8 @@ def _check(inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dty
     shape = inputs[0].shape
     if len(shape) == 0 or any(x.shape != shape for x in inputs):
         raise ValueError(f"inputs have shapes {[tuple(x.shape) for x in inputs]}; accepted: one shape (B, ...)")
+    if len({x.device for x in inputs}) > 1:
+        raise ValueError(f"inputs are on {', '.join(str(x.device) for x in inputs)}; accepted: one device")
     K = len(inputs) + (draw is not None)
     if weights.dim() not in (2, 3) or weights.shape[-1] != K or not 1 <= weights.shape[-2] <= LIMIT:
         raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: (M, {K}) or (B, M, {K}), M <= {LIMIT}")

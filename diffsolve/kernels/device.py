@@ -72,6 +72,55 @@ def normals(b, block, batch, keys, first, row, stream, LISTED: tl.constexpr, R: 
     return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (R, C))
 
 
+@triton.jit
+def combine_tile(
+    xs,
+    ys,
+    weights,
+    uncond,
+    guidance,
+    factor,
+    z,
+    b,
+    at,
+    mask,
+    batch,
+    MASKS: tl.constexpr,
+    GUIDED: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+    ACC: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+):
+    """One tile of `combine_kernel`; z is its noise, or None, and so is the mask of a tile that is whole."""
+    K: tl.constexpr = len(xs) + (z is not None)
+    M: tl.constexpr = len(ys)
+    values = ()
+    for k in tl.static_range(len(xs)):
+        v = tl.load(xs[k] + at, mask=mask).to(ACC)
+        if k == GUIDED:
+            u = tl.load(uncond + at, mask=mask).to(ACC)
+            v = u + tl.full((1, 1), guidance, ACC) * (v - u)
+            if factor is not None:
+                v = v * tl.load(factor + b, mask=b < batch).to(ACC)
+        values = values + (v,)
+    if z is not None:
+        values = values + (z.to(ACC),)
+    sums = ()
+    for m in tl.static_range(M):
+        acc = tl.zeros((R, C), ACC)
+        for k in tl.static_range(K):
+            if (MASKS[m] >> k) & 1:
+                if PER_SAMPLE:
+                    w = tl.load(weights + b * (M * K) + (m * K + k), mask=b < batch)
+                else:
+                    w = tl.load(weights + (m * K + k))
+                acc += w.to(ACC) * values[k]
+        sums = sums + (acc,)
+    for m in tl.static_range(M):
+        tl.store(ys[m] + at, sums[m].to(ys[m].dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["row", "first"])
 def combine_kernel(
     xs,
@@ -93,6 +142,7 @@ def combine_kernel(
     LISTED: tl.constexpr,
     PER_SAMPLE: tl.constexpr,
     FLAT: tl.constexpr,
+    RAGGED: tl.constexpr,
     ACC: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
@@ -100,36 +150,26 @@ def combine_kernel(
     """ys[m] = sum over k of weights[m, k] v_k, where v_k is xs[k], or for the column GUIDED the guided output
 
     factor (uncond + guidance (xs[k] - uncond)), and for the last column, with NOISE, standard normals.
-    MASKS[m] has bit k set where the weight is not zero: the others are not even multiplied.
+    MASKS[m] has bit k set where the weight is not zero: the others are not even multiplied. RAGGED is for a flat size
+    that is no multiple of 16: a mask that may end anywhere makes narrow accesses, so whole tiles go without one.
     """
-    K: tl.constexpr = len(xs) + NOISE
-    M: tl.constexpr = len(ys)
     b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, FLAT, R, C)
-    values = ()
-    for k in tl.static_range(len(xs)):
-        v = tl.load(xs[k] + at, mask=mask).to(ACC)
-        if k == GUIDED:
-            u = tl.load(uncond + at, mask=mask).to(ACC)
-            v = u + tl.full((1, 1), guidance, ACC) * (v - u)
-            if factor is not None:
-                v = v * tl.load(factor + b, mask=b < batch).to(ACC)
-        values = values + (v,)
+    z = None
     if NOISE:
         z = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
-        values = values + (z.to(ACC),)
-    sums = ()
-    for m in tl.static_range(M):
-        acc = tl.zeros((R, C), ACC)
-        for k in tl.static_range(K):
-            if (MASKS[m] >> k) & 1:
-                if PER_SAMPLE:
-                    w = tl.load(weights + b * (M * K) + (m * K + k), mask=b < batch)
-                else:
-                    w = tl.load(weights + (m * K + k))
-                acc += w.to(ACC) * values[k]
-        sums = sums + (acc,)
-    for m in tl.static_range(M):
-        tl.store(ys[m] + at, sums[m].to(ys[m].dtype.element_ty), mask=mask)
+    if RAGGED:
+        if (block + 1) * C <= size:
+            combine_tile(
+                xs, ys, weights, uncond, guidance, factor, z, b, at, None, batch, MASKS, GUIDED, PER_SAMPLE, ACC, R, C
+            )
+        else:
+            combine_tile(
+                xs, ys, weights, uncond, guidance, factor, z, b, at, mask, batch, MASKS, GUIDED, PER_SAMPLE, ACC, R, C
+            )
+    else:
+        combine_tile(
+            xs, ys, weights, uncond, guidance, factor, z, b, at, mask, batch, MASKS, GUIDED, PER_SAMPLE, ACC, R, C
+        )
 
 
 @triton.jit

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from diffsolve import native
+
 __all__ = ["CHOICES", "fused"]
 
-CHOICES = {"torch": None, "triton": "diffsolve.kernels.launch", "native": "diffsolve.kernels.native"}
+CHOICES = {"torch": None, "triton": "diffsolve.kernels.launch", "native": "diffsolve.kernels.loop"}
 """DIFFSOLVE_KERNELS -> the module that it means."""
 
 
@@ -39,6 +41,8 @@ def fused(device: torch.device, what: str) -> Any | None:
             f"DIFFSOLVE_KERNELS=triton on a {device.type} device; accepted: CUDA and ROCm devices, and the CPU under "
             "Triton's interpreter (TRITON_INTERPRET=1)"
         )
+    if choice == "native" and native.library() is None:
+        return None
     return getattr(_module(choice or "triton"), what, None)
 
 

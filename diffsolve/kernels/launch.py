@@ -77,7 +77,8 @@ def combine(
             keys, first, row, stream, batch, size, blocks,
             MASKS=tuple(masks) if masks is not None else ((1 << K) - 1,) * M,
             GUIDED=guided, NOISE=int(draw is not None), LISTED=listed,
-            PER_SAMPLE=weights.dim() == 3, FLAT=not rows, ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
+            PER_SAMPLE=weights.dim() == 3, FLAT=not rows, RAGGED=not rows and size % 16 != 0, ACC=_ACC[acc], R=R, C=C,
+            num_warps=WARPS,
         )  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from diffsolve import noise
 from diffsolve.noise import Draw
 
 __all__ = ["accumulator", "same_layout", "seeds_on"]
@@ -28,11 +28,5 @@ def seeds_on(draw: Draw, device: torch.device) -> tuple[Tensor, int, int, int, b
     """(seeds, sample of row 0, row, stream, whether the seeds are one per sample) of a draw with a plain key."""
     seed = draw.key.seed
     listed = not isinstance(seed, int)
-    seeds = _copied((seed,) if isinstance(seed, int) else tuple(seed), device)
+    seeds = noise.seeds_on((seed,) if isinstance(seed, int) else tuple(seed), device)
     return seeds, draw.key.index, draw.row, int(draw.stream), listed
-
-
-@lru_cache(maxsize=16)  # the copy to a device waits for it: once per set of seeds, not once per draw
-def _copied(seeds: tuple[int, ...], device: torch.device) -> Tensor:
-    signed = [s - 2**64 if s >= 2**63 else s for s in seeds]
-    return torch.tensor(signed, dtype=torch.int64, device=device)

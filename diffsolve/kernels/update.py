@@ -1,23 +1,41 @@
 """The one update between two network calls: linear combinations of the live tensors.
 
-On the CPU an in-place chain: one pass per non-zero weight, no temporary but one scratch of the state's size. On a GPU
-one launch, which reads every operand once and writes every result once.
+On a GPU one launch, which reads every operand once and writes every result once. On the CPU an in-place chain, one pass
+per non-zero weight, with no temporary but one scratch of the state's size; or the compiled loop, which does what the
+chain does in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffsolve import native
 from diffsolve.kernels.dispatch import fused
+from diffsolve.kernels.loop import Recipe, combine, recipe, run
 from diffsolve.kernels.reduce import spread
 from diffsolve.noise import Draw
 
-__all__ = ["OUT", "D", "Guided", "Lowered", "Row", "S", "Terms", "Y", "Z", "linear_update", "lower", "terms"]
+__all__ = [
+    "OUT",
+    "D",
+    "Guided",
+    "Lowered",
+    "Row",
+    "S",
+    "Terms",
+    "Y",
+    "Z",
+    "linear_update",
+    "lower",
+    "terms",
+    "way",
+    "written_down",
+]
 
 S, Y, OUT, Z, D = range(5)
 """Places among the live tensors: the state, the network's input and output, the noise, then d_i, d_{i-1}, .."""
@@ -89,17 +107,22 @@ class Row:
     scale: float = 1.0
     """What the network wants y' multiplied by."""
     lowered: Lowered | None = None
+    recipe: Recipe | None = None
+
+
+def way(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
+    """What makes rows ready for such a state: `lower` for a launch, `written_down` for the compiled loop, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    found = fused(like.device, "combine")
+    if found not in (None, combine):
+        return lower
+    return written_down if like.device.type == "cpu" and native.library(like.dtype) is not None else None
 
 
 def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
-    """A whole run's rows, the entry first, with their matrices on the device, copied there at once.
-
-    They are returned unchanged where torch does the work.
-    """
-    if fused(device, "combine") is None:
-        return tuple(rows)
-    one = [True, *(row.s is None for row in rows[:-1])]  # whether S and Y are one tensor when the row begins
-    folded = [_fold(row, same) for row, same in zip(rows, one, strict=True)]
+    """A whole run's rows, the entry first, with their matrices on the device, copied there at once."""
+    folded = [_fold(row, same) for row, same in zip(rows, _ones(rows), strict=True)]
     table = torch.tensor([w for _, matrix in folded for line in matrix for w in line], dtype=torch.float64)
     sizes = [len(matrix) * len(matrix[0]) for _, matrix in folded]
     done = []
@@ -108,6 +131,44 @@ def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
         inputs = tuple(place for place in places if place != Z)
         done.append(replace(row, lowered=Lowered(inputs, weights.view(len(matrix), -1), masks)))
     return tuple(done)
+
+
+def written_down(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
+    """A whole run's rows, the entry first, with what the compiled loop needs to do what the chain does."""
+    return tuple(replace(row, recipe=_recipe(row, one)) for row, one in zip(rows, _ones(rows), strict=True))
+
+
+def _ones(rows: Sequence[Row]) -> list[bool]:
+    """For each row, whether S and Y are one tensor when it begins."""
+    return [True, *(row.s is None for row in rows[:-1])]
+
+
+def _recipe(row: Row, one: bool) -> Recipe | None:
+    """The results in the order of the chain: what is kept, y', s'. A sum begins with the tensor that it is put in.
+
+    None for a row that is one operation of the chain: there the loop was measured to be no faster, at any size.
+    """
+    same = {Y: S} if one else {}
+    sums: list[Terms] = []
+    if row.keep is not None:
+        p, q = row.keep
+        sums.append(tuple((place, w) for place, w in ((OUT, q), (Y, p)) if w))
+    into = None if row.s is not None else Y if _in_place_of_y(row.y) and not one else S
+    sums.append(_begun(row.y, into, same))
+    if row.s is not None:
+        sums.append(_begun(row.s, S, same))
+    if not row.noise and len(sums) == 1 and (len(sums[0]) < 2 or (len(sums[0]) == 2 and sums[0][0][1] == 1)):
+        return None
+    kept = {D: 0} if row.keep is not None else {}
+    used = {same.get(k, k) for one_sum in sums for k, _ in one_sum if k not in kept}
+    places = sorted(used, key=lambda k: (k == Z, k))
+    at = {**{k: i for i, k in enumerate(places)}, **{k: len(places) + i for k, i in kept.items()}}
+    return recipe(places, [[(at[same.get(k, k)], w) for k, w in one_sum] for one_sum in sums])
+
+
+def _begun(sum_of: Terms, into: int | None, same: Mapping[int, int]) -> Terms:
+    own = [k for k, (place, _) in enumerate(sum_of) if same.get(place, place) == into][:1]
+    return tuple(sum_of[k] for k in own) + tuple(term for k, term in enumerate(sum_of) if k not in own)
 
 
 def _fold(row: Row, one: bool) -> tuple[list[int], list[list[float]]]:
@@ -142,10 +203,15 @@ def linear_update(
     """
     if row.lowered is not None:
         return _launch(live, row, row.lowered, spare, feed)
-    live = [t.tensor() if isinstance(t, Guided) else t.tensor(live[S]) if isinstance(t, Draw) else t for t in live]
-    if row.keep is not None:
-        _keep(live[D], live[Y], live[OUT], *row.keep)
-    s, y, spare = _chain(live, row.s, row.y, spare)
+    if isinstance(live[OUT], Guided):
+        live = [*live[:OUT], live[OUT].tensor(), *live[Z:]]
+    done = None if row.recipe is None else _loop(live, row, row.recipe, spare)
+    if done is None:
+        live = [t.tensor(live[S]) if isinstance(t, Draw) else t for t in live]
+        if row.keep is not None:
+            _keep(live[D], live[Y], live[OUT], *row.keep)
+        done = _chain(live, row.s, row.y, spare)
+    s, y, spare = done
     if feed is not None:
         torch.mul(y, row.scale, out=feed)
     return s, y, spare
@@ -186,6 +252,31 @@ def _launch(
     return s, y, left
 
 
+def _loop(
+    live: Sequence[Any], row: Row, made: Recipe, spare: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The same by the compiled loop, on the tensors that the chain would write to; None if it cannot."""
+    state, given, draw = live[S], live[Y], None
+    if row.s is None:
+        s = y = given if _in_place_of_y(row.y) else state
+        left = spare if state is given else given if y is state else state
+    else:
+        s, y = state, torch.empty_like(state) if spare is None else spare
+        left = None if state is given else given
+    results = [y] if row.s is None else [y, s]
+    if row.keep is not None:
+        results.insert(0, live[D])
+    inputs = [live[place] for place in made.places]
+    if row.noise and isinstance(live[Z], Draw):
+        draw = inputs.pop()
+    return (s, y, left) if run(made, inputs, results, draw) else None
+
+
+def _in_place_of_y(y: Terms) -> bool:
+    used = {place for place, _ in y}
+    return S not in used and Y in used
+
+
 def _keep(slot: Tensor, y: Tensor, out: Tensor, p: float, q: float) -> None:
     """slot = p y + q out, where one of p and q is 1 or 0."""
     if q == 0:
@@ -201,8 +292,7 @@ def _chain(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     state, given = live[S], live[Y]
     if s is None:
-        used = {place for place, _ in y}
-        into = given if S not in used and Y in used else state
+        into = given if _in_place_of_y(y) else state
         _combine(into, y, live)
         return into, into, spare if state is given else given if into is state else state
     # y' first, into the scratch, since s' is made in place of the old s.
