@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from diffsolve.likelihood import sample_with_density
 from diffsolve.models import Model, as_model
 from diffsolve.noise import Key, Stream
 from diffsolve.parallel import Parallel
-from diffsolve.parallel.base import Calls
+from diffsolve.parallel.base import Calls, flat
 from diffsolve.planning import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan_back, refuse
 from diffsolve.runs import DensityRun, Estimate, Run, Seed, Step, seed_of
 from diffsolve.solvers import Solver, resolve
@@ -113,8 +114,8 @@ def solve(  # type: ignore[misc]
         state: go on from there, with the solver (or tableau) of that run.
         parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
             list or tuple there) whose first dimension is the batch size B is then taken to have one entry per
-            sample, and repeated for each of its calls. Not together with hook, callback, corrector, trajectory,
-            log_prob, brownian, max_calls or state.
+            sample, and repeated for each of its calls. Not together with hook, callback, corrector, log_prob,
+            brownian, max_calls or state.
         gradient: "direct", "checkpoint" or "adjoint": x has a graph back to `noise`, `cond` and the network's
             parameters; see `diffsolve.gradients`. So has the trajectory of an adaptive solver, but for "adjoint".
         dtype: of the state. float32, or float64 if the noise or the network has it.
@@ -182,10 +183,10 @@ def solve(  # type: ignore[misc]
         if not isinstance(parallel, Parallel):
             raise TypeError(f"parallel={parallel!r}: a ds.Picard or a ds.Parareal is accepted")
         refuse(
-            "parallel", hook=hook, callback=callback, trajectory=trajectory or None, max_calls=max_calls, state=state,
-            corrector=corrector, log_prob=log_prob or None, brownian=brownian,
+            "parallel", hook=hook, callback=callback, max_calls=max_calls, state=state, corrector=corrector,
+            log_prob=log_prob or None, brownian=brownian,
         )  # fmt: skip
-        return _in_parallel(parallel, ex, model, guided, cond, check, progress, seed)
+        return _in_parallel(parallel, ex, model, guided, cond, check, progress, seed, trajectory)
     network = guided.outputs(model, tableau)
     if graph:
         refuse("graph", hook=hook, callback=callback, max_calls=max_calls, state=state)
@@ -241,6 +242,7 @@ def _in_parallel(
     check: bool,
     progress: bool,
     seed: Seed | None,
+    trajectory: bool | str,
 ) -> Run:
     if parallel.ranks is not None:
         if seed is None:
@@ -249,11 +251,17 @@ def _in_parallel(
     calls = Calls(
         model, ex.tableau, ex.y, guidance, cond, max_batch=parallel.max_batch, ranks=parallel.ranks, check=check
     )
+    points = None
+    if trajectory:
+        points = flat(ex.y).repeat(ex.tableau.nfe + 1, 1, 1)
     with torch.no_grad(), _bar(progress, ex.tableau.nfe) as bar:
-        ex, statistics = parallel.run(ex, calls, bar.update)
-    return Run(
-        ex.y, ex.tableau, -(-statistics.calls // max(1, len(ex.y))), seed_of(seed, ex.key), None, None, ex, statistics
-    )
+        ex, statistics = parallel.run(ex, calls, bar.update, points)
+    if points is not None:
+        kept = slice(None) if trajectory == "calls" else torch.from_numpy(np.insert(ex.tableau.node >= 0, 0, True))
+        points = points[kept]
+        points = points.view(len(points), *ex.y.shape)
+    each = -(-statistics.calls // max(1, len(ex.y)))
+    return Run(ex.y, ex.tableau, each, seed_of(seed, ex.key), points, None, ex, statistics)
 
 
 def _adaptive(

@@ -271,20 +271,48 @@ def test_a_run_on_paper(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, BF16])
-@pytest.mark.parametrize(("W", "K", "size"), [(1, 1, 1), (5, 9, 37), (8, 8, 1021), (3, 4, 0), (70, 75, 5)])
-def test_window_update(dtype, W, K, size, monkeypatch):
-    rows, old = draws(K, 2, size, dtype=dtype, seed=1), draws(W, 2, size, dtype=dtype, seed=2)
-    weights = draws(W, K, dtype=F64, seed=3)
-    (new, change), (new_t, change_t) = both(monkeypatch, lambda: kernels.window_update(rows, old, weights))
-    exact = torch.stack([
-        sum((weights[j, k] * rows[k].double() for k in range(K - W + j + 1)), torch.zeros(2, size, dtype=F64))
-        for j in range(W)
-    ])  # fmt: skip
-    assert_as_good(new, new_t, exact)
-    for found, made in ((change, new), (change_t, new_t)):
-        torch.testing.assert_close(
-            found.double(), (made.double() - old.double()).square().sum(-1), rtol=1e-5, atol=1e-12
-        )
+@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize(("L", "K", "size"), [(1, 1, 1), (5, 2, 37), (3, 4, 1500), (3, 4, 0), (9, 3, 16)])
+def test_window_update(dtype, one, L, K, size, monkeypatch):
+    """Against the recurrence in float64, with columns that are never used, with and without noise and a state apart."""
+    shape = (L, 3, size)
+    y, s, d = (
+        draws(3, size, dtype=dtype),
+        draws(3, size, dtype=dtype, seed=1),
+        draws(K - 1, 3, size, dtype=dtype, seed=2),
+    )
+    f, z, old = (draws(*shape, dtype=dtype, seed=seed) for seed in (3, 4, 5))
+    weights, keep = draws(L, 3, 2, K + 3, dtype=F64, seed=6) / (K + 3), draws(L, 3, 2, dtype=F64, seed=7)
+    acc = F64 if dtype == F64 else F32
+    used = [[c % 3 != 1 for c in range(K + 3)], [c != 3 for c in range(K + 3)]]
+    weights[:, :, 0, [c for c in range(K + 3) if c % 3 == 1]] = weights[:, :, 1, 3] = 0.0
+    weights, keep = weights.to(acc), keep.to(acc)
+
+    for noise in (z, None):
+
+        def work(noise=noise):
+            return kernels.window_update(weights, keep, None if one else s, y, d, f, noise, old, used=used)
+
+        ours, theirs = both(monkeypatch, work)
+        ss, ys, ds_ = [(y if one else s).double()], [y.double()], [*d.double()]
+        for i in range(L):
+            p, q = keep[i].double()[..., None].unbind(1)
+            ds_.append(p * ys[i] + q * f[i].double())
+            live = torch.stack(
+                [ss[i], ys[i], *ds_[-1 : -K - 1 : -1], f[i].double() * 0 if noise is None else z[i].double()]
+            )
+            new_s, new_y = torch.einsum("bmc,cbe->mbe", weights[i].double(), live)
+            ys.append(new_y)
+            ss.append(new_y if one else new_s)
+        for found, torch_, exact in zip(ours[:3], theirs[:3], (ss, ys, ds_), strict=True):
+            assert_as_good(found, torch_, torch.stack(exact))
+        for ss_, ys_, _, change in (ours, theirs):
+            assert (ss_ is ys_) == one
+            assert change.dtype == acc
+            assert change.shape == (L, 3)
+            exact = (ys_[1:].double() - old.double()).square().sum(-1)
+            torch.testing.assert_close(change.double(), exact, rtol=1e-5, atol=1e-12)
+        assert kernels.window_update(weights, keep, None, y, d, f)[3] is None
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, BF16])
@@ -425,6 +453,12 @@ def test_a_cpu_run_never_imports_triton():
 X = torch.ones(2, 3)
 
 
+def window(**other):
+    """One call of two samples, with some operand replaced."""
+    given = {"weights": torch.ones(1, 2, 2, 4), "keep": torch.ones(1, 2, 2), "s": X, "y": X, "f": X[None]}
+    return kernels.window_update(**{**given, "d": X.new_empty(0, 2, 3), **other})
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -434,8 +468,10 @@ X = torch.ones(2, 3)
         (lambda: kernels.combine([X], torch.ones(1, 2)), r"weights has shape \(1, 2\); accepted: \(M, 1\)"),
         (lambda: kernels.combine([X], torch.ones(3, 1, 1)), r"accepted: \(2, M, 1\)"),
         (lambda: kernels.combine([X], torch.ones(2, 1), dtypes=[F32]), "dtypes: 1"),
-        (lambda: kernels.window_update(X[None], torch.ones(2, 2, 3), torch.ones(2, 1)), "1 <= W <= K"),
-        (lambda: kernels.window_update(X[None], X[None], torch.ones(2, 1)), r"weights has shape \(2, 1\)"),
+        (lambda: window(weights=torch.ones(1, 2, 2, 5)), r"weights has shape \(1, 2, 2, 5\); accepted: \(1, 2, 2, 4\)"),
+        (lambda: window(keep=torch.ones(2, 2)), r"keep has shape \(2, 2\); accepted: \(1, 2, 2\)"),
+        (lambda: window(old=X), r"old has shape \(2, 3\); accepted: \(1, 2, 3\)"),
+        (lambda: window(s=X[:1]), r"s has shape \(1, 3\); accepted: \(2, 3\)"),
         (lambda: kernels.rk_error(X, [X], torch.ones(2), [1.0, 2.0], [1.0], 1.0, 1.0), "slopes, b, e: 1, 2, 1"),
         (lambda: kernels.rk_error(X, [X], torch.ones(3), [1.0], [1.0], 1.0, 1.0), "have shapes"),
     ],

@@ -50,5 +50,6 @@ def test_every_operand_once_and_128_bits_wide(found):
     for f in counted:
         if f["must_read"] >= 0:
             assert f["reads"] == f["must_read"], f
-        assert f["writes"] == f["must_write"], f
+        if f["must_write"] >= 0:
+            assert f["writes"] == f["must_write"], f
         assert f["narrow"] == 0, f

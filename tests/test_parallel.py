@@ -202,6 +202,7 @@ def plain_picard(model, steps, size, parallel, seed):
     std = [s * math.sqrt(-math.expm1(2 * (lam[i] - lam[i + 1]))) for i, s in enumerate(sigma[1:])]
     scale = [v**2 for v in std[:-1]] + [std[-2] ** 2]
     guess, at, rounds, calls = {i: x for i in range(steps + 1)}, 0, 0, 0
+    past = {}  # mean squares of the last changes
     while at < steps:
         end, rounds, y = min(at + parallel.window, steps), rounds + 1, {at: guess[at]}
         calls += end - at
@@ -209,25 +210,25 @@ def plain_picard(model, steps, size, parallel, seed):
             eps = model.noise(guess[i], float(grid[i, 0]))
             data = (y[i] - sigma[i] * eps) / alpha[i]
             y[i + 1] = alpha[i + 1] * data + math.sqrt(sigma[i + 1] ** 2 - std[i] ** 2) * eps + std[i] * z[i]
-        wrong = [
-            i
-            for i in range(at + 1, end + 1)
-            if (y[i] - guess[i]).square().mean() > parallel.tol**2 * scale[i - 1] + parallel.atol**2
-        ]
-        last = y[end]
+        change = {i: float((y[i] - guess[i]).square().mean()) for i in range(at + 1, end + 1)}
+        bound = {i: parallel.tol**2 * scale[i - 1] + parallel.atol**2 for i in change}
+        wrong = [i for i in change if change[i] > bound[i]]
+        sure = all(i in past and change[i] ** 2 / past[i] <= parallel.finish**2 * bound[i] for i in wrong)
+        past, last = change, y[end]
         guess.update(y)
         guess.update({i: last for i in range(end + 1, steps + 1)})  # "copy"
-        at = wrong[0] if wrong else end
+        at = steps if end == steps and sure else wrong[0] if wrong else end
     return guess[steps], rounds, calls
 
 
+@pytest.mark.parametrize("finish", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize(
     "options", [{"tol": 0.1}, {"tol": 0.3}, {"tol": 0.0, "atol": 0.02}, {"tol": 0.05, "atol": 0.01}]
 )
 @pytest.mark.parametrize("width", [4, 50])
-def test_rounds_and_values_are_those_of_a_plain_loop(options, width):
+def test_rounds_and_values_are_those_of_a_plain_loop(options, width, finish):
     model = mixture_model(random_means(dim=6, modes=3), "edm", "noise")
-    parallel = ds.Picard(window=width, accelerate=None, frame="noise", warm="copy", **options)
+    parallel = ds.Picard(window=width, accelerate=None, frame="noise", warm="copy", finish=finish, **options)
     for seed in range(2):
         x, rounds, calls = plain_picard(model, 30, 6, parallel, seed)
         run = solve(model, "ddim(eta=1.0)", parallel, (1, 6), 30, seed)
@@ -244,6 +245,85 @@ def test_a_tolerance_that_allows_everything_moves_by_whole_windows():
     assert run.parallel.wasted == 0
     assert run.parallel.each.tolist() == [3] * 4
     assert run.nfe == 20
+
+
+def test_what_is_left_is_done_when_its_next_change_would_be_small():
+    """After 2 and 1.4 comes 0.98, which 1 allows; after 1.5 comes more. A point without a past is not sure."""
+    it = window(gaussian("edm", "denoised"), "ddim", ds.Picard(window=8, finish=1, atol=1, tol=0), (1, 2), 6)
+    limit = it.limit[it.row]
+    for changes, past, stride in (
+        ([1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], 6),
+        ([1, 1, 1, 1, 1, 1.4], [0, 0, 0, 0, 0, 2], 6),
+        ([1, 1, 1, 1.4, 1, 1.4], [0, 0, 0, 2, 0, 2], 6),
+        ([1, 1, 1, 1.4, 1, 1.4], [0, 0, 0, 0, 0, 2], 4),
+        ([1, 1, 1, 1.4, 1, 1.5], [0, 0, 0, 2, 0, 2], 4),
+        ([9, 1, 1, 1, 1, 1], [8, 0, 0, 0, 0, 0], 1),
+        ([1, 1, math.nan, 1, 1, 1], [0, 0, 1, 0, 0, 0], 3),
+    ):
+        it.past = torch.tensor(past, dtype=torch.float64)[:, None] ** 2
+        change = torch.tensor(changes, dtype=torch.float64)[:, None] ** 2
+        assert it.stride(change, limit).tolist() == [stride], (changes, past)
+        assert it.past is change
+
+
+def test_a_bound_on_the_rounds(mixture):
+    """It is the sequential run where enough; where not, what is there is run on to its end, and said to be so."""
+    model = mixture_model(mixture, "edm", "denoised")
+    for solver in SOME:
+        alone = solve(model, solver, None, (6, 2), 20).x
+        for width in (50, 8, 1):
+            free = solve(model, solver, ds.Picard(window=width, tol=1e-3), (6, 2), 20)
+            assert free.parallel.converged.tolist() == [True] * 6
+            same = solve(model, solver, ds.Picard(window=width, tol=1e-3, max_rounds=free.parallel.rounds), (6, 2), 20)
+            assert torch.equal(same.x, free.x)
+            assert same.parallel.converged.all()
+            error = []
+            for rounds in (1, free.parallel.rounds - 1):
+                cut = solve(model, solver, ds.Picard(window=width, tol=1e-3, max_rounds=rounds), (6, 2), 20)
+                assert cut.done
+                assert cut.parallel.rounds == rounds
+                early = free.parallel.each <= rounds
+                assert torch.equal(cut.parallel.converged, early)
+                assert torch.equal(cut.parallel.each, free.parallel.each.clamp(max=rounds))
+                assert torch.equal(cut.x[early], free.x[early])
+                error.append((cut.x - alone).abs().max())
+            assert error[1] < error[0]
+
+
+def test_one_round_is_the_recurrence_with_what_the_first_guesses_say():
+    """Unit normal data: the guesses are the run itself, so one round is right, whatever the window."""
+    model = gaussian("vp", "noise")
+    alone = solve(model, "ddim", None, steps=400).x
+    run = solve(model, "ddim", ds.Picard(window=400, max_rounds=1), steps=400)
+    torch.testing.assert_close(run.x, alone, rtol=0, atol=1e-2)
+    assert run.parallel.calls == 3 * 400
+
+
+@pytest.mark.parametrize("which", [True, "calls"])
+@pytest.mark.parametrize("driver", [*DRIVERS, "one"])
+@pytest.mark.parametrize("solver", EVERY)
+def test_the_trajectory_is_that_of_the_sequential_run(solver, driver, which, mixture):
+    model, parallel = mixture_model(mixture, "condot", "v"), {**DRIVERS, "one": ds.Picard(window=1)}[driver]
+    alone, run = (solve(model, solver, p, steps=4, trajectory=which) for p in (None, parallel))
+    torch.testing.assert_close(run.trajectory, alone.trajectory, rtol=0, atol=1e-10)
+    torch.testing.assert_close(run.trajectory[-1], run.x, rtol=0, atol=0)
+
+
+def test_a_trajectory_within_the_tolerance(mixture):
+    model = mixture_model(mixture, "edm", "denoised")
+    alone = solve(model, "heun", None, (5, 2), 20, trajectory="calls").trajectory
+    scale = torch.from_numpy(step_variance(ds.plan("edm", "heun", steps=20))).sqrt()[:, None]
+    for parallel in (ds.Picard(window=12, tol=1e-3), ds.Parareal(tol=1e-3), ds.Picard(window=12, tol=1e-3, workers=5)):
+        run = solve(model, "heun", parallel, (5, 2), 20, trajectory="calls")
+        assert torch.equal(run.trajectory[0], alone[0])
+        assert torch.equal(run.trajectory[-1], run.x)
+        off = (run.trajectory - alone).square().mean(-1).sqrt()[1:] / scale
+        assert 0 < off.max() < 0.1
+    cut = solve(model, "heun", ds.Picard(window=12, tol=0.01, max_rounds=2), (5, 2), 20, trajectory="calls")
+    assert torch.equal(cut.trajectory[-1], cut.x)
+    assert cut.trajectory.isfinite().all()
+    empty = solve(model, "heun", ds.Picard(), (0, 2), trajectory=True)
+    assert empty.trajectory.shape == (10, 0, 2)
 
 
 def test_what_is_counted():
@@ -279,15 +359,15 @@ def gaussian(path, predicts):
 
 
 def test_a_frame_whose_derivative_does_not_change_needs_one_round():
-    """Of unit Gaussian data the velocity of the trigonometric frame is 0: every guess of the outputs is right at once."""
+    """Of unit Gaussian data the velocity of the trigonometric frame is 0: held fixed, it gives the run at once."""
     model = gaussian("vp", "noise")
     rounds = {
         frame: solve(
-            model, "heun", ds.Picard(window=99, tol=1e-6, frame=frame, accelerate=None), steps=30
+            model, "heun", ds.Picard(window=99, tol=1e-6, finish=0, frame=frame, accelerate=None), steps=30
         ).parallel.rounds
         for frame in ("trig", "straight", "noise")
     }
-    assert rounds["trig"] == 2  # the guesses, and their confirmation
+    assert rounds["trig"] == 1
     assert rounds["straight"] > 4
     assert rounds["noise"] > rounds["straight"]
 
@@ -455,7 +535,7 @@ def test_what_cannot_go_together_is_refused_by_name():
     model = ds.adapt(elementwise, "edm", "v")
     state = solve(model, "ddim", None, max_calls=2).state
     table = ds.plan(model, "ddim", steps=9)
-    for options in ({"hook": print}, {"callback": print}, {"trajectory": True}, {"max_calls": 3}):
+    for options in ({"hook": print}, {"callback": print}, {"max_calls": 3}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}=.* cannot be given with parallel"):
             solve(model, "ddim", ds.Picard(), **options)
     with pytest.raises(ValueError, match="(?s)state=.* cannot be given with parallel"):
@@ -474,6 +554,8 @@ def test_what_cannot_go_together_is_refused_by_name():
         (lambda: ds.Picard(max_batch=True), "max_batch=True: an integer"),
         (lambda: ds.Picard(tol=-1), "tol=-1: a finite number of at least 0"),
         (lambda: ds.Picard(atol=math.nan), "atol=nan: a finite number"),
+        (lambda: ds.Picard(finish=-1), "finish=-1: a finite number of at least 0"),
+        (lambda: ds.Picard(max_rounds=0), "max_rounds=0: an integer of at least 1"),
         (lambda: ds.Picard(frame="x"), "frame='x' is unknown; accepted: denoised"),
         (lambda: ds.Picard(warm="hot"), "warm='hot': 'extrapolate', 'copy' or a Tableau"),
         (lambda: ds.Picard(warm=ds.plan("edm", "ddim(eta=1)", steps=3)), "warm=.*a deterministic solver"),

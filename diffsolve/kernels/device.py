@@ -174,23 +174,29 @@ def combine_kernel(
 
 @triton.jit
 def window_kernel(
-    rows,
-    old,
-    new,
     weights,
+    keep,
+    f,
+    z,
+    old,
+    ss,
+    ys,
+    ds,
     partial,
     batch,
     steps,
-    terms,
-    used,
     size,
     blocks,
-    FIRST: tl.constexpr,
-    J: tl.constexpr,
+    K: tl.constexpr,
+    MASKS: tl.constexpr,
     ACC: tl.constexpr,
     C: tl.constexpr,
 ):
-    """new[j] = sum over k <= FIRST + j of weights[j, k] rows[k], and the squared changes over a block."""
+    """Over the steps i: d = p y + q f; s and y from W_i [s, y, d_i, .., d_{i-K+1}, z]; |y - old|^2 over a block.
+
+    ss and ys begin with the start, ds with the K - 1 derivatives before; ss is None if s is y. A program reads what it
+    wrote itself of ds, by the same threads: no barrier is needed. MASKS[m] has bit c set where column c is read.
+    """
     program = tl.program_id(0).to(tl.int64)
     b = program // blocks
     block = program % blocks
@@ -198,20 +204,47 @@ def window_kernel(
     inside = e < size
     at = b * size + e
     row = tl.zeros((), tl.int64) + batch * size
-    j = tl.arange(0, J)
-    acc = tl.zeros((J, C), ACC)
-    for k in range(used):
-        x = tl.load(rows + row * k + at, mask=inside, other=0).to(ACC)
-        causal = (j < steps) & (j + FIRST >= k)
-        w = tl.load(weights + j * terms + k, mask=causal, other=0).to(ACC)
-        acc += tl.where(causal[:, None], w[:, None] * x[None, :], 0)
-    where = j[:, None] * row + at[None, :]
-    mask = (j < steps)[:, None] & inside[None, :]
-    before = tl.load(old + where, mask=mask, other=0).to(ACC)
-    after = acc.to(new.dtype.element_ty)
-    tl.store(new + where, after, mask=mask)
-    change = tl.where(mask, after.to(ACC) - before, 0)
-    tl.store(partial + (block * batch + b) * steps + j, tl.sum(change * change, axis=1), mask=j < steps)
+    y = tl.load(ys + at, mask=inside, other=0).to(ACC)
+    s = y
+    if ss is not None:
+        s = tl.load(ss + at, mask=inside, other=0).to(ACC)
+    for i in range(steps):
+        p = tl.load(keep + (i * batch + b) * 2).to(ACC)
+        q = tl.load(keep + (i * batch + b) * 2 + 1).to(ACC)
+        here = row * i + at
+        fresh = (p * y + q * tl.load(f + here, mask=inside, other=0).to(ACC)).to(ds.dtype.element_ty)
+        tl.store(ds + here + row * (K - 1), fresh, mask=inside)
+        d = fresh.to(ACC)
+        w = weights + (i * batch + b) * (2 * (K + 3))
+        new_s = tl.zeros((C,), ACC)
+        new_y = tl.zeros((C,), ACC)
+        for c in tl.static_range(K + 3):
+            if ((MASKS[0] | MASKS[1]) >> c) & 1:
+                if c == 0:
+                    x = s
+                elif c == 1:
+                    x = y
+                elif c == 2:
+                    x = d
+                elif c < K + 2:
+                    x = tl.load(ds + here + row * (K + 1 - c), mask=inside, other=0).to(ACC)
+                else:
+                    x = tl.load(z + here, mask=inside, other=0).to(ACC)
+                if (MASKS[0] >> c) & 1:
+                    new_s += tl.load(w + c).to(ACC) * x
+                if (MASKS[1] >> c) & 1:
+                    new_y += tl.load(w + (K + 3) + c).to(ACC) * x
+        after = new_y.to(ys.dtype.element_ty)
+        tl.store(ys + here + row, after, mask=inside)
+        y = after.to(ACC)
+        s = y
+        if ss is not None:
+            state = new_s.to(ss.dtype.element_ty)
+            tl.store(ss + here + row, state, mask=inside)
+            s = state.to(ACC)
+        if old is not None:
+            change = tl.where(inside, y - tl.load(old + here, mask=inside, other=0).to(ACC), 0)
+            tl.store(partial + (block * steps + i) * batch + b, tl.sum(change * change, axis=0))
 
 
 @triton.jit

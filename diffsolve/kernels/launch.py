@@ -22,8 +22,6 @@ __all__ = ["combine", "moments", "probe_dot", "rk_error", "tiles", "window_updat
 BLOCK = 1024
 """Elements of a program: 8 for each of its 128 threads, which is 128 bits of half precision."""
 WARPS = 4
-WINDOW = 64
-"""Rows of a window that one program holds."""
 
 
 def tiles(batch: int, size: int, operands: int, acc: torch.dtype) -> tuple[int, int, int]:
@@ -82,30 +80,38 @@ def combine(
         )  # fmt: skip
 
 
-def window_update(rows: Tensor, old: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """See `diffsolve.kernels.window_update`; the weights are float64 on the device."""
-    rows, old = rows.contiguous(), old.contiguous()
-    W, batch = old.shape[:2]
-    size = math.prod(old.shape[2:])
-    acc = accumulator(rows, old)
-    new = torch.empty_like(old)
-    change = torch.empty(W, batch, dtype=acc, device=old.device)
-    for top in range(0, W, WINDOW):  # a window of up to 64 rows reads every operand once
-        J = min(WINDOW, W - top)
-        first = len(rows) - W + top
-        C = max(16, min((4096 if acc == torch.float32 else 2048) // triton.next_power_of_2(J), 512))
-        C = min(C, triton.next_power_of_2(max(size, 16)))
-        blocks = -(-size // C)
-        partial = torch.zeros(max(blocks, 1), batch, J, dtype=acc, device=old.device)
-        if new.numel():
-            with _on(old.device):
-                device.window_kernel[(batch * blocks,)](
-                    rows, old[top:], new[top:], weights[top : top + J].contiguous(), partial, batch, J, len(rows),
-                    min(first + J, len(rows)), size, blocks, FIRST=first, J=triton.next_power_of_2(J),
-                    ACC=_ACC[acc], C=C, num_warps=WARPS,
-                )  # fmt: skip
-        change[top : top + J] = partial.sum(0).T
-    return new, change
+def window_update(
+    weights: Tensor,
+    keep: Tensor,
+    s: Tensor | None,
+    y: Tensor,
+    d: Tensor,
+    f: Tensor,
+    z: Tensor | None,
+    old: Tensor | None,
+    masks: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """See `diffsolve.kernels.window_update`; masks are the bits of the columns of W that are not zero."""
+    (batch, size), steps, K = y.shape, len(f), len(d) + 1
+    ys = torch.cat([y[None], y.new_empty(steps, batch, size)])
+    ss = None if s is None else torch.cat([s[None], s.new_empty(steps, batch, size)])
+    ds = torch.cat([d, d.new_empty(steps, batch, size)])
+    acc = accumulator(y, f, *(t for t in (old, z) if t is not None))
+    if z is None:
+        masks = (masks[0] & ~(1 << (K + 2)), masks[1] & ~(1 << (K + 2)))
+    if s is None:
+        masks = (0, masks[1])
+    C = min(max(triton.next_power_of_2(size), 16), BLOCK if acc == torch.float32 else BLOCK // 2)
+    blocks = -(-size // C)
+    partial = None if old is None else torch.zeros(max(blocks, 1), steps, batch, dtype=acc, device=y.device)
+    if ys.numel():
+        with _on(y.device):
+            device.window_kernel[(batch * blocks,)](
+                weights.contiguous(), keep.contiguous(), f.contiguous(), None if z is None else z.contiguous(),
+                None if old is None else old.contiguous(), ss, ys, ds, partial, batch, steps, size, blocks,
+                K=K, MASKS=masks, ACC=_ACC[acc], C=C, num_warps=WARPS,
+            )  # fmt: skip
+    return ys if ss is None else ss, ys, ds, None if partial is None else partial.sum(0)
 
 
 def rk_error(

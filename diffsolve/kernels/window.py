@@ -1,51 +1,112 @@
-"""One sweep of a parallel-in-time solve."""
+"""The recurrence of a parallel-in-time solve over a window."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diffsolve.kernels.dispatch import fused
 
-__all__ = ["window_update"]
+__all__ = ["Window", "window_update"]
+
+Window = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""s, y, d and change, as `window_update` gives them."""
 
 
-def window_update(rows: Tensor, old: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""new_j = sum_{k <= K - W + j} L_jk r_k and, in the same pass, |new_j - old_j|^2 per sample.
+def window_update(
+    weights: Tensor,
+    keep: Tensor,
+    s: Tensor | None,
+    y: Tensor,
+    d: Tensor,
+    f: Tensor,
+    z: Tensor | None = None,
+    old: Tensor | None = None,
+    *,
+    used: Sequence[Sequence[bool]] | None = None,
+) -> Window:
+    r"""Rows of a tableau one after another, with the network's part given: one pass over a window of L calls.
 
-    A Picard (Jacobi) sweep on a window of W network inputs: the run is a strictly lower-triangular system, so input j
-    is made of what stands before it (Shih et al., 2305.16317, eq. 9, in the form of the tableau's rows).
+        d_l = p_l y_l + q_l f_l,        [s_{l+1}, y_{l+1}] = W_l [s_l, y_l, d_l, .., d_{l-K+1}, z_l]
 
     Args:
-        rows: (K, B, ...): the window's start, predictions and noises, in order of first use.
-        old: (W, B, ...): the inputs before the sweep, W <= K.
-        weights: (W, K) float64; what stands above the diagonal k = K - W + j is not read.
+        weights: (L, B, 2, K + 3), W of each call and sample.
+        keep: (L, B, 2), its p and q.
+        s, y: (B, n), the start; s is None if it is y throughout: then W's second row is read alone.
+        d: (K - 1, B, n), of the calls before, oldest first.
+        f: (L, B, n).
+        z: (L, B, n), or None where its weight is 0.
+        old: (L, B, n), the y_1 .. y_L before.
+        used: (2, K + 3), which weights are not 0 in some call; all by default.
 
     Returns:
-        new, of the shape and dtype of old, and (W, B): the squared change of each input and sample, float32, or
-        float64 if rows or old have it.
+        s and y, (L + 1, B, n) with the start first; d, (K - 1 + L, B, n); and if old is given, (L, B): the sum over n
+        of (y_{l+1} - old_l)^2, float32, or float64 if y or old has it. s is y if s was None.
 
     Raises:
         ValueError: if shapes disagree.
     """
-    if rows.dim() < 2 or old.shape[1:] != rows.shape[1:] or not 1 <= len(old) <= len(rows):
-        raise ValueError(
-            f"rows, old have shapes {tuple(rows.shape)}, {tuple(old.shape)}; accepted: (K, B, ...) and (W, B, ...) "
-            "with 1 <= W <= K"
-        )
-    if weights.shape != (len(old), len(rows)):
-        raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: ({len(old)}, {len(rows)})")
-    run = fused(rows.device, "window_update")
-    if run is None:
-        return _window_update(rows, old, weights)
-    found: tuple[Tensor, Tensor] = run(rows, old, weights.to(rows.device, torch.float64))
-    return found
+    L, columns = len(f), len(d) + 4
+    for name, tensor, shape in (
+        ("weights", weights, (L, len(y), 2, columns)),
+        ("keep", keep, (L, len(y), 2)),
+        ("s", s, y.shape),
+        ("d", d, (len(d), *y.shape)),
+        ("f", f, (L, *y.shape)),
+        ("z", z, (L, *y.shape)),
+        ("old", old, (L, *y.shape)),
+    ):
+        if tensor is not None and tensor.shape != torch.Size(shape):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; accepted: {tuple(shape)}, with y {tuple(y.shape)}"
+            )
+    used = used or [[True] * columns] * 2
+    run = fused(y.device, "window_update")
+    if run is not None:
+        masks = tuple(sum(1 << c for c in range(columns) if side[c]) for side in used)
+        found: Window = run(weights, keep, s, y, d, f, z, old, masks)
+        return found
+    return _window_update(weights, keep, s, y, d, f, z, old, used)
 
 
-def _window_update(rows: Tensor, old: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with torch."""
-    acc = torch.float64 if torch.float64 in (rows.dtype, old.dtype) else torch.float32
-    causal = weights.tril(len(rows) - len(old)).to(rows.device, acc)
-    new = (causal @ rows.to(acc).flatten(1)).view(old.shape).to(old.dtype)
-    change = (new.to(acc) - old.to(acc)).flatten(2).square().sum(-1)
-    return new, change
+def _window_update(
+    weights: Tensor,
+    keep: Tensor,
+    s: Tensor | None,
+    y: Tensor,
+    d: Tensor,
+    f: Tensor,
+    z: Tensor | None,
+    old: Tensor | None,
+    used: Sequence[Sequence[bool]],
+) -> Window:
+    """The same with torch. Views are made all at once: with small samples indexing would cost as much as the sums."""
+    L, before = len(f), len(d)
+    ys, ds = y.new_empty(L + 1, *y.shape), y.new_empty(before + L, *y.shape)
+    ss = ys if s is None else torch.empty_like(ys)
+    ds[:before], ss[0], ys[0] = d, y if s is None else s, y
+    s_at, y_at, d_at = ss.unbind(), ys.unbind(), ds.unbind()
+    f_at, z_at = f.unbind(), None if z is None else z.unbind()
+    p, q = [column.unbind() for column in keep[..., None].unbind(2)]
+    w = weights.permute(2, 3, 0, 1)[..., None]  # (2, K + 3, L, B, 1)
+    sides = []
+    for side, into in ((1, y_at),) if s is None else ((0, s_at), (1, y_at)):
+        columns = [c for c in range(before + 4) if used[side][c] and (c < before + 3 or z is not None)]
+        sides.append((into, [(c, w[side, c].unbind()) for c in columns]))
+    for l in range(L):  # noqa: E741
+        now = d_at[l + before]
+        torch.mul(f_at[l], q[l], out=now).addcmul_(y_at[l], p[l])
+        live = [s_at[l], y_at[l], *d_at[l : l + before + 1][::-1], *(() if z_at is None else (z_at[l],))]
+        for into, terms in sides:
+            new = into[l + 1]
+            (c, weight), *rest = terms
+            torch.mul(live[c], weight[l], out=new)
+            for c, weight in rest:
+                new.addcmul_(live[c], weight[l])
+    change = None
+    if old is not None:
+        acc = torch.float64 if torch.float64 in (y.dtype, old.dtype) else torch.float32
+        change = (ys[1:].to(acc) - old.to(acc)).square().sum(-1)
+    return ss, ys, ds, change

@@ -35,6 +35,8 @@ class Statistics:
     """Batches that the network was called with one after another: the time of a run on enough workers."""
     each: Tensor
     """(B,): the rounds that each sample took."""
+    converged: Tensor
+    """(B,): whether each sample is within the tolerance; False only where `max_rounds` came first."""
 
 
 class Parallel(ABC):
@@ -45,13 +47,13 @@ class Parallel(ABC):
     max_batch: int | None
     ranks: Ranks | None
 
-    def _check(self, *counts: str) -> None:
-        """That the options that they share, and these counts, are what they should be."""
+    def _check(self, *counts: str, bounds: tuple[str, ...] = ("tol", "atol")) -> None:
+        """That these counts and bounds, and the ranks, are what they should be."""
         for name in counts:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
-        for name in ("tol", "atol"):
+        for name in bounds:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r}: a finite number of at least 0 is accepted")
@@ -59,13 +61,16 @@ class Parallel(ABC):
             raise TypeError(f"ranks={self.ranks!r}: a ds.Ranks is accepted")
 
     @abstractmethod
-    def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+    def run(
+        self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
+    ) -> tuple[Executor, Statistics]:
         """Bring a run from its first call to its end.
 
         Args:
             ex: at call 0; it gives the start, the noise and the program.
             calls: the network.
             moved: told, after each round, by how many calls the slowest sample has moved on.
+            points: (N + 1, B, n), whose rows 1 .. N are filled with the later network inputs and the result.
         """
 
 
@@ -177,12 +182,17 @@ def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
     return Executor(ex.program, None, ex.key, state=State(ex.tableau.nfe, s, y, (), ex.key))
 
 
-def in_order(ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+def in_order(
+    ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None
+) -> tuple[Executor, Statistics]:
     """One call after another: the executor itself."""
     n, batch = ex.tableau.nfe, len(ex.y)
     sample = torch.arange(batch, device=ex.y.device)
     while not ex.done:
         out = calls(torch.full_like(sample, ex.call), sample, flat(ex.y))
         ex.advance(out.view_as(ex.y))
+        if points is not None:
+            points[ex.call] = flat(ex.y)
         moved(1)
-    return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n))
+    everyone = torch.ones(batch, dtype=torch.bool)
+    return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n), everyone)

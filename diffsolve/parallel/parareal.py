@@ -59,10 +59,12 @@ class Parareal(Parallel):
         if self.coarse is not None:
             solvers.named(self.coarse)
 
-    def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+    def run(
+        self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
+    ) -> tuple[Executor, Statistics]:
         if len(ex.y) == 0:
-            return in_order(ex, calls, moved)
-        return _Blocks(self, ex, calls).run(moved)
+            return in_order(ex, calls, moved, points)
+        return _Blocks(self, ex, calls, points).run(moved)
 
 
 @dataclass
@@ -84,10 +86,13 @@ class _State:
 
 
 class _Blocks:
-    """The iteration. `ends[b]` is the state where block b begins; a sample's blocks before `at` are done."""
+    """The iteration. `ends[b]` is the state where block b begins; a sample's blocks before `at` are done.
 
-    def __init__(self, options: Parareal, ex: Executor, calls: Calls) -> None:
-        self.ex, self.calls, tableau = ex, calls, ex.tableau
+    `points` is told of every point of F, and of the ends.
+    """
+
+    def __init__(self, options: Parareal, ex: Executor, calls: Calls, points: Tensor | None = None) -> None:
+        self.ex, self.calls, self.points, tableau = ex, calls, points, ex.tableau
         start = ex.state
         y = flat(start.y)
         self.rows = Rows(tableau, calls.model, options.frame, y)
@@ -124,7 +129,8 @@ class _Blocks:
         y = end.y.view_as(self.ex.y)
         network = [self.calls, *(calls for _, calls in self.coarse or ())]
         made, depth = sum(c.made for c in network), sum(c.depth for c in network)
-        statistics = Statistics(rounds, made, made - len(each) * self.ex.tableau.nfe, depth, each)
+        everyone = torch.ones(len(each), dtype=torch.bool)
+        statistics = Statistics(rounds, made, made - len(each) * self.ex.tableau.nfe, depth, each, everyone)
         return finished(self.ex, y if self.rows.single else end.s.view_as(y), y), statistics
 
     def round(self, first: int) -> None:
@@ -144,6 +150,8 @@ class _Blocks:
                 self.G[b].put(who[late], G)
             change[b, who] = (new.y - self.ends[b + 1].y[who]).square().mean(-1, dtype=torch.float64)
             self.ends[b + 1].put(who, new)
+            if self.points is not None:
+                self.points[self.bounds[b + 1], who] = new.y
         within = (change <= self.limit) | (torch.arange(self.n, device=self.at.device)[:, None] < self.at)
         self.at = (within.int().cumprod(0).sum(0) + 1).clamp(max=self.n)
 
@@ -162,6 +170,8 @@ class _Blocks:
             row, who, now = bounds[block[here]] + step, sample[here], state.of(here)
             f = self.rows.fixed(row, now.y, self.calls(row, who, now.y))
             state.put(here, self.follow(row[None], now, f[None], who))
+            if self.points is not None:
+                self.points[row + 1, who] = state.y[here]
         sizes = [len(who) for _, who in columns]
         split = zip(
             torch.split(state.s, sizes), torch.split(state.y, sizes), torch.split(state.d, sizes, 1), strict=True
@@ -183,7 +193,7 @@ class _Blocks:
 
     def follow(self, row: Tensor, start: _State, f: Tensor, who: Tensor) -> _State:
         """The recurrence over these rows."""
-        s, y, d = sweep(self.rows, row, start.s, start.y, start.d, f, self.noise(row, who))
+        s, y, d, _ = sweep(self.rows, row, start.s, start.y, start.d, f, self.noise(row, who))
         return _State(s[-1], y[-1], d[len(d) - len(start.d) :])
 
     def noise(self, row: Tensor, who: Tensor) -> Tensor | None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor
+from diffsolve.kernels.window import Window
 from diffsolve.parallel.anderson import Anderson, Mixer
 from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, flat, in_order
 from diffsolve.parallel.distributed import Ranks
-from diffsolve.parallel.rows import Rows, sweep, take
+from diffsolve.parallel.rows import Rows, shifted, sweep, take
 from diffsolve.parallel.secant import Slopes
 from diffsolve.parallel.warm import Warmth
 from diffsolve.solvers.base import frame_named
@@ -37,10 +38,19 @@ class Picard(Parallel):
     after k rounds at least k points are what they would be in a run one after another. With tol = atol = 0 that is
     the limit of all of them. Each sample has a window of its own. The host waits for the device once a round.
 
+    What a window has passed stays as it is, and all that follows is made of it; the last stretch is made into nothing
+    more. So a sample is done as soon as its window reaches the end and of each point in it the *next* change, which
+    the sweep would have to be made for, is expected to be within `finish` times that bound: changes c_k that
+    shrink are followed by less than c_k (c_k / c_{k-1}).
+
     Args:
         window: calls of each sample in flight. 1 is the run one after another, bit for bit.
         tol: allowed root mean square change of a point, relative to the step's noise.
         atol: the same, absolute. Both are added in squares.
+        finish: how much more is allowed of the expected change of what is left. 0 is the published rule: every point
+            is to have changed by no more than tol and atol.
+        max_rounds: end after so many rounds in any case, with what there is by then; `Statistics.converged` says of
+            which samples it is what was asked for.
         frame: whose derivative is held fixed in a sweep, a name in `diffsolve.frames.FRAMES`. The velocity of the
             straight path changes least along a run. Where the network does not determine it, its output is held.
         warm: the first guess of a point that enters the window: "extrapolate" runs on with the last derivative,
@@ -58,6 +68,8 @@ class Picard(Parallel):
     window: int = 64
     tol: float = 0.1
     atol: float = 0.0
+    finish: float = 4.0
+    max_rounds: int | None = None
     frame: str = "straight"
     warm: str | Tableau = "extrapolate"
     accelerate: str | Anderson | None = "secant"
@@ -68,7 +80,7 @@ class Picard(Parallel):
     def __post_init__(self) -> None:
         if self.window is None:
             raise ValueError("window=None: an integer of at least 1 is accepted")
-        self._check("window", "workers", "max_batch")
+        self._check("window", "workers", "max_batch", "max_rounds", bounds=("tol", "atol", "finish"))
         frame_named(self.frame)
         if self.warm not in ("extrapolate", "copy") and not isinstance(self.warm, Tableau):
             raise ValueError(f"warm={self.warm!r}: 'extrapolate', 'copy' or a Tableau is accepted")
@@ -77,20 +89,24 @@ class Picard(Parallel):
         if self.accelerate not in ("secant", None) and not isinstance(self.accelerate, Anderson):
             raise ValueError(f"accelerate={self.accelerate!r}: 'secant', a ds.Anderson or None is accepted")
 
-    def run(self, ex: Executor, calls: Calls, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
-        if min(self.window, ex.tableau.nfe) == 1 or len(ex.y) == 0:
-            return in_order(ex, calls, moved)
-        return _Window(self, ex, calls).run(moved)
+    def run(
+        self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
+    ) -> tuple[Executor, Statistics]:
+        n = ex.tableau.nfe
+        if len(ex.y) == 0 or (min(self.window, n) == 1 and (self.max_rounds or n) >= n):
+            return in_order(ex, calls, moved, points)
+        return _Window(self, ex, calls, points).run(moved)
 
 
 class _Window:
     """The iteration itself. Slot l of sample b is call `at[b] + l`; x has its points, those of slot W after the last.
 
-    Samples that are done leave: `who` says which samples the columns of all tensors are.
+    Samples that are done leave: `who` says which samples the columns of all tensors are. `points` is told of every
+    point that was passed.
     """
 
-    def __init__(self, options: Picard, ex: Executor, calls: Calls) -> None:
-        self.options, self.ex, self.calls = options, ex, calls
+    def __init__(self, options: Picard, ex: Executor, calls: Calls, points: Tensor | None = None) -> None:
+        self.options, self.ex, self.calls, self.points = options, ex, calls, points
         start = ex.state
         like = flat(start.y)
         self.N, (batch, size), K = ex.tableau.nfe, like.shape, ex.tableau.history
@@ -108,12 +124,14 @@ class _Window:
         self.mixer = Mixer(options.accelerate) if isinstance(options.accelerate, Anderson) else None
         row = self.row
         self.f = self.warm.first(row)
+        self.past = torch.zeros(row.shape, dtype=torch.float64, device=like.device)
         self.x = sweep(self.rows, row, self.s, self.y, self.d, self.f, self.noise(row, self.who))[1]
         self.slopes = Slopes(self.f) if options.accelerate == "secant" else None
         if options.warm == "copy":
             self.x[:] = self.y
         self.end_s, self.end_y = torch.empty_like(like), torch.empty_like(like)
         self.each = torch.zeros(batch, dtype=torch.int64)
+        self.converged = torch.ones(batch, dtype=torch.bool)
 
     @property
     def row(self) -> Tensor:
@@ -124,7 +142,10 @@ class _Window:
         rounds, passed = 0, 0
         while len(self.who):
             rounds += 1
-            self.slide(*self.round(), rounds)
+            s, y, d, stride = self.round()
+            if rounds == self.options.max_rounds:
+                s, y, stride = self.run_out(s, y, d, stride)
+            self.slide(s, y, d, stride, rounds)
             slowest = int(self.at.min()) if len(self.who) else self.N
             self.noise.drop(slowest)
             moved(slowest - passed)
@@ -132,7 +153,8 @@ class _Window:
         y = self.end_y.view_as(self.ex.y)
         s = y if self.rows.single else self.end_s.view_as(y)
         batch, made = len(self.each), self.calls.made + self.warm.made
-        statistics = Statistics(rounds, made, made - batch * self.N, self.calls.depth + self.warm.depth, self.each)
+        depth = self.calls.depth + self.warm.depth
+        statistics = Statistics(rounds, made, made - batch * self.N, depth, self.each, self.converged)
         return finished(self.ex, s, y), statistics
 
     def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,28 +163,43 @@ class _Window:
         z = self.noise(row, self.who)
         step = min(self.options.workers or W, W)
         here = self.s, self.y, self.d
-        pieces = [(self.s[None], self.y[None], self.d)]
+        pieces, changes = [(self.s[None], self.y[None], self.d)], []
         for first in range(0, W, step):
             part, rest = slice(first, first + step), slice(first + step, W)
             self.evaluate(row, part)
-            done = self.sweep(row, part, here, z)
+            *done, change = self.sweep(row, part, here, z, self.x[1:][part])
             here = done[0][-1], done[1][-1], done[2][len(done[2]) - len(self.d) :]
             pieces.append((done[0][1:], done[1][1:], done[2][len(self.d) :]))
+            assert change is not None
+            changes.append(change)
             if first + step < W:
                 self.x[first + step :] = self.sweep(row, rest, here, z)[1]
+                change[-1] = 0.0  # the next part calls the network there as it is now
         ss, points, ds = (torch.cat(piece) for piece in zip(*pieces, strict=True))
-        change = (points[1:] - self.x[1:]).square().mean(-1, dtype=torch.float64)
-        within = change <= self.limit[row]
-        stride = (within.int().cumprod(0).sum(0) + 1).clamp(max=W).minimum(self.N - self.at)
-        return ss, points, ds, stride
+        return ss, points, ds, self.stride(torch.cat(changes).double() / self.y.shape[1], self.limit[row])
+
+    def stride(self, change: Tensor, limit: Tensor) -> Tensor:
+        """(B,): how far each window moves, from the mean squares of the changes of its points."""
+        left = self.N - self.at
+        within = change <= limit
+        good = within.int().cumprod(0).sum(0) + 1
+        # What the next change is expected to be. A point that was not there before, with a past of 0, is not sure.
+        sure = within | (change * (change / self.past) <= self.options.finish**2 * limit)
+        self.past = change
+        return torch.where(sure.int().cumprod(0).sum(0) >= left, left, good.clamp(max=self.W).minimum(left))
 
     def sweep(
-        self, row: Tensor, part: slice, here: tuple[Tensor, Tensor, Tensor], z: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        row: Tensor,
+        part: slice,
+        here: tuple[Tensor, Tensor, Tensor],
+        z: Tensor | None,
+        old: Tensor | None = None,
+    ) -> Window:
         f, slope = self.f[part], None
         if self.slopes is not None:
             f, slope = self.slopes(f, part)
-        return sweep(self.rows, row[part], *here, f, None if z is None else z[part], slope)
+        return sweep(self.rows, row[part], *here, f, None if z is None else z[part], slope, old)
 
     def evaluate(self, row: Tensor, part: slice) -> None:
         """Call the network at the points of some slots, short of the end, and take what it says as f."""
@@ -175,28 +212,44 @@ class _Window:
             self.slopes.learn(part, slot, column, x, f - self.f[part][slot, column])
         self.f[part][slot, column] = f
 
+    def onward(self, reach: int, s: Tensor, y: Tensor, d: Tensor) -> tuple[Tensor, Window]:
+        """f of the first `reach` calls past the window, and the recurrence over them, from the window's end."""
+        row = (self.at + torch.arange(self.W, self.W + reach, device=y.device)[:, None]).clamp(max=self.N)
+        f = self.warm.next(row, self.row[-1], self.f[-1], self.who)
+        d = d[len(d) - self.ex.tableau.history + 1 :]
+        return f, sweep(self.rows, row, s[-1], y[-1], d, f, self.noise(row, self.who))
+
+    def run_out(self, s: Tensor, y: Tensor, d: Tensor, stride: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s, y and the strides with which all samples are at their end, whether they are good or not."""
+        left = self.N - self.at
+        self.converged[self.who.cpu()] = (stride >= left).cpu()
+        reach = int(left.max()) - self.W
+        if reach > 0:
+            _, (more_s, more_y, *_) = self.onward(reach, s, y, d)
+            s, y = torch.cat([s, more_s[1:]]), torch.cat([y, more_y[1:]])
+        return s, y, left
+
     def slide(self, s: Tensor, y: Tensor, d: Tensor, stride: Tensor, rounds: int) -> None:
         """Move each window on, to points that are good, and guess the points that enter it."""
         W, K = self.W, self.ex.tableau.history
-        guess = y
-        if self.mixer is not None:
-            guess = self.mixer((y - self.x)[1:], y[1:], self.rows.variance[self.row])
-            guess = torch.cat([y[:1], guess])
-        reach = int(stride.max())
-        # The rows past the window, from its end, as far as the fastest window moves.
-        row = (self.at + torch.arange(W, W + reach, device=y.device)[:, None]).clamp(max=self.N)
-        f = self.warm.next(row, self.row[-1], self.f[-1], self.who)
-        if self.options.warm == "copy":
-            beyond = y[-1:].expand(reach, -1, -1)
-        else:
-            z = self.noise(row, self.who)
-            beyond = sweep(self.rows, row, s[-1], y[-1], d[len(d) - K + 1 :], f, z)[1][1:]
+        if self.points is not None:
+            slot, column = (torch.arange(len(y) - 1, device=y.device)[:, None] < stride).nonzero().unbind(1)
+            self.points[self.at[column] + slot + 1, self.who[column]] = y[slot + 1, column]
         done = self.at + stride >= self.N
         if done.any():
             ended, last = self.who[done], stride[None]
             self.end_s[ended], self.end_y[ended] = take(s, last)[0][done], take(y, last)[0][done]
             self.each[ended.cpu()] = rounds
         on = (~done).nonzero()[:, 0]
+        if len(on) == 0:
+            self.at, self.who = self.at[on], self.who[on]
+            return
+        guess = y
+        if self.mixer is not None:
+            guess = self.mixer((y - self.x)[1:], y[1:], self.rows.variance[self.row])
+            guess = torch.cat([y[:1], guess])
+        f, (_, beyond, *_) = self.onward(int(stride.max()), s, y, d)
+        beyond = y[-1:].expand_as(beyond[1:]) if self.options.warm == "copy" else beyond[1:]
         keep = stride + torch.arange(W + 1, device=y.device)[:, None]
         self.f = take(torch.cat([self.f, f]), keep[:-1])[:, on]
         if self.slopes is not None:
@@ -207,6 +260,7 @@ class _Window:
         self.d = take(d, stride + torch.arange(K - 1, device=y.device)[:, None])[:, on]
         if self.mixer is not None:
             self.mixer.slide(keep[:-1], on)  # points 1 .. W are the mixer's slots
+        self.past = shifted(self.past[..., None], keep[:-1])[..., 0][:, on]
         self.at, self.who = (self.at + stride)[on], self.who[on]
 
 

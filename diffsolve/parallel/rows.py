@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffsolve.execute import conversion
 from diffsolve.frames import FRAMES
+from diffsolve.kernels.window import Window, window_update
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 
@@ -69,10 +70,16 @@ class Rows:
         return torch.addcmul(on_out * out, on_y, y).to(y.dtype)
 
     def guess(self, y: Tensor) -> Tensor:
-        """f before any call, as (N + 1,) weights on the start: as if all of it were noise (at sigma = 0, data)."""
-        _, alpha, sigma = self.tableau.calls[0]
+        """f before any call, as (N + 1,) weights on the start: that of unit normal data.
+
+        There the flow is y_t = (r_t / r_0) y_0 with r = sqrt(alpha^2 + sigma^2), x_0 = alpha y / r^2 and
+        eps = sigma y / r^2.
+        """
+        alpha, sigma = self.tableau.calls[:, 1:].T
         a, b = (np.broadcast_to(c, self.lost.shape) for c in self.target)
-        f = b / sigma if sigma else a / alpha
+        r = np.hypot(alpha, sigma)
+        with np.errstate(invalid="ignore"):  # where the frame is lost
+            f = (a * alpha + b * sigma) / (r * r[0])
         return torch.from_numpy(np.append(np.where(self.lost, 0.0, f), 0.0)).to(y)
 
 
@@ -85,7 +92,8 @@ def sweep(
     f: Tensor,
     z: Tensor | None,
     slope: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    old: Tensor | None = None,
+) -> Window:
     """The recurrence over L calls, each sample from a row of its own: exact linear algebra, given f.
 
         d_l = p y_l + q f_l,        [s_{l+1}, y_{l+1}] = weights @ [s_l, y_l, d_l, .., d_{l-K+1}, z_l]
@@ -97,30 +105,16 @@ def sweep(
         f: (L, B, n), what is held fixed of the network's outputs.
         z: (L, B, n), the noise, or None.
         slope: (L, B), if what is held fixed is f + slope y.
+        old: (L, B, n), the y_1 .. y_L of before.
 
     Returns:
-        s and y, (L + 1, B, n) with the start first, and d, (K - 1 + L, B, n). s is y if they are one tensor.
+        s and y, (L + 1, B, n) with the start first; d, (K - 1 + L, B, n); and with old, the squared changes (L, B). s
+        is y if they are one tensor.
     """
-    K, L = rows.tableau.history, len(row)
-    w = rows.weights[row].movedim(1, -1)[..., None]  # (L, 2, K + 3, B, 1)
-    p, q = rows.keep[row][..., None].unbind(2)  # (L, B, 1) each
+    weights, (p, q) = rows.weights[row], rows.keep[row].unbind(-1)
     if slope is not None:
-        p = torch.addcmul(p, q, slope[..., None])
-    ys = y.new_empty(L + 1, *y.shape)
-    ss = ys if rows.single else torch.empty_like(ys)
-    ds = y.new_empty(K - 1 + L, *y.shape)
-    ds[: K - 1], ss[0], ys[0] = d, s, y
-    sides = ((1, ys),) if rows.single else ((0, ss), (1, ys))
-    for l in range(L):  # noqa: E741
-        torch.mul(f[l], q[l], out=ds[l + K - 1]).addcmul_(ys[l], p[l])
-        live = [ss[l], ys[l], *(ds[l + K - 1 - j] for j in range(K)), None if z is None else z[l]]
-        for side, new in sides:
-            terms = [(c, x) for c, x in enumerate(live) if rows.used[side][c] and x is not None]
-            (c, x), *rest = terms
-            torch.mul(x, w[l, side, c], out=new[l + 1])
-            for c, x in rest:
-                new[l + 1].addcmul_(x, w[l, side, c])
-    return ss, ys, ds
+        p = torch.addcmul(p, q, slope)
+    return window_update(weights, torch.stack([p, q], -1), None if rows.single else s, y, d, f, z, old, used=rows.used)
 
 
 def take(slots: Tensor, index: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Warmth:
             self._part = torch.from_numpy(place - left).to(y)
 
     def first(self, row: Tensor) -> Tensor:
-        """f before any call, at rows (L, B): the coarse run's, or that of a start that is all noise."""
+        """f before any call, at rows (L, B): the coarse run's, or that of unit normal data."""
         if self._curve is not None:
             return self._base(row, torch.arange(row.shape[1], device=row.device))
         return self._rows.guess(self._y)[row][..., None] * self._y
