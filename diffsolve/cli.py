@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # what takes long to import is imported by the commands that 
     import numpy as np
     from PIL import Image
 
-    from diffsolve.metrics import Statistics
     from diffsolve.names import Registry
 
 __all__ = ["app"]
@@ -130,6 +129,7 @@ def bench(
 
     import diffsolve as ds
     from diffsolve import metrics
+    from diffsolve.metrics.data import DATA
 
     for file, suffix in ((out, ".jsonl"), (plot, ".png")):
         if file is not None:
@@ -138,27 +138,15 @@ def bench(
     if name != "digits" and (label != "all" or guidance is not None):
         raise ValueError(f"class={label!r}, guidance={guidance!r}: only the model digits has classes")
     torch.set_num_threads(1)
+    options: dict[str, Any] = {} if grid is None else {"grid": grid}
     table = metrics.sweep(
-        net, SHAPES[name], reference=_reference(name), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
+        net, SHAPES[name], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
         batch=batch, seeds=seeds, cond={"label": torch.tensor(_labels(label, 10))} if name == "digits" else None,
-        guidance=guidance, exact=exact, out=out, progress=_bar(progress), **({} if grid is None else {"grid": grid}),
+        guidance=guidance, exact=exact, out=out, progress=_bar(progress), **options,
     )  # fmt: skip
     typer.echo(table)
     if plot is not None:
         table.plot(plot)
-
-
-def _reference(name: str) -> Statistics:
-    """What samples of a model are compared with: the digits, or as many exact samples as make their error small."""
-    from diffsolve.metrics import Statistics
-
-    if name == "digits":
-        from diffsolve.reference import classifier, digits
-
-        return Statistics.of(digits.load_data()[0], classifier.load())
-    from diffsolve.reference.mixture import ring
-
-    return Statistics.of(ring().sample(5000, seed=0))
 
 
 @app.command()

@@ -72,20 +72,22 @@ def test_the_endpoint_error_falls_with_the_order_and_needs_no_reference(model):
         slope = math.log2(error[solver, 32]["endpoint error"] / error[solver, 64]["endpoint error"])
         assert slope == pytest.approx(order, abs=0.4)
     assert error["ddim(eta=0.5)", 32] == {}  # no exact endpoint
-    assert all(row.floor < error["rk4", 64]["endpoint error"] / 4 for row in table.rows if row.floor)
+    assert all(row.floor < error["rk4", 64]["endpoint error"] / 2 for row in table.rows if row.floor)
 
 
 def test_conditions_are_cycled_over_the_samples():
     seen = []
 
-    def net(x, t, label, scale):
+    def net(x, t, label, scale, more=None):
         seen.append(label.tolist())
         assert scale == 2.0
+        assert more is None or (len(more["pooled"]) == len(x) and more["kept"] == "a")
         return -x
 
     model = ds.adapt(net, "condot", "velocity")
     cond = {"label": torch.arange(3), "scale": 2.0}
-    sweep(model, (2,), reference=REFERENCE, nfe=[1], num=8, batch=5, cond=cond, exact=0)
+    more = {"more": {"pooled": torch.ones(1, 5), "kept": "a"}}
+    sweep(model, (2,), reference=REFERENCE, nfe=[1], num=8, batch=5, cond=cond | more, exact=0)
     assert seen == [[0, 1, 2, 0, 1], [2, 0, 1]]
     seen.clear()
     guidance = ds.Guidance(2.0, uncond={"label": torch.tensor([7, 8]), "scale": 2.0})
@@ -370,6 +372,7 @@ def test_files_of_several_machines(model, tmp_path):
         ({"solvers": {"a": {"solver": "heun", "seed": 1}}}, ValueError, "'seed', which is the sweep's own"),
         ({"start": 0.5}, ValueError, "'start', which is the sweep's own"),
         ({"nfe": [0]}, ValueError, "nfe=0"),
+        ({"nfe": []}, ValueError, "nfe is empty"),
         ({"num": 0}, ValueError, "num=0"),
         ({"batch": 0}, ValueError, "batch=0"),
         ({"seeds": 0}, ValueError, "seeds=0"),
@@ -385,6 +388,16 @@ def test_errors_name_what_is_wrong(model, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         run(model, out=tmp_path / "s.jsonl", **options)
     assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_features_that_are_not_the_references_are_told_after_one_batch(model, tmp_path):
+    calls = []
+    counted = ds.adapt(lambda x, t: calls.append(len(x)) or model.net(x, t), "condot", "velocity")
+    reference = Statistics(None, torch.zeros(3), torch.eye(3))
+    with pytest.raises(ValueError, match="features make 2 numbers of a sample, and it has 3"):
+        run(counted, reference=reference, nfe=4, out=tmp_path / "s.jsonl")
+    assert calls == [16] * 4
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_shape_is_of_one_sample(model):
@@ -428,10 +441,9 @@ def test_the_digits_classifier(tmp_path):
 
 def test_samples_of_the_digits_get_closer_to_the_digits():
     pytest.importorskip("sklearn")
-    from diffsolve.reference import classifier, digits
+    from diffsolve.metrics.data import DATA
 
-    images, _ = digits.load_data()
-    reference = Statistics.of(images, classifier.load())
+    reference = DATA["digits"]()
     table = sweep(
         ds.load("digits"), (1, 8, 8), reference=reference, solvers=["auto", "ddim"], nfe=[4, 10], num=200,
         cond={"label": torch.arange(10)}, exact=0,
@@ -474,12 +486,11 @@ def test_the_command_prints_the_tables_and_goes_on(command):
 
 def test_the_command_is_the_library_on_the_digits(command):
     pytest.importorskip("sklearn")
-    from diffsolve.reference import classifier, digits
+    from diffsolve.metrics.data import DATA
 
     text = command("--nfe", 2, "--num", 8, "--exact", 0, "--guidance", 2.0, "--class", 3, "--seeds", 2, "--batch", 5)
-    reference = Statistics.of(digits.load_data()[0], classifier.load())
     table = sweep(
-        ds.load("digits"), (1, 8, 8), reference=reference, nfe=[2], num=8, seeds=2, guidance=2.0, exact=0, batch=5,
+        ds.load("digits"), (1, 8, 8), reference=DATA["digits"](), nfe=[2], num=8, seeds=2, guidance=2.0, exact=0, batch=5,
         cond={"label": torch.tensor([3])},
     )  # fmt: skip
     assert text == f"{table}\n"

@@ -87,6 +87,8 @@ def describe(value: Any) -> Any:
         return str(value)  # JSON has none
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         return [*value.shape, _digest([value])]
     if isinstance(value, nn.Module):

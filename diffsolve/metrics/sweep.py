@@ -41,7 +41,7 @@ def sweep(
     *,
     reference: Statistics | Mapping[str, Statistics] | None = None,
     solvers: Any = ("auto",),
-    nfe: Sequence[int] = (5, 10, 20),
+    nfe: int | Sequence[int] = (5, 10, 20),
     num: int = 1000,
     batch: int = 250,
     seeds: int | Sequence[int] = 1,
@@ -80,8 +80,10 @@ def sweep(
         seeds: how many, from 0; or which.
         scores: name -> distance of two `Statistics`. By default "FD", "FD inf" where num is at least 4 F (less
             would mean nothing), and "KID" where every reference kept its rows.
-        cond: keyword arguments of the network. Tensors are cycled along their first dimension: sample i gets entry
-            i modulo its length. So are those in the `uncond` of a Guidance. Anything else is passed unchanged.
+        cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
+            i gets entry i modulo its length. So are those in the `uncond` of a Guidance. Anything else is passed
+            unchanged. Labels in turn are a stratified sample, not an independent one: KID is then below 0 by an
+            amount of order 1 / num.
         guidance: as in `ds.solve`.
         decode: samples -> images, before the features: a decoder, a clamp, a rounding to 8 bits. None for samples that
             are images.
@@ -110,8 +112,11 @@ def sweep(
             raise TypeError(f"reference {name!r} is of type {type(entry).__name__}: Statistics are accepted")
     if not references and not study.exact:
         raise ValueError("reference=None with exact=0: nothing is left to be measured")
+    budgets = [nfe] if isinstance(nfe, int) else list(nfe)
+    if not budgets:
+        raise ValueError("nfe is empty: at least one budget is needed")
     measured = _scores(scores, references, num)
-    cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, nfe)]
+    cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
     wanted = [(seed, cell) for seed in _seeds(seeds) for cell in cells]
 
     about = {
@@ -134,7 +139,7 @@ def sweep(
     left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in done]
     with tqdm(total=len(left) * num, disable=not progress, unit="sample") as bar:
         for seed, cell in left:
-            bar.set_description(f"{cell.label}, {cell.nfe} calls, seed {seed}", refresh=False)
+            bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
             row = study.measure(cell, seed, measured, references, bar.update)
             done[cell.label, cell.nfe, seed] = row
             if file is not None:
@@ -237,7 +242,7 @@ class _Study:
             if finite and references:
                 images = x if self.decode is None else self.decode(x)
                 for name, reference in references.items():
-                    found[name].append(extract(reference.features, images))
+                    found[name].append(_compared(name, reference, images))
             advance(len(x))
         values: dict[str, float | None] = {}
         for name, reference in references.items():
@@ -255,6 +260,17 @@ class _Study:
         values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
         n = self.num
         return Row(cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor)
+
+
+def _compared(name: str, reference: Statistics, images: Tensor) -> Tensor:
+    """The features of images, of as many numbers as the reference's."""
+    rows = extract(reference.features, images)
+    if rows.shape[1] != len(reference.mean):
+        raise ValueError(
+            f"reference {name!r}: its features make {rows.shape[1]} numbers of a sample, and it has "
+            f"{len(reference.mean)}: Statistics.load is to be given the features that the file was made with"
+        )
+    return rows
 
 
 def _known(results: Sequence[dict[str, Any]], cells: Sequence[_Cell], file: Path) -> dict[Any, Row]:
@@ -311,6 +327,8 @@ def _cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
     """The entries of samples first .. first + count - 1."""
 
     def entries(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _cycled(value, first, count)
         if not isinstance(value, Tensor) or not value.dim():
             return value
         return value[torch.arange(first, first + count, device=value.device) % len(value)]
