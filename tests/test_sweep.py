@@ -3,13 +3,15 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 import diffsolve as ds
 from diffsolve import metrics
-from diffsolve.metrics import Statistics, Table, sweep
+from diffsolve.metrics import Statistics, Table, records, sweep
+from diffsolve.metrics.records import describe
 from diffsolve.reference.mixture import ring
 
 REFERENCE = Statistics.of(ring().sample(400, seed=0))
@@ -264,13 +266,45 @@ def test_a_file_of_another_checkpoint_is_refused(tmp_path):
         run(model, nfe=[2], num=8, out=out)
 
 
+def test_what_is_found_again_with_another_rounding_is_the_same(tmp_path):
+    """Statistics from other batches, a tableau whose weights differ in the last bit; not what differs by more."""
+    images = torch.randn(100, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, parts = (Statistics.of(images, batch=n) for n in (100, 7))
+    assert not torch.equal(whole.cov, parts.cov)
+    assert describe(whole) == describe(parts)
+    assert describe(whole) != describe(Statistics.of(images * (1 + 1e-4)))
+    assert describe(whole) != describe(Statistics.of(images, lambda x: x))
+    table = ds.plan("condot", "unipc-3", nfe=8)
+    close, far = (replace(table, weights=table.weights * (1 + h)) for h in (1e-15, 1e-10))
+    assert describe(table) == describe(close) == describe(far)
+    assert describe(table) != describe(ds.plan("condot", "unipc-2", nfe=8))
+    assert describe(table) != describe(ds.plan("condot", "unipc-3", nfe=8, grid="karras"))
+
+
+def test_what_stands_for_values():
+    assert describe(ds.paths.named("edm")) != describe(ds.paths.named("edm(sigma_max=70)"))
+    betas = torch.linspace(1e-4, 0.02, 50)
+    assert describe(ds.paths.Discrete(betas)) == describe(ds.paths.Discrete(betas.clone()))
+    assert describe(ds.paths.Discrete(betas)) != describe(ds.paths.Discrete(betas * 1.01))
+    assert describe({"a": (1, None, "x", torch.float64)}) == {"a": [1, None, "x", "torch.float64"]}
+    assert describe(lambda x: x).endswith("<lambda>")
+    assert describe(torch.ones(2, dtype=torch.bfloat16)) != describe(torch.ones(2))
+    assert describe(torch.zeros(0)) == describe(torch.zeros(0))
+    net = torch.nn.Linear(300, 2)
+    before = describe(net)
+    with torch.no_grad():
+        net.weight[0, 0] += 1
+    assert describe(net) != before
+    json.dumps(describe(ds.Guidance(2.0)), allow_nan=False)
+
+
 def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path, monkeypatch):
     file = tmp_path / "s.jsonl"
-    metrics.sweep.__globals__["records"].append(file, {"a": 1})
+    records.append(file, {"a": 1})
     before = file.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
-        metrics.sweep.__globals__["records"].append(file, {"b": 2})
+        records.append(file, {"b": 2})
     assert file.read_bytes() == before
 
 

@@ -8,13 +8,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsolve.metrics.statistics import Statistics
+from diffsolve.paths import Path
 from diffsolve.tableau import Tableau
 
 __all__ = ["append", "describe", "open_records", "read"]
@@ -22,7 +24,7 @@ __all__ = ["append", "describe", "open_records", "read"]
 ENDS = 32  # numbers from either end of a parameter that stand for all of it
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+def read(path: FilePath) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """The settings, the results, and the length of the whole lines in bytes: a last line cut short is left out.
 
     Raises:
@@ -41,7 +43,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     return (found[0] if found else {}), found[1:], len(whole)
 
 
-def open_records(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def open_records(path: FilePath, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The results that a file has already; it is begun if there is none, and freed of a line cut short.
 
     Raises:
@@ -63,7 +65,7 @@ def open_records(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]
     return results
 
 
-def append(path: Path, entry: Mapping[str, Any]) -> None:
+def append(path: FilePath, entry: Mapping[str, Any]) -> None:
     """One more line. If it cannot be written whole, the file is as it was."""
     line = json.dumps(entry).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
@@ -80,8 +82,9 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
 def describe(value: Any) -> Any:
     """What stands for a value in the settings: the same one for the same value in another process, else another.
 
-    Tensors are digests of their numbers, modules of their type and the ends of their parameters and buffers; what a
-    function does cannot be seen, only its name.
+    Paths, tableaux and statistics are digests of their numbers to six digits, other tensors of all their bits, modules
+    their type and a digest of the ends of their parameters and buffers. What a function does cannot be seen, only its
+    name.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has none
@@ -95,10 +98,14 @@ def describe(value: Any) -> Any:
         state = [t for _, t in sorted(value.state_dict().items()) if isinstance(t, Tensor)]
         ends = [torch.cat([t.detach().flatten()[:ENDS], t.detach().flatten()[-ENDS:]]) for t in state]
         return [type(value).__name__, _digest(ends)]
-    if isinstance(value, Tableau):  # to digits that do not depend on a version of numpy
-        numbers = np.concatenate([value.times, value.entry.ravel(), value.weights.ravel()]) + 0.0
-        text = " ".join(f"{number:.6g}" for number in numbers)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    if isinstance(value, Tableau):
+        return [_rounded(numbers) for numbers in (value.times, value.entry, value.weights)]
+    if isinstance(value, Path):
+        at = value.nodes(np.linspace(value.t_noise, value.t_last, 33))
+        return [type(value).__name__, _rounded(at.alpha), _rounded(at.sigma)]
+    if isinstance(value, Statistics):
+        moments = [_rounded(numbers.numpy()) for numbers in (value.mean, value.cov.diagonal())]
+        return [len(value.mean), *moments, describe(value.features)]
     if isinstance(value, Mapping):
         return {str(key): describe(entry) for key, entry in value.items()}
     if isinstance(value, Sequence):
@@ -109,6 +116,13 @@ def describe(value: Any) -> Any:
     if isinstance(value, torch.device | torch.dtype):
         return str(value)
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _rounded(numbers: np.ndarray) -> str:
+    """A digest of numbers to 1e-6 of the largest: they may be found again with another rounding."""
+    scale = float(np.abs(numbers).max()) or 1.0
+    text = f"{scale:.5g} " + " ".join(f"{number:.6f}" for number in numbers.ravel() / scale)
+    return hashlib.sha256(text.replace("-0.000000", "0.000000").encode()).hexdigest()[:8]
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

@@ -123,7 +123,7 @@ def sweep(
         "model": records.describe(model),
         "shape": study.shape,
         "num": num,
-        "reference": {name: [records.describe(r.mean), records.describe(r.features)] for name, r in references.items()},
+        "reference": records.describe(references),
         "scores": list(measured),
         "cond": records.describe(study.cond),
         "guidance": records.describe(study.guidance),
