@@ -372,8 +372,11 @@ def test_calls_that_are_not_the_budget_are_told(model):
 def test_plot(model, tmp_path):
     pytest.importorskip("matplotlib")
     table = run(model, solvers=["heun", "auto"], seeds=2)
-    table.plot(tmp_path / "s.png")
-    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    own = replace(table.rows[0], solver="own", nfe=None, scores={"FD": None, "KID": -1.0})
+    for name, rows in (("many", (*table.rows, own)), ("own", (own,)), ("none", ())):
+        Table(rows, {}).plot(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "many.png").read_bytes()) > len((tmp_path / "own.png").read_bytes())
 
 
 def test_plots_without_matplotlib(monkeypatch):
@@ -413,6 +416,7 @@ def test_files_of_several_machines(model, tmp_path):
         ({"seeds": []}, ValueError, r"seeds=\[\]"),
         ({"seeds": [1, 1]}, ValueError, r"seeds=\[1, 1\]"),
         ({"exact": -1}, ValueError, "exact=-1"),
+        ({"cond": 3}, TypeError, "cond=3"),
         ({"fine": 1}, ValueError, "fine=1"),
         ({"reference": None, "exact": 0}, ValueError, "nothing is left to be measured"),
         ({"reference": {"a": torch.ones(3)}}, TypeError, "reference 'a' is of type Tensor"),

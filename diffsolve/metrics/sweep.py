@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,8 +85,8 @@ def sweep(
             unchanged. Labels in turn are a stratified sample, not an independent one: KID is then below 0 by an
             amount of order 1 / num.
         guidance: as in `ds.solve`.
-        decode: samples -> images, before the features: a decoder, a clamp, a rounding to 8 bits. None for samples that
-            are images.
+        decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
+            bits. None for samples that are images.
         exact: how many samples of a seed have their endpoint error taken; 0 for none.
         fine: network calls of "auto" for the endpoints. It is checked against half of them (`Row.floor`).
         out: a file of JSON lines, of the settings and then of each cell once it is done. The same call after an
@@ -102,6 +102,8 @@ def sweep(
             budget; a file `out` that was made with other settings.
     """
     model = as_model(model)
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
     study = _Study(
         model, _shape(shape), _count("num", num), _count("batch", batch), cond or {}, Guidance.of(guidance), decode,
         min(num, _count("exact", exact, 0)), _count("fine", fine, 2), _free("options", options),
@@ -169,6 +171,16 @@ class _Cell:
         return records.describe([self.solver, self.options])
 
 
+class _Batch(NamedTuple):
+    first: int
+    """The number of its first sample."""
+    x: Tensor
+    finite: bool
+    calls: float
+    """Of all its samples together."""
+    seconds: float
+
+
 @dataclass(frozen=True)
 class _Study:
     """What all cells have in common."""
@@ -196,8 +208,8 @@ class _Study:
             tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, **planned)
             yield _Cell(label, nfe, tableau, options)
 
-    def run(self, cell: _Cell, seed: int, num: int) -> Iterator[tuple[int, Tensor, float, float]]:
-        """Of each batch its first sample's number, the samples, the calls of all of them, and the seconds."""
+    def run(self, cell: _Cell, seed: int, num: int) -> Iterator[_Batch]:
+        """The samples, batch by batch, where the network is."""
         for first in range(0, num, self.batch):
             count = min(self.batch, num - first)
             guidance = replace(self.guidance, uncond=_cycled(self.guidance.uncond, first, count))
@@ -206,10 +218,10 @@ class _Study:
                 self.model, (count, *self.shape), solver=cell.solver, seed=seed, index=first,
                 cond=_cycled(self.cond, first, count), guidance=guidance, **cell.options,
             )  # fmt: skip
-            x = run.x.cpu()  # the device has finished
+            finite = bool(run.x.isfinite().all())  # the device has finished
             seconds = time.perf_counter() - began
             calls = run.nfe * count if isinstance(cell.solver, Tableau) else run.nfe.sum()
-            yield first, x, float(calls), seconds
+            yield _Batch(first, run.x, finite, float(calls), seconds)
 
     @cached_property
     def _endpoints(self) -> dict[int, tuple[Tensor, float]]:
@@ -221,7 +233,7 @@ class _Study:
             ends = []
             for nfe in (self.fine, self.fine // 2):
                 (cell,) = self.cells("endpoints", {"solver": FINEST}, [nfe])
-                ends.append(torch.cat([x for _, x, _, _ in self.run(cell, seed, self.exact)]).double())
+                ends.append(torch.cat([batch.x.cpu() for batch in self.run(cell, seed, self.exact)]).double())
             self._endpoints[seed] = ends[0], _rms(ends[0] - ends[1])
         return self._endpoints[seed]
 
@@ -235,15 +247,14 @@ class _Study:
     ) -> Row:
         found: dict[str, list[Tensor]] = {name: [] for name in references}
         firsts, calls, seconds, finite = [], 0.0, 0.0, True
-        for first, x, made, took in self.run(cell, seed, self.num):
-            calls, seconds = calls + made, seconds + took
-            finite = finite and bool(x.isfinite().all())
-            firsts.append(x[: max(0, self.exact - first)])
+        for batch in self.run(cell, seed, self.num):
+            calls, seconds, finite = calls + batch.calls, seconds + batch.seconds, finite and batch.finite
+            firsts.append(batch.x[: max(0, self.exact - batch.first)].cpu())
             if finite and references:
-                images = x if self.decode is None else self.decode(x)
+                images = batch.x if self.decode is None else self.decode(batch.x)
                 for name, reference in references.items():
                     found[name].append(_compared(name, reference, images))
-            advance(len(x))
+            advance(len(batch.x))
         values: dict[str, float | None] = {}
         for name, reference in references.items():
             statistics = Statistics.of(torch.cat(found[name])) if finite else None

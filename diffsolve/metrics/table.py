@@ -13,6 +13,7 @@ from diffsolve.metrics import records
 __all__ = ["ENDPOINT", "Row", "Table"]
 
 ENDPOINT = "endpoint error"
+PANELS = 4  # of a plot, beside each other
 OWN = "own"  # heads the column of solvers that no budget is given to
 
 
@@ -120,8 +121,12 @@ class Table:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError("plots are matplotlib's: pip install 'diffsolve[metrics]'") from error
-        figure = Figure(figsize=(5 * max(1, len(self.measures)), 4), layout="constrained")
-        panels = figure.subplots(1, max(1, len(self.measures)), squeeze=False)[0]
+        columns = max(1, min(PANELS, len(self.measures)))
+        rows = max(1, math.ceil(len(self.measures) / columns))
+        figure = Figure(figsize=(4.5 * columns, 3.5 * rows + 0.6), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel in panels[len(self.measures) :]:
+            panel.remove()
         for panel, measure in zip(panels, self.measures, strict=False):
             smallest = math.inf
             for solver in self.solvers:
@@ -131,10 +136,16 @@ class Table:
                 bars = [0.0 if math.isnan(error) else error for error in errors]
                 panel.errorbar(calls, means, bars, marker=".", capsize=2, label=solver)
                 smallest = min([smallest, *means])
-            panel.set(title=measure, xlabel="network calls", xscale="log")
+            panel.set(title=measure, xlabel="network calls")
+            if math.isinf(smallest):  # nothing to draw
+                continue
+            panel.set_xscale("log")
+            if ticks := [nfe for nfe in self.budgets if nfe is not None]:
+                panel.set_xticks(ticks, [str(nfe) for nfe in ticks])
+                panel.xaxis.set_minor_formatter("")
             if smallest > 0:
                 panel.set_yscale("log")
-        panels[-1].legend(fontsize="small")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
         figure.savefig(path, dpi=120)
 
 
