@@ -1,6 +1,7 @@
 """Distances between sets of features, against closed forms and plain loops."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -286,7 +287,7 @@ def test_sliced_wasserstein():
 
 
 def test_sliced_wasserstein_without_pot(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ot", None)
+    monkeypatch.setitem(sys.modules, "ot", None)
     a = Statistics.of(draw(4, 2))
     with pytest.raises(ImportError, match=r"diffsolve\[metrics\]"):
         metrics.sliced_wasserstein(a, a)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -75,6 +77,15 @@ def test_the_endpoint_error_falls_with_the_order_and_needs_no_reference(model):
         assert slope == pytest.approx(order, abs=0.4)
     assert error["ddim(eta=0.5)", 32] == {}  # no exact endpoint
     assert all(row.floor < error["rk4", 64]["endpoint error"] / 2 for row in table.rows if row.floor)
+
+
+def test_a_grid_for_all_solvers_is_not_that_of_the_endpoints(model):
+    plain, karras = (run(model, solvers=["heun"], **grid).rows[0] for grid in ({}, {"grid": "karras"}))
+    assert plain.floor == karras.floor
+    assert plain.table != karras.table
+    x = ds.sample(model, (16, 2), solver="heun", nfe=4, grid="karras", seed=0)
+    error = (x - ds.sample(model, (16, 2), nfe=40, seed=0)).square().mean().sqrt()
+    assert karras.scores["endpoint error"] == pytest.approx(float(error), rel=1e-4)
 
 
 def test_conditions_are_cycled_over_the_samples():
@@ -212,7 +223,7 @@ def test_a_sweep_that_was_stopped_goes_on(model, tmp_path):
 def test_more_cells_join_and_the_table_has_those_asked_for(model, tmp_path):
     out = tmp_path / "s.jsonl"
     first = run(model, solvers="heun", out=out)
-    more = run(model, solvers=["unipc-3", "heun"], nfe=[6, 8], seeds=2, batch=9, out=out, progress=False)
+    more = run(model, solvers=["unipc-3", "heun"], nfe=[6, 8], seeds=2, batch=9, out=out, device="cpu")
     assert [row.seed for row in more.rows] == [0] * 4 + [1] * 4  # a seed for all before the next
     assert first.rows[1] in more.rows
     assert first.rows[0] not in more.rows
@@ -380,7 +391,7 @@ def test_plot(model, tmp_path):
 
 
 def test_plots_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"diffsolve\[metrics\]"):
         table_of([1.0]).plot("s.png")
 
@@ -407,6 +418,7 @@ def test_files_of_several_machines(model, tmp_path):
         ({"solvers": {"a": {"grid": "karras"}}}, ValueError, "lacks 'solver'"),
         ({"solvers": {"a": {"solver": "heun", "stop": 0.5}}}, ValueError, "'stop'"),
         ({"solvers": {"a": {"solver": "heun", "seed": 1}}}, ValueError, "'seed', which is the sweep's own"),
+        ({"log_prob": "model"}, ValueError, "'log_prob', which is the sweep's own"),
         ({"start": 0.5}, ValueError, "'start', which is the sweep's own"),
         ({"nfe": [0]}, ValueError, "nfe=0"),
         ({"nfe": []}, ValueError, "nfe is empty"),
@@ -419,6 +431,7 @@ def test_files_of_several_machines(model, tmp_path):
         ({"cond": 3}, TypeError, "cond=3"),
         ({"fine": 1}, ValueError, "fine=1"),
         ({"reference": None, "exact": 0}, ValueError, "nothing is left to be measured"),
+        ({"reference": torch.ones(3)}, TypeError, "reference is of type Tensor"),
         ({"reference": {"a": torch.ones(3)}}, TypeError, "reference 'a' is of type Tensor"),
     ],
 )
@@ -444,6 +457,12 @@ def test_the_shape_is_of_one_sample(model):
             sweep(model, shape)
     with pytest.raises(TypeError, match="a Model is accepted"):
         sweep("digits", (1, 8, 8))
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, diffsolve.metrics.data; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"scipy", "ot", "matplotlib", "sklearn", "diffusers"} & set(modules)
 
 
 def test_foreign_models_are_recognised():

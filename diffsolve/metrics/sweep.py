@@ -30,7 +30,10 @@ Score = Callable[[Statistics, Statistics], float | Estimate]
 """A distance of samples from a reference."""
 
 PLANNED = ("grid", "start", "stop")  # options of `solve` that are used up in planning
-OWNED = ("noise", "state", "seed", "index", "steps", "nfe", "start", "max_calls", "cond", "guidance", "progress")
+OWNED = (
+    "noise", "state", "seed", "index", "steps", "nfe", "start", "max_calls", "cond", "guidance", "progress",
+    "corrector", "log_prob", "brownian",
+)  # fmt: skip
 """Options of `solve` that a sweep gives itself, or that would make it another run."""
 FINEST = "auto"  # the solver of the endpoints
 
@@ -108,10 +111,7 @@ def sweep(
         model, _shape(shape), _count("num", num), _count("batch", batch), cond or {}, Guidance.of(guidance), decode,
         min(num, _count("exact", exact, 0)), _count("fine", fine, 2), _free("options", options),
     )  # fmt: skip
-    references = {"": reference} if isinstance(reference, Statistics) else dict(reference or {})
-    for name, entry in references.items():
-        if not isinstance(entry, Statistics):
-            raise TypeError(f"reference {name!r} is of type {type(entry).__name__}: Statistics are accepted")
+    references = _references(reference)
     if not references and not study.exact:
         raise ValueError("reference=None with exact=0: nothing is left to be measured")
     budgets = [nfe] if isinstance(nfe, int) else list(nfe)
@@ -132,7 +132,7 @@ def sweep(
         "decode": records.describe(decode),
         "exact": study.exact,
         "fine": fine,
-        "options": records.describe({name: value for name, value in options.items() if name != "device"}),
+        "options": records.describe(_told(options)),
     }
     file = None if out is None else Path(out)
     done = {} if file is None else _known(records.open_records(file, about), cells, file)
@@ -168,7 +168,7 @@ class _Cell:
 
     @cached_property
     def table(self) -> Any:
-        return records.describe([self.solver, self.options])
+        return records.describe([self.solver, _told(self.options)])
 
 
 class _Batch(NamedTuple):
@@ -232,7 +232,7 @@ class _Study:
         if seed not in self._endpoints:
             ends = []
             for nfe in (self.fine, self.fine // 2):
-                (cell,) = self.cells("endpoints", {"solver": FINEST}, [nfe])
+                (cell,) = self.cells("endpoints", {"solver": FINEST, "grid": None}, [nfe])
                 ends.append(torch.cat([batch.x.cpu() for batch in self.run(cell, seed, self.exact)]).double())
             self._endpoints[seed] = ends[0], _rms(ends[0] - ends[1])
         return self._endpoints[seed]
@@ -323,6 +323,18 @@ def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _references(given: Any) -> dict[str, Statistics]:
+    if isinstance(given, Statistics):
+        return {"": given}
+    if not isinstance(given, Mapping | None):
+        kind = type(given).__name__
+        raise TypeError(f"reference is of type {kind}: Statistics, a mapping from names to them, or None is accepted")
+    for name, entry in (given or {}).items():
+        if not isinstance(entry, Statistics):
+            raise TypeError(f"reference {name!r} is of type {type(entry).__name__}: Statistics are accepted")
+    return dict(given or {})
+
+
 def _scores(given: Mapping[str, Score] | None, references: Mapping[str, Statistics], num: int) -> Mapping[str, Score]:
     if given is not None:
         return given
@@ -345,6 +357,11 @@ def _cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
         return value[torch.arange(first, first + count, device=value.device) % len(value)]
 
     return {name: entries(value) for name, value in given.items()}
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What results depend on."""
+    return {name: value for name, value in options.items() if name != "device"}
 
 
 def _rms(difference: Tensor) -> float:
