@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `logprob`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
+"""The command line: `diffsolve sample`, `bench`, `logprob`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
 
 from __future__ import annotations
 
@@ -101,6 +101,52 @@ def sample(
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
         file=out,
     )
+
+
+@app.command()
+@_plain_errors()
+def bench(
+    model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
+    solver: Annotated[list[str] | None, typer.Option(help="As in `sample`; may be repeated. [default: auto]")] = None,
+    nfe: Annotated[list[int] | None, typer.Option(help="As in `sample`; may be repeated. [default: 5, 10, 20]")] = None,
+    grid: GridSpec = None,
+    num: Annotated[int, typer.Option(min=1, help="Samples of each solver, budget and seed.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 250,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
+    label: Annotated[
+        str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+    ] = "all",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance, of the digits.")] = None,
+    exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file for a plot.")] = None,
+    progress: Progress = None,
+) -> None:
+    """Distance to the data, and to the exact endpoints, against network calls, as tables in Markdown."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve import metrics
+    from diffsolve.metrics.data import DATA
+
+    for file, suffix in ((out, ".jsonl"), (plot, ".png")):
+        if file is not None:
+            _check_out(file, suffix)
+    net, name = ds.load(model), model.partition("(")[0].strip().lower()
+    if name != "digits" and (label != "all" or guidance is not None):
+        raise ValueError(f"class={label!r}, guidance={guidance!r}: only the model digits has classes")
+    torch.set_num_threads(1)
+    options: dict[str, Any] = {} if grid is None else {"grid": grid}
+    table = metrics.sweep(
+        net, SHAPES[name], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
+        batch=batch, seeds=seeds, cond={"label": torch.tensor(_labels(label, 10))} if name == "digits" else None,
+        guidance=guidance, exact=exact, out=out, progress=_bar(progress), **options,
+    )  # fmt: skip
+    typer.echo(table)
+    if plot is not None:
+        table.plot(plot)
 
 
 @app.command()

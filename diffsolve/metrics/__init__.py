@@ -1,0 +1,22 @@
+"""How far samples are from data, and from what the same noise leads to exactly, against network calls.
+
+`Statistics` are what is kept of images, `frechet`, `kid` and their kin are distances between two of them, and `sweep`
+measures them for solvers and budgets of network calls, into a file of JSON lines and a `Table`.
+"""
+
+from diffsolve.metrics.distances import Estimate, frechet, frechet_infinity, kid, sliced_wasserstein
+from diffsolve.metrics.statistics import Statistics, pixels
+from diffsolve.metrics.sweep import sweep
+from diffsolve.metrics.table import Table
+
+__all__ = [
+    "Estimate",
+    "Statistics",
+    "Table",
+    "frechet",
+    "frechet_infinity",
+    "kid",
+    "pixels",
+    "sliced_wasserstein",
+    "sweep",
+]

@@ -1,0 +1,23 @@
+"""What samples of the reference models are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffsolve.metrics.statistics import Statistics
+from diffsolve.reference import classifier, digits
+from diffsolve.reference.mixture import ring
+
+__all__ = ["DATA"]
+
+
+def _digits() -> Statistics:
+    return Statistics.of(digits.load_data()[0], classifier.load())
+
+
+def _ring() -> Statistics:
+    return Statistics.of(ring().sample(5000, seed=0))
+
+
+DATA: dict[str, Callable[[], Statistics]] = {"digits": _digits, "mixture-2d": _ring}
+"""name of a reference model -> its data: the digits in the features of a small classifier; exact points of the ring."""

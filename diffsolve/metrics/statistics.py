@@ -1,0 +1,232 @@
+"""The mean and covariance of features, gathered batch by batch in float64, and the features themselves.
+
+Why no package: torchmetrics' Frechet distance takes no reference statistics but images, gathers uncentred moments,
+which cancel where the mean is large, and rounds its result to float32; those of pytorch-fid and clean-fid are scripts
+around one Inception network. What is left are the two short formulas here and those in `distances`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["Features", "Statistics", "pixels"]
+
+Features = Callable[[Tensor], Tensor]
+"""Images (B, ...) -> features (B, F): any callable, such as an nn.Module on the images' device."""
+
+SUFFIXES = (".npz", ".safetensors")
+BLOCK = 1024  # rows of a kernel matrix at a time
+
+
+def pixels(images: Tensor) -> Tensor:
+    """The images themselves as features."""
+    return images.flatten(1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Statistics:
+    """What is kept of a set of images; immutable. `of` makes one, `a + b` is that of both sets, `load` reads one."""
+
+    count: int | None
+    """Number of images; None if a file does not say."""
+    mean: Tensor
+    """(F,), float64."""
+    cov: Tensor
+    """(F, F), float64: the unbiased covariance, divided by count - 1 (zero for one image)."""
+    rows: Tensor | None = None
+    """(K, F): the features of the first images, for the distances that need them; None if none were kept."""
+    features: Features = pixels
+    """What made the features out of images; `sweep` treats samples alike."""
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor | Iterable[Any],
+        features: Features = pixels,
+        *,
+        batch: int = 250,
+        keep: int | None = None,
+    ) -> Statistics:
+        """The statistics of images.
+
+        Args:
+            images: a tensor (N, ...); or batches of any sizes, such as a DataLoader: of a batch that is a tuple or a
+                list the first entry counts. Only one batch is held at a time.
+            features: images (B, ...) -> (B, F). Called without gradients.
+            batch: how many images of a tensor at a time. Results do not depend on it beyond rounding.
+            keep: of how many images the features are kept too; None for all of them. In memory and in a file they take
+                4 F bytes each.
+
+        Raises:
+            ValueError, TypeError: for no images, and for features of another shape or kind, or that are not finite.
+        """
+        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 0):
+            raise ValueError(f"keep={keep!r}: an integer of at least 0, or None, is accepted")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch={batch!r}: an integer of at least 1 is accepted")
+        room = math.inf if keep is None else keep
+        whole, rows = None, []
+        for chunk in torch.split(images, batch) if isinstance(images, Tensor) else images:
+            part = extract(features, chunk[0] if isinstance(chunk, tuple | list) else chunk)
+            if len(part):
+                found = cls(len(part), *_moments(part))
+                whole = found if whole is None else whole + found
+                rows.append(part[: int(min(room, len(part)))].clone())
+                room -= len(rows[-1])
+        if whole is None:
+            raise ValueError("images has none: at least one is needed")
+        kept = torch.cat(rows)
+        return cls(whole.count, whole.mean, whole.cov, kept if len(kept) else None, features)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """The statistics of both sets of images (Chan, Golub and LeVeque, 1983); rows are kept where both have theirs.
+
+        Raises:
+            ValueError: for features of different sizes, or a count that is not known.
+        """
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        n, m = self.count, other.count
+        if n is None or m is None:
+            raise ValueError("count=None: statistics of an unknown number of images cannot be added")
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"features of {len(self.mean)} and {len(other.mean)} numbers: they must agree")
+        shift = other.mean - self.mean
+        scatter = self.cov * (n - 1) + other.cov * (m - 1)
+        scatter.addr_(shift, shift, alpha=n * m / (n + m))
+        rows = None if self.rows is None or other.rows is None else torch.cat([self.rows, other.rows])
+        mean = self.mean + shift * (m / (n + m))
+        return Statistics(n + m, mean, scatter.div_(n + m - 1), rows, self.features)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """(F, rank): A with A A^T = cov. Directions that are within rounding of variance 0 are left out."""
+        variances, basis = torch.linalg.eigh(self.cov)
+        kept = variances > len(variances) * torch.finfo(torch.float64).eps * variances[-1].clamp(min=0)
+        root: Tensor = basis[:, kept] * variances[kept].sqrt()
+        return root
+
+    @cached_property
+    def within(self) -> Tensor:
+        """(K,): of each row the sum of the kernel of `kid` with the other rows."""
+        rows = self.numbers
+        return kernel_sums(rows, rows)[0] - ((rows * rows).sum(1) / rows.shape[1] + 1) ** 3
+
+    @property
+    def numbers(self) -> Tensor:
+        """The rows, in float64.
+
+        Raises:
+            ValueError: if none were kept.
+        """
+        if self.rows is None:
+            raise ValueError(f"{self!r} kept no features, and this distance needs them: use keep= of Statistics.of")
+        return self.rows.double()
+
+    def __repr__(self) -> str:
+        kept = 0 if self.rows is None else len(self.rows)
+        return f"Statistics(count={self.count}, features={len(self.mean)}, rows={kept})"
+
+    def save(self, path: str | Path) -> None:
+        """Write a .safetensors file, or an .npz with `mu` and `sigma` as pytorch-fid, clean-fid and EDM read it."""
+        tensors = {"mu": self.mean, "sigma": self.cov.contiguous()}
+        if self.count is not None:
+            tensors["count"] = torch.tensor(self.count)
+        if self.rows is not None:
+            tensors["rows"] = self.rows.contiguous()
+        if _suffix(path) == ".npz":
+            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+            np.savez(path, **arrays)
+        else:
+            save_file(tensors, path)
+
+    @classmethod
+    def load(cls, path: str | Path, features: Features = pixels) -> Statistics:
+        """Read a file of `save`, or an .npz of pytorch-fid, clean-fid, EDM or guided-diffusion: `mu` and `sigma`.
+
+        Args:
+            features: what made the features in the file; it says so itself in no format.
+
+        Raises:
+            ValueError: if the file is none of these, or its numbers are not finite or do not fit together.
+        """
+        try:
+            if _suffix(path) == ".npz":
+                with np.load(path, allow_pickle=False) as file:
+                    read = {name: torch.from_numpy(file[name]) for name in NAMES if name in file.files}
+            else:
+                read = load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"path={str(path)!r} cannot be read: {error}") from error
+        if not {"mu", "sigma"} <= read.keys():
+            raise ValueError(f"path={str(path)!r}: a file with mu and sigma is accepted")
+        mean, cov = read["mu"].double(), read["sigma"].double()
+        rows = read.get("rows", torch.empty(0, *mean.shape))
+        if (
+            mean.dim() != 1
+            or cov.shape != (len(mean), len(mean))
+            or (rows is not None and rows.shape[1:] != mean.shape)
+        ):
+            raise ValueError(f"path={str(path)!r}: mu {tuple(mean.shape)} and sigma {tuple(cov.shape)} do not fit")
+        if not (mean.isfinite().all() and cov.isfinite().all()):
+            raise ValueError(f"path={str(path)!r} has values that are not finite")
+        if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max():  # some were gathered in float32
+            raise ValueError(f"path={str(path)!r}: sigma is not symmetric")
+        count = int(read["count"]) if "count" in read else None
+        return cls(count, mean, (cov + cov.T) / 2, rows if len(rows) else None, features)
+
+
+NAMES = ("mu", "sigma", "count", "rows")
+
+
+def extract(features: Features, images: Any) -> Tensor:
+    """(B, F): the features of a batch on the CPU, in float32, or float64 if they are; checked."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images={type(images).__name__}: tensors (B, ...) are accepted")
+    with torch.no_grad():
+        found = features(images)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"features returned {kind}: a floating tensor of shape (B, F) is accepted")
+    if found.dim() != 2 or len(found) != len(images) or not found.shape[1]:
+        shape = tuple(found.shape)
+        raise ValueError(f"features returned shape {shape} for {len(images)} images: (B, F) is accepted")
+    found = found.detach().cpu()
+    if not found.isfinite().all():
+        raise ValueError(f"features returned {int((~found.isfinite()).sum())} values that are not finite")
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums over rows and over columns of k(x_i, y_j) = (x_i . y_j / F + 1)^3, float64, in blocks."""
+    over_y, over_x = [], torch.zeros(len(y), dtype=torch.float64)
+    for block in torch.split(x, BLOCK):
+        kernel = (block @ y.T / x.shape[1] + 1) ** 3
+        over_y.append(kernel.sum(1))
+        over_x += kernel.sum(0)
+    return torch.cat(over_y), over_x
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = rows.double()
+    mean = rows.mean(0)
+    rows = rows - mean
+    return mean, rows.T @ rows / max(1, len(rows) - 1)
+
+
+def _suffix(path: str | Path) -> str:
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise ValueError(f"path={str(path)!r}: a file ending in {' or '.join(SUFFIXES)} is accepted")
+    return suffix

@@ -1,0 +1,394 @@
+"""Distances against network calls, for solvers, budgets and seeds: deterministic, and resumed where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffsolve.adaptive import Adaptive, AdaptiveSDE
+from diffsolve.guidance import Guidance
+from diffsolve.metrics import records
+from diffsolve.metrics.distances import Estimate, frechet, frechet_infinity, kid
+from diffsolve.metrics.statistics import Statistics, extract
+from diffsolve.metrics.table import ENDPOINT, Row, Table, row_of
+from diffsolve.models import Model, as_model
+from diffsolve.planning import plan
+from diffsolve.sampling import solve
+from diffsolve.tableau import Tableau
+
+__all__ = ["Score", "sweep"]
+
+Score = Callable[[Statistics, Statistics], float | Estimate]
+"""A distance of samples from a reference."""
+
+PLANNED = ("grid", "start", "stop")  # options of `solve` that are used up in planning
+OWNED = (
+    "noise", "state", "seed", "index", "steps", "nfe", "start", "max_calls", "cond", "guidance", "progress",
+    "corrector", "log_prob", "brownian",
+)  # fmt: skip
+"""Options of `solve` that a sweep gives itself, or that would make it another run."""
+FINEST = "auto"  # the solver of the endpoints
+
+
+def sweep(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    reference: Statistics | Mapping[str, Statistics] | None = None,
+    solvers: Any = ("auto",),
+    nfe: int | Sequence[int] = (5, 10, 20),
+    num: int = 1000,
+    batch: int = 250,
+    seeds: int | Sequence[int] = 1,
+    scores: Mapping[str, Score] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance: float | Guidance | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    exact: int = 256,
+    fine: int = 200,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Table:
+    """Sample with every solver, budget of network calls and seed; measure the samples against the reference.
+
+    Sample i of a seed has the same noise and condition in every cell and whatever the batches, so that solvers are
+    compared on the same draw. A seed is done for all of them before the next.
+
+    Two things are measured. The `scores` compare samples with data: they have the network's error, the solver's and
+    that of finitely many samples in one number. The endpoint error is the solver's alone: the root mean square per
+    value of the distance to where the exact probability flow takes the same noise; it needs no reference and a few
+    hundred samples, and exists for solvers without noise.
+
+    Args:
+        model: as in `ds.solve`.
+        shape: of one sample, without the batch.
+        reference: statistics of the data, with the features to use (see `Statistics.of`); several by name are all
+            measured in one pass, their names before those of the scores. None measures the endpoint error alone.
+        solvers: names, solver objects, tableaux, `ds.Adaptive` or `ds.AdaptiveSDE`; or a mapping from labels to these,
+            or to dicts with "solver" and other options of `ds.solve`, as {"heun, karras": {"solver": "heun",
+            "grid": "karras"}}.
+        nfe: budgets of network calls; the calls made are reported. A guided call counts once, though it evaluates
+            the network twice. Tableaux and adaptive solvers run once, with their own.
+        num: samples of each cell. All samples' features are held: num F 4 bytes.
+        batch: samples at a time; results do not depend on it beyond rounding.
+        seeds: how many, from 0; or which.
+        scores: name -> distance of two `Statistics`. By default "FD", "FD inf" where num is at least 4 F (less
+            would mean nothing), and "KID" where every reference kept its rows.
+        cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
+            i gets entry i modulo its length. So are those in the `uncond` of a Guidance. Anything else is passed
+            unchanged. Labels in turn are a stratified sample, not an independent one: KID is then below 0 by an
+            amount of order 1 / num.
+        guidance: as in `ds.solve`.
+        decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
+            bits. None for samples that are images.
+        exact: how many samples of a seed have their endpoint error taken; 0 for none.
+        fine: network calls of "auto" for the endpoints. It is checked against half of them (`Row.floor`).
+        out: a file of JSON lines, of the settings and then of each cell once it is done. The same call after an
+            interruption does what is missing, and more solvers, budgets or seeds may be added.
+        progress: show a bar, in samples.
+        options: of `ds.solve`, for all cells: grid, stop, dtype, device and more.
+
+    Returns:
+        A `Table` of the cells asked for: print it, or `plot` it.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, before the network is called: a solver that does not fit into a
+            budget; a file `out` that was made with other settings.
+    """
+    model = as_model(model)
+    if not isinstance(cond, Mapping | None):
+        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    study = _Study(
+        model, _shape(shape), _count("num", num), _count("batch", batch), cond or {}, Guidance.of(guidance), decode,
+        min(num, _count("exact", exact, 0)), _count("fine", fine, 2), _free("options", options),
+    )  # fmt: skip
+    references = _references(reference)
+    if not references and not study.exact:
+        raise ValueError("reference=None with exact=0: nothing is left to be measured")
+    budgets = [nfe] if isinstance(nfe, int) else list(nfe)
+    if not budgets:
+        raise ValueError("nfe is empty: at least one budget is needed")
+    measured = _scores(scores, references, num)
+    cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
+    wanted = [(seed, cell) for seed in _seeds(seeds) for cell in cells]
+
+    about = {
+        "model": records.describe(model),
+        "shape": study.shape,
+        "num": num,
+        "reference": records.describe(references),
+        "scores": list(measured),
+        "cond": records.describe(study.cond),
+        "guidance": records.describe(study.guidance),
+        "decode": records.describe(decode),
+        "exact": study.exact,
+        "fine": fine,
+        "options": records.describe(_told(options)),
+    }
+    file = None if out is None else Path(out)
+    done = {} if file is None else _known(records.open_records(file, about), cells, file)
+    from tqdm.auto import tqdm
+
+    left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in done]
+    with tqdm(total=len(left) * num, disable=not progress, unit="sample") as bar:
+        for seed, cell in left:
+            bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
+            row = study.measure(cell, seed, measured, references, bar.update)
+            done[cell.label, cell.nfe, seed] = row
+            if file is not None:
+                records.append(file, asdict(row))
+    return Table(tuple(done[cell.label, cell.nfe, seed] for seed, cell in wanted), about)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    label: str
+    nfe: int | None
+    """The budget; None where the solver has its own."""
+    solver: Tableau | Adaptive | AdaptiveSDE
+    options: Mapping[str, Any]
+    """Of `solve`, what planning left."""
+
+    @property
+    def stochastic(self) -> bool:
+        return self.solver.stochastic if isinstance(self.solver, Tableau) else isinstance(self.solver, AdaptiveSDE)
+
+    @property
+    def method(self) -> str:
+        return self.solver.solver if isinstance(self.solver, Tableau) else str(self.solver)
+
+    @cached_property
+    def table(self) -> Any:
+        return records.describe([self.solver, _told(self.options)])
+
+
+class _Batch(NamedTuple):
+    first: int
+    """The number of its first sample."""
+    x: Tensor
+    finite: bool
+    calls: float
+    """Of all its samples together."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What all cells have in common."""
+
+    model: Model
+    shape: tuple[int, ...]
+    num: int
+    batch: int
+    cond: Mapping[str, Any]
+    guidance: Guidance
+    decode: Callable[[Tensor], Tensor] | None
+    exact: int
+    fine: int
+    options: Mapping[str, Any]
+
+    def cells(self, label: str, given: Mapping[str, Any], budgets: Sequence[int]) -> Iterator[_Cell]:
+        """The cells of one solver, planned."""
+        options = {**self.options, **given}
+        solver = options.pop("solver")
+        if isinstance(solver, Tableau | Adaptive | AdaptiveSDE):
+            yield _Cell(label, None, solver, options)
+            return
+        planned = {name: options.pop(name) for name in PLANNED if name in options}
+        for nfe in sorted(set(budgets)):
+            tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, **planned)
+            yield _Cell(label, nfe, tableau, options)
+
+    def run(self, cell: _Cell, seed: int, num: int) -> Iterator[_Batch]:
+        """The samples, batch by batch, where the network is."""
+        for first in range(0, num, self.batch):
+            count = min(self.batch, num - first)
+            guidance = replace(self.guidance, uncond=_cycled(self.guidance.uncond, first, count))
+            began = time.perf_counter()
+            run: Any = solve(
+                self.model, (count, *self.shape), solver=cell.solver, seed=seed, index=first,
+                cond=_cycled(self.cond, first, count), guidance=guidance, **cell.options,
+            )  # fmt: skip
+            finite = bool(run.x.isfinite().all())  # the device has finished
+            seconds = time.perf_counter() - began
+            calls = run.nfe * count if isinstance(cell.solver, Tableau) else run.nfe.sum()
+            yield _Batch(first, run.x, finite, float(calls), seconds)
+
+    @cached_property
+    def _endpoints(self) -> dict[int, tuple[Tensor, float]]:
+        return {}
+
+    def endpoints(self, seed: int) -> tuple[Tensor, float]:
+        """Where the probability flow takes the first samples' noise, and the distance of half the calls from it."""
+        if seed not in self._endpoints:
+            ends = []
+            for nfe in (self.fine, self.fine // 2):
+                (cell,) = self.cells("endpoints", {"solver": FINEST, "grid": None}, [nfe])
+                ends.append(torch.cat([batch.x.cpu() for batch in self.run(cell, seed, self.exact)]).double())
+            self._endpoints[seed] = ends[0], _rms(ends[0] - ends[1])
+        return self._endpoints[seed]
+
+    def measure(
+        self,
+        cell: _Cell,
+        seed: int,
+        scores: Mapping[str, Score],
+        references: Mapping[str, Statistics],
+        advance: Callable[[int], object],
+    ) -> Row:
+        found: dict[str, list[Tensor]] = {name: [] for name in references}
+        firsts, calls, seconds, finite = [], 0.0, 0.0, True
+        for batch in self.run(cell, seed, self.num):
+            calls, seconds, finite = calls + batch.calls, seconds + batch.seconds, finite and batch.finite
+            firsts.append(batch.x[: max(0, self.exact - batch.first)].cpu())
+            if finite and references:
+                images = batch.x if self.decode is None else self.decode(batch.x)
+                for name, reference in references.items():
+                    found[name].append(_compared(name, reference, images))
+            advance(len(batch.x))
+        values: dict[str, float | None] = {}
+        for name, reference in references.items():
+            statistics = Statistics.of(torch.cat(found[name])) if finite else None
+            for score, distance in scores.items():
+                title = f"{name} {score}".strip()
+                value = None if statistics is None else distance(statistics, reference)
+                values[title] = value.value if isinstance(value, Estimate) else value
+                if isinstance(value, Estimate):
+                    values[f"{title} stderr"] = value.stderr
+        floor = None
+        if self.exact and not cell.stochastic:
+            ends, floor = self.endpoints(seed)
+            values[ENDPOINT] = _rms(torch.cat(firsts).double() - ends) if finite else None
+        values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
+        n = self.num
+        return Row(cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor)
+
+
+def _compared(name: str, reference: Statistics, images: Tensor) -> Tensor:
+    """The features of images, of as many numbers as the reference's."""
+    rows = extract(reference.features, images)
+    if rows.shape[1] != len(reference.mean):
+        raise ValueError(
+            f"reference {name!r}: its features make {rows.shape[1]} numbers of a sample, and it has "
+            f"{len(reference.mean)}: Statistics.load is to be given the features that the file was made with"
+        )
+    return rows
+
+
+def _known(results: Sequence[dict[str, Any]], cells: Sequence[_Cell], file: Path) -> dict[Any, Row]:
+    """The rows of a file by label, budget and seed.
+
+    Raises:
+        ValueError: if a label meant something else there.
+    """
+    meant = {(cell.label, cell.nfe): cell.table for cell in cells}
+    rows = [row_of(entry, file) for entry in results]
+    for row in rows:
+        here = meant.get((row.solver, row.nfe), row.table)
+        if here != row.table:
+            raise ValueError(
+                f"out={str(file)!r} was made with other settings: solver {row.solver!r} with nfe={row.nfe} is "
+                f"{row.table} there and {here} here; give it a label of its own, as solvers={{label: solver}}"
+            )
+    return {(row.solver, row.nfe, row.seed): row for row in rows}
+
+
+def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:
+    """label -> options of `solve`."""
+    if isinstance(solvers, Mapping):
+        named = {str(label): given for label, given in solvers.items()}
+    else:
+        given = solvers if isinstance(solvers, Sequence) and not isinstance(solvers, str) else [solvers]
+        named = {entry.solver if isinstance(entry, Tableau) else str(entry): entry for entry in given}
+        if len(named) < len(given):
+            raise ValueError(f"solvers={list(named)!r} are given more than once: a mapping gives them labels")
+    if not named:
+        raise ValueError("solvers is empty: at least one is needed")
+    found = {}
+    for label, entry in named.items():
+        found[label] = _free(f"solvers[{label!r}]", entry) if isinstance(entry, Mapping) else {"solver": entry}
+        if "solver" not in found[label]:
+            raise ValueError(f"solvers[{label!r}] lacks 'solver': a dict with it and other options is accepted")
+        if isinstance(entry, Mapping) and "stop" in entry:
+            raise ValueError(f"solvers[{label!r}] has 'stop': it is accepted for all solvers alone")
+    return found
+
+
+def _references(given: Any) -> dict[str, Statistics]:
+    if isinstance(given, Statistics):
+        return {"": given}
+    if not isinstance(given, Mapping | None):
+        kind = type(given).__name__
+        raise TypeError(f"reference is of type {kind}: Statistics, a mapping from names to them, or None is accepted")
+    for name, entry in (given or {}).items():
+        if not isinstance(entry, Statistics):
+            raise TypeError(f"reference {name!r} is of type {type(entry).__name__}: Statistics are accepted")
+    return dict(given or {})
+
+
+def _scores(given: Mapping[str, Score] | None, references: Mapping[str, Statistics], num: int) -> Mapping[str, Score]:
+    if given is not None:
+        return given
+    chosen: dict[str, Score] = {"FD": frechet}
+    if all(num >= 4 * len(r.mean) for r in references.values()):
+        chosen["FD inf"] = frechet_infinity
+    if num >= 2 and all(r.rows is not None and len(r.rows) > 1 for r in references.values()):
+        chosen["KID"] = kid
+    return chosen
+
+
+def _cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
+    """The entries of samples first .. first + count - 1."""
+
+    def entries(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _cycled(value, first, count)
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        return value[torch.arange(first, first + count, device=value.device) % len(value)]
+
+    return {name: entries(value) for name, value in given.items()}
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What results depend on."""
+    return {name: value for name, value in options.items() if name != "device"}
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.square().mean().sqrt())
+
+
+def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    chosen = range(_count("seeds", seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"seeds={seeds!r}: a number of seeds, or different ones, are accepted")
+    return chosen
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"shape={shape!r}: the sizes of one sample, without the batch, are accepted")
+    return tuple(shape)
+
+
+def _count(name: str, value: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: an integer of at least {least} is accepted")
+    return value
+
+
+def _free(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    for key in options:
+        if key in OWNED:
+            raise ValueError(f"{name} has {key!r}, which is the sweep's own: other options of ds.solve are accepted")
+    return dict(options)

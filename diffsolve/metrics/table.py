@@ -1,0 +1,175 @@
+"""The results of a sweep, as a table in Markdown and as a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffsolve.metrics import records
+
+__all__ = ["ENDPOINT", "Row", "Table"]
+
+ENDPOINT = "endpoint error"
+PANELS = 4  # of a plot, beside each other
+OWN = "own"  # heads the column of solvers that no budget is given to
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solver at one budget with one seed."""
+
+    solver: str
+    method: str
+    """What the solver's name stands for at this budget."""
+    table: Any
+    """What tells its weights from others."""
+    nfe: int | None
+    """The budget; None where the solver has its own."""
+    seed: int
+    calls: float
+    """Network calls made for each sample; a mean, where they differ."""
+    seconds: float
+    """Of sampling, per sample."""
+    scores: dict[str, float | None]
+    """Distances by name, and their standard errors where they have one; None where samples were not finite."""
+    floor: float | None
+    """How far the endpoints, which the endpoint error is measured from, are from those at half the calls."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a sweep; printed, a table per measure: the mean over seeds and its standard error."""
+
+    rows: tuple[Row, ...]
+    about: dict[str, Any]
+    """The settings of the sweep."""
+
+    @classmethod
+    def read(cls, *paths: str | Path) -> Table:
+        """All that files of `sweep` have, such as those of several machines that shared one.
+
+        Raises:
+            ValueError: if they are of different settings, or not such files.
+        """
+        rows, about = [], None
+        for path in map(Path, paths):
+            settings, results, _ = records.read(path)
+            if about is not None and settings != about:
+                raise ValueError(f"{str(path)!r} was made with other settings than {str(paths[0])!r}")
+            about = settings
+            rows += [row_of(entry, path) for entry in results]
+        return cls(tuple(rows), about or {})
+
+    @property
+    def measures(self) -> list[str]:
+        """The names of the scores, standard errors aside."""
+        names = dict.fromkeys(name for row in self.rows for name in row.scores)
+        return [name for name in names if not name.endswith(" stderr")]
+
+    @property
+    def solvers(self) -> list[str]:
+        return list(dict.fromkeys(row.solver for row in self.rows))
+
+    @property
+    def budgets(self) -> list[int | None]:
+        """In order; None, for solvers with their own, last."""
+        return sorted({row.nfe for row in self.rows}, key=lambda nfe: math.inf if nfe is None else nfe)
+
+    def cell(self, measure: str, solver: str, nfe: int | None) -> tuple[float, float, float] | None:
+        """(mean over seeds, its standard error, network calls); None if there is no row.
+
+        The standard error is NaN for one seed, the mean NaN if samples were not finite.
+        """
+        rows = [r for r in self.rows if (r.solver, r.nfe) == (solver, nfe) and measure in r.scores]
+        if not rows:
+            return None
+        values = [math.nan if (score := row.scores[measure]) is None else score for row in rows]
+        n = len(values)
+        mean = math.fsum(values) / n
+        spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan
+        return mean, spread, math.fsum(row.calls for row in rows) / n
+
+    def __str__(self) -> str:
+        """Markdown. Where the calls made are not those of the column, they stand in brackets."""
+        seeds = len({row.seed for row in self.rows})
+        samples = f"{self.about.get('num', '?')} samples" + (f" of each of {seeds} seeds" if seeds > 1 else "")
+        blocks = []
+        for measure in self.measures:
+            note = samples
+            if measure == ENDPOINT:
+                floor = max((row.floor for row in self.rows if row.floor is not None), default=math.nan)
+                note = f"{self.about.get('exact', '?')} samples; the endpoints themselves are known to {floor:.1g}"
+            heads = ["solver", *(OWN if nfe is None else str(nfe) for nfe in self.budgets)]
+            lines = [
+                [solver, *(_text(self.cell(measure, solver, nfe), nfe) for nfe in self.budgets)]
+                for solver in self.solvers
+            ]
+            table = [heads, ["--"] * len(heads), *lines]
+            blocks.append(f"{measure} against network calls ({note})\n\n" + "\n".join(map(_line, table)))
+        return "\n\n".join(blocks)
+
+    def plot(self, path: str | Path) -> None:
+        """A panel per measure, against the network calls made, with error bars.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plots are matplotlib's: pip install 'diffsolve[metrics]'") from error
+        columns = max(1, min(PANELS, len(self.measures)))
+        rows = max(1, math.ceil(len(self.measures) / columns))
+        figure = Figure(figsize=(4.5 * columns, 3.5 * rows + 0.6), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel in panels[len(self.measures) :]:
+            panel.remove()
+        for panel, measure in zip(panels, self.measures, strict=False):
+            smallest = math.inf
+            for solver in self.solvers:
+                cells = [cell for nfe in self.budgets if (cell := self.cell(measure, solver, nfe))]
+                cells = sorted((cell for cell in cells if math.isfinite(cell[0])), key=lambda cell: cell[2])
+                means, errors, calls = zip(*cells, strict=True) if cells else ((), (), ())
+                bars = [0.0 if math.isnan(error) else error for error in errors]
+                panel.errorbar(calls, means, bars, marker=".", capsize=2, label=solver)
+                smallest = min([smallest, *means])
+            panel.set(title=measure, xlabel="network calls")
+            if math.isinf(smallest):  # nothing to draw
+                continue
+            panel.set_xscale("log")
+            if ticks := [nfe for nfe in self.budgets if nfe is not None]:
+                panel.set_xticks(ticks, [str(nfe) for nfe in ticks])
+                panel.xaxis.set_minor_formatter("")
+            if smallest > 0:
+                panel.set_yscale("log")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+        figure.savefig(path, dpi=120)
+
+
+def row_of(entry: dict[str, Any], path: Path) -> Row:
+    try:
+        return Row(**entry)
+    except TypeError:
+        raise ValueError(f"{str(path)!r} has a line that is no result of a sweep: {entry}") from None
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _text(cell: tuple[float, float, float] | None, nfe: int | None) -> str:
+    if cell is None:
+        return ""
+    mean, error, calls = cell
+    made = "" if calls == nfe else f" ({calls:.4g})"
+    if math.isnan(mean):
+        return f"not finite{made}"
+    if math.isnan(error) or not error:
+        return f"{mean:.4g}{made}"
+    if max(abs(mean), error) < 1e-3:
+        return f"{mean:.2e} ± {error:.0e}{made}"
+    digits = max(0, 1 - math.floor(math.log10(error)))  # two of the error
+    return f"{mean:.{digits}f} ± {error:.{digits}f}{made}"
