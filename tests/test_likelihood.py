@@ -54,7 +54,7 @@ def test_the_density_is_the_mixtures_where_the_noise_end_is_far_enough():
     mixture = ring()
     x = mixture.sample(16, seed=1)
     for path, predicts in (("condot", "velocity"), ("edm(sigma_max=2e4)", "denoised"), ("vp(beta_max=50.0)", "v")):
-        found = ds.log_prob(mixture_model(mixture, path, predicts), x, solver=TIGHT)
+        found = ds.log_prob(mixture_model(mixture, path, predicts), x, solver=Adaptive("dopri8", rtol=1e-5, atol=1e-5))
         assert (found.value - mixture.log_prob(x)).abs().max() < 1e-4
 
 
@@ -88,14 +88,14 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
         return
     expected = truth(mixture, model.path, x)
     errors = []
-    for steps in (12, 24):
+    for steps in (16, 48) if solver == "dpmpp-2m" else (12, 24):
         found = ds.log_prob(model, x, solver=solver, steps=steps, grid="angle")
         errors.append((found.value - expected).abs().mean())
     # In the exponential frames the divergence is large at one end, and so is its error.
     assert errors[1] < errors[0] / 2 or errors[1] < 1e-4
     # The state is that of an ordinary run.
     torch.testing.assert_close(
-        found.latent, ds.encode(model, x, solver=solver, steps=24, grid="angle"), rtol=1e-9, atol=1e-9
+        found.latent, ds.encode(model, x, solver=solver, steps=steps, grid="angle"), rtol=1e-9, atol=1e-9
     )
 
 
@@ -268,7 +268,7 @@ def test_early_stopping_is_the_density_of_noised_data(mixture):
         found = ds.log_prob(model, x, solver=TIGHT, stop=stop)
         assert (found.value - expected).abs().max() < 1e-5
         assert found.stop == stop
-        fixed = ds.log_prob(model, x, solver="rk4", steps=60, grid="angle", stop=stop)
+        fixed = ds.log_prob(model, x, solver="rk4", steps=30, grid="angle", stop=stop)
         assert (fixed.value - expected).abs().max() < 1e-3
     assert ds.log_prob(model, x).stop == p.t_data
 
@@ -277,7 +277,7 @@ def test_early_stopping_is_the_density_of_noised_data(mixture):
 def test_samples_with_their_densities(path, mixture):
     """In one pass, the same samples as without, and the densities that log_prob finds for them."""
     model = mixture_model(mixture, path, PREDICTS[path])
-    for solver, options in ((TIGHT, {}), ("rk4", {"steps": 40, "grid": "angle"})):
+    for solver, options in ((TIGHT, {}), ("rk4", {"steps": 24, "grid": "angle"})):
         run = ds.solve(model, (6, 2), solver=solver, seed=0, dtype=torch.float64, log_prob="model", **options)
         plain = ds.sample(model, (6, 2), solver=TIGHT, seed=0, dtype=torch.float64)
         rough = 1e-6 if solver is TIGHT else 1e-3
