@@ -33,6 +33,17 @@ class Augmented:
     weights: np.ndarray
     """(N, 2, K + 2): s' and q' from s, q, k_i .. k_{i-K+1}."""
 
+    @property
+    def shares(self) -> np.ndarray:
+        """(N,): w with q = sum_i w_i k_i at the end, for a quantity of which nothing in between is asked for."""
+        history = self.tableau.history
+        found, on = np.zeros(len(self.weights) + history), np.array([0.0, 1.0])  # what the end is made of s and y
+        for i in reversed(range(len(self.weights))):
+            made = on @ self.weights[i]
+            found[i : i + history] += made[:1:-1]  # k_{i-K+1} .. k_i
+            on = made[:2]
+        return found[history - 1 : len(self.weights) + history - 1]
+
     def run(self, field: Callable[[int, Parts], Parts], parts: Parts, calls: slice = slice(None)) -> Parts:
         """The parts after the calls of the tableau, or after some at its beginning.
 

@@ -225,13 +225,17 @@ class _Backwards(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         (x,), rows, field, leaves = ctx.saved_tensors, ctx.backward_, ctx.field, ctx.leaves
+        totals, shares = [torch.zeros_like(leaf) for leaf in leaves], rows.shares.tolist()
 
         def slopes(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            d, *pulled = pull(field.derivative(i, parts[0], float(rows.units[i])), parts[0], parts[1], leaves)
-            return d, *(-p for p in pulled)
+            z, a = parts
+            d, pulled, *found = pull(field.derivative(i, z, float(rows.units[i])), z, a, leaves)
+            for total, g in zip(totals, found, strict=True):
+                total.sub_(g, alpha=shares[i])
+            return d, -pulled
 
-        _, a, *found = rows.run(slopes, (x, a, *(torch.zeros_like(leaf) for leaf in leaves)))
-        return a / float(rows.units[-1]), None, None, None, None, *found
+        _, a = rows.run(slopes, (x, a))
+        return a / float(rows.units[-1]), None, None, None, None, *totals
 
 
 class _Undoing(torch.autograd.Function):

@@ -21,7 +21,7 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Data to noise: the pair (z, y) of states at the noise end, which `decode` turns back into x.
 
-    In float64 the round trip closes to some 1e-9 at 50 steps; docs/gradients.md has the growth of the error. Either
+    In float64 the round trip closes to some 1e-9 at 50 steps; docs/likelihood.md has the growth of the error. Either
     state is the latent to second order in the step. Where the network cannot be called at the data, the run begins at
     the path's last time from alpha x.
 

@@ -3,6 +3,7 @@
 import math
 import warnings
 from fractions import Fraction as F
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -112,6 +113,14 @@ def test_dense_output_converges_with_its_order(name):
     assert math.log2(errors[0] / errors[1]) > order - 0.3
 
 
+@lru_cache
+def exact_pair(mixture, p):
+    """(noise, its exact image at the last time)."""
+    levels = [(float(p.alpha(t)), float(p.sigma(t))) for t in (p.t_noise, p.t_last)]
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * p.prior_std()
+    return z, mixture.flow(z, *levels)
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("path", PREDICTS)
 def test_agrees_with_the_exact_flow_in_both_directions(path, frame, mixture):
@@ -119,11 +128,9 @@ def test_agrees_with_the_exact_flow_in_both_directions(path, frame, mixture):
         pytest.skip("a table is linear between its rows: its clock has 1000 kinks")
     model = mixture_model(mixture, path, PREDICTS[path])
     p = model.path
-    levels = [(float(p.alpha(t)), float(p.sigma(t))) for t in (p.t_noise, p.t_last)]
-    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * p.prior_std()
-    expected = mixture.flow(z, *levels)
+    z, expected = exact_pair(mixture, p)
     stop = None if p.t_last == p.t_data else p.t_last
-    solver = Adaptive(rtol=1e-8, atol=1e-8, frame=frame)
+    solver = Adaptive("dopri8", rtol=1e-8, atol=1e-8, frame=frame)
     run = ds.solve(model, noise=z, solver=solver, stop=stop)
     assert run.done
     # Where a frame is singular at an end of CondOT, one first-order step is made from lambda = -log 1000, or log 1000.
@@ -159,9 +166,9 @@ class Watched:
 
 
 def test_a_hard_sample_costs_the_others_nothing():
-    """Elementwise network, so that alone means bit for bit: 63 slow clocks and one of 300 oscillations."""
+    """Elementwise network, so that alone means bit for bit: 63 slow clocks and one of 80 oscillations."""
     speed = torch.ones(64, dtype=torch.float64)
-    speed[17] = 2000.0
+    speed[17] = 500.0
 
     def run(rows):
         net = Watched(lambda x, t: x)
@@ -299,7 +306,7 @@ def test_conditions_and_guidance_follow_their_samples():
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     guided = ds.Guidance(2.0, interval=(0.1, 5.0))
     solve = lambda x, label: ds.solve(  # noqa: E731
-        model, noise=x, solver=Adaptive(rtol=1e-6, atol=1e-6), cond={"label": label}, guidance=guided
+        model, noise=x, solver=Adaptive(rtol=1e-3, atol=1e-3), cond={"label": label}, guidance=guided
     )
     together = solve(x, labels)
     assert len(set(together.nfe.tolist())) > 1

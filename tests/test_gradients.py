@@ -10,6 +10,7 @@ from live import live_numbers
 import diffsolve as ds
 from diffsolve import reversible
 from diffsolve.adaptive import Adaptive
+from diffsolve.augmented import augmented
 
 
 class Net(torch.nn.Module):
@@ -285,3 +286,12 @@ def test_errors_name_what_is_wrong(options, says):
 def test_pairs_have_no_gradient():
     with pytest.raises(ValueError, match="gradient='direct' cannot be given with reversible.encode"):
         reversible.encode(ds.adapt(Net(), "condot", "velocity"), noise(), steps=3, gradient="direct")
+
+
+@pytest.mark.parametrize("solver", ["rk4", "ab-4", "unipc-3", "dopri8", "plms"])
+def test_shares_are_what_the_rows_make_of_a_quantity(solver):
+    """q = sum w_i k_i, against the recurrence itself, one call at a time."""
+    rows = augmented(ds.plan("vp", solver, steps=7, stop=0.1))
+    units = torch.eye(rows.tableau.nfe, dtype=torch.float64)
+    (q,) = rows.run(lambda i, _: (units[i],), (torch.zeros(rows.tableau.nfe, dtype=torch.float64),))
+    torch.testing.assert_close(torch.from_numpy(rows.shares.copy()), q, rtol=1e-12, atol=1e-14)

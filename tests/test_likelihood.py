@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic, random_means, ring
 
 PREDICTS = {"condot": "velocity", "edm": "denoised", "vp": "noise"}
-TIGHT = Adaptive("dopri5", rtol=1e-7, atol=1e-7)
+TIGHT = Adaptive("dopri8", rtol=1e-7, atol=1e-7)
 
 
 def normal(x, deviation):
@@ -53,7 +54,7 @@ def test_the_density_is_the_mixtures_where_the_noise_end_is_far_enough():
     mixture = ring()
     x = mixture.sample(16, seed=1)
     for path, predicts in (("condot", "velocity"), ("edm(sigma_max=2e4)", "denoised"), ("vp(beta_max=50.0)", "v")):
-        found = ds.log_prob(mixture_model(mixture, path, predicts), x, solver=TIGHT)
+        found = ds.log_prob(mixture_model(mixture, path, predicts), x, solver=Adaptive("dopri8", rtol=1e-5, atol=1e-5))
         assert (found.value - mixture.log_prob(x)).abs().max() < 1e-4
 
 
@@ -71,7 +72,7 @@ def test_the_integral_over_the_plane_is_one():
 def test_every_frame(path, frame, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(4, seed=0)
-    found = ds.log_prob(model, x, solver=Adaptive(rtol=1e-7, atol=1e-7, frame=frame))
+    found = ds.log_prob(model, x, solver=Adaptive("dopri8", rtol=1e-6, atol=1e-6, frame=frame))
     rough = path == "condot" and frame in ("noise", "lambda", "denoised")  # one first-order step off the noise end
     assert (found.value - truth(mixture, model.path, x)).abs().max() < (2e-3 if rough else 1e-4)
 
@@ -87,14 +88,14 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
         return
     expected = truth(mixture, model.path, x)
     errors = []
-    for steps in (16, 48):
+    for steps in (16, 48) if solver == "dpmpp-2m" else (12, 24):
         found = ds.log_prob(model, x, solver=solver, steps=steps, grid="angle")
         errors.append((found.value - expected).abs().mean())
     # In the exponential frames the divergence is large at one end, and so is its error.
     assert errors[1] < errors[0] / 2 or errors[1] < 1e-4
     # The state is that of an ordinary run.
     torch.testing.assert_close(
-        found.latent, ds.encode(model, x, solver=solver, steps=48, grid="angle"), rtol=1e-9, atol=1e-9
+        found.latent, ds.encode(model, x, solver=solver, steps=steps, grid="angle"), rtol=1e-9, atol=1e-9
     )
 
 
@@ -129,8 +130,9 @@ def test_chunks_bound_the_directions_of_a_pass_and_change_nothing(chunk):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(traces, "_push", watched)
-        found = ds.log_prob(model, x, trace=traces.Exact(chunk=chunk))
-    torch.testing.assert_close(found.value, ds.log_prob(model, x).value, rtol=1e-10, atol=1e-10)
+        found = ds.log_prob(model, x, trace=traces.Exact(chunk=chunk), solver="heun", steps=3)
+    whole = ds.log_prob(model, x, solver="heun", steps=3)
+    torch.testing.assert_close(found.value, whole.value, rtol=1e-10, atol=1e-10)
     assert max(seen) == min(chunk, 12)
 
 
@@ -196,7 +198,7 @@ def test_64_numbers_by_hutchinson():
     bars = {}
     for probes in (16, 64):
         found = ds.log_prob(
-            model, x, solver=Adaptive(rtol=1e-4, atol=1e-4), trace=f"hutchinson(probes={probes})", seed=1
+            model, x, solver=Adaptive(rtol=1e-3, atol=1e-3), trace=f"hutchinson(probes={probes})", seed=1
         )
         bars[probes] = found.stderr.mean()
         off = (found.value - exact).abs() / found.stderr
@@ -204,7 +206,7 @@ def test_64_numbers_by_hutchinson():
         assert 0.6 < off.square().mean().sqrt() < 1.4
         np.testing.assert_array_equal(found.jvps, probes * found.nfe)
     assert bars[16] / bars[64] == pytest.approx(2, rel=0.15)
-    one = ds.log_prob(model, x[:3], trace="hutchinson(probes=1)")
+    one = ds.log_prob(model, x[:3], trace="hutchinson(probes=1)", solver="rk4", steps=2)
     assert one.stderr.isnan().all()
 
 
@@ -213,7 +215,8 @@ def test_probes_follow_their_samples():
     mixture = random_means(16)
     model = mixture_model(mixture, "condot", "velocity")
     x = mixture.sample(6, seed=0)
-    run = lambda x, **k: ds.log_prob(model, x, trace="hutchinson(probes=4)", **k)  # noqa: E731
+    solver = Adaptive(rtol=1e-3, atol=1e-3)
+    run = lambda x, **k: ds.log_prob(model, x, solver=solver, trace="hutchinson(probes=4)", **k)  # noqa: E731
     whole = run(x)
     for i in (0, 3):
         part = run(x[i : i + 3], index=i)
@@ -231,10 +234,6 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
     model = mixture_model(mixture, path, PREDICTS[path])
     p, x = model.path, mixture.sample(16, seed=0)
     expected = truth(mixture, p, x)
-    ours = []
-    for tol in (1e-3, 1e-4, 1e-5, 1e-6):
-        found = ds.log_prob(model, x, solver=Adaptive("dopri5", rtol=tol, atol=tol))
-        ours.append((found.nfe.mean(), (found.value - expected).abs().mean().item()))
     calls, eye = [], torch.eye(2, dtype=torch.float64)
     ode = model.as_ode()
 
@@ -248,8 +247,13 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
     end, growth = (part[-1] for part in odeint(field, start, times, rtol=1e-6, atol=1e-6))
     value = normal(end, p.prior_std()) + growth + 2 * math.log(float(p.alpha(p.t_last)))
     error = (value - expected).abs().mean().item()
-    fewest = min(n for n, e in ours if e <= error)
-    assert fewest <= len(calls) * (1 if path == "condot" else 0.5), (fewest, len(calls), error, ours)
+    for tol in (1e-3, 1e-4, 1e-5, 1e-6):  # the loosest that is as good
+        found = ds.log_prob(model, x, solver=Adaptive("dopri5", rtol=tol, atol=tol))
+        ours = (found.value - expected).abs().mean().item()
+        if ours <= error:
+            break
+    assert ours <= error
+    assert found.nfe.mean() <= len(calls) * (1 if path == "condot" else 0.5), (found.nfe.mean(), len(calls), error)
 
 
 def test_early_stopping_is_the_density_of_noised_data(mixture):
@@ -264,7 +268,7 @@ def test_early_stopping_is_the_density_of_noised_data(mixture):
         found = ds.log_prob(model, x, solver=TIGHT, stop=stop)
         assert (found.value - expected).abs().max() < 1e-5
         assert found.stop == stop
-        fixed = ds.log_prob(model, x, solver="rk4", steps=60, grid="angle", stop=stop)
+        fixed = ds.log_prob(model, x, solver="rk4", steps=30, grid="angle", stop=stop)
         assert (fixed.value - expected).abs().max() < 1e-3
     assert ds.log_prob(model, x).stop == p.t_data
 
@@ -273,7 +277,7 @@ def test_early_stopping_is_the_density_of_noised_data(mixture):
 def test_samples_with_their_densities(path, mixture):
     """In one pass, the same samples as without, and the densities that log_prob finds for them."""
     model = mixture_model(mixture, path, PREDICTS[path])
-    for solver, options in ((TIGHT, {}), ("rk4", {"steps": 40, "grid": "angle"})):
+    for solver, options in ((TIGHT, {}), ("rk4", {"steps": 24, "grid": "angle"})):
         run = ds.solve(model, (6, 2), solver=solver, seed=0, dtype=torch.float64, log_prob="model", **options)
         plain = ds.sample(model, (6, 2), solver=TIGHT, seed=0, dtype=torch.float64)
         rough = 1e-6 if solver is TIGHT else 1e-3
@@ -360,17 +364,18 @@ def test_bits_per_dim_of_a_known_density():
     n = torch.tensor([[128, 128], [100, 160], [60, 200]])
     cdf = torch.special.ndtr(edges / 0.3)
     exact = -(cdf[n + 1] - cdf[n]).log2().mean(1)
-    one = ds.bits_per_dim(model, n)
+    bits = partial(ds.bits_per_dim, solver=Adaptive(rtol=1e-4, atol=1e-4))
+    one = bits(model, n)
     assert (one.value - exact).abs().max() < 0.02
-    many = ds.bits_per_dim(model, n, samples=8)
+    many = bits(model, n, samples=8)
     assert (many.value - exact).abs().max() < 0.02
     assert (many.nfe > 6 * one.nfe).all()
-    narrow = ds.bits_per_dim(model, n, dequantisation="truncated-normal", spread=5.0)
+    narrow = bits(model, n, dequantisation="truncated-normal", spread=5.0)
     assert (narrow.value - exact).abs().max() < 0.02
-    tight = ds.bits_per_dim(model, n, dequantisation="truncated-normal", spread=0.2, samples=8)
+    tight = bits(model, n, dequantisation="truncated-normal", spread=0.2, samples=8)
     assert (tight.value - exact).abs().max() < 0.5
     shifted = mixture_model(GaussianMixture.isotropic(torch.full((1, 2), 0.5), 0.15), "condot", "velocity")
-    assert (ds.bits_per_dim(shifted, n, data_range=(0.0, 1.0)).value - one.value).abs().max() < 1e-3
+    assert (bits(shifted, n, data_range=(0.0, 1.0)).value - one.value).abs().max() < 1e-3
     mean, error = one.mean
     assert mean == pytest.approx(float(one.value.mean()))
     assert error == pytest.approx(float(one.value.std()) / math.sqrt(3))
