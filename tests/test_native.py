@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import diffsolve as ds
 from diffsolve import native
 from diffsolve.execute import Executor
-from diffsolve.kernels import Guided, loop, update
+from diffsolve.kernels import Guided, Row, loop, update
+from diffsolve.kernels.update import OUT, D, S, Y, Z, terms
 from diffsolve.noise import Draw, Key, Stream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -112,6 +114,37 @@ def test_sums_in_place_are_the_fused_sums(size, dtype):
             np.testing.assert_allclose(found.numpy(), true, rtol=1e-15, atol=1e-16)
 
 
+@pytest.mark.parametrize("one", [True, False])
+def test_any_row_at_all(one):
+    """Rows that no solver writes: any terms, unit weights among them, in any place of the order."""
+    draw = np.random.default_rng(0)
+    for trial in range(200):
+        noise = bool(draw.integers(2))
+        keep = [None, (0.7, 1.0), (1.0, 0.0), (0.0, 1.0)][draw.integers(4)]
+        places = [S, OUT, *([] if one else [Y]), *([Z] if noise else []), *([D] if keep else []), D + 1, D + 2]
+
+        def side(places=places):
+            weights = {p: draw.choice([0.0, 1.0, -1.0, 0.3, -2.5]) for p in places}
+            return terms({p: w for p, w in weights.items() if w})
+
+        row = Row(keep, None if draw.integers(2) else side(), side(), noise)
+        found = []
+        for way in (update._recipe(row, one), None):
+            s, y, out, *history = (normal(2, 37, seed=100 * trial + i) for i in range(6))
+            live = [s, s if one else y, out, Draw(Key(trial), 1, Stream.ROW), *history]
+            spare = None if one else normal(2, 37)
+            s2, y2, left = update.linear_update(live, replace(row, recipe=way), spare)
+            found.append((s2, y2, *history))
+            kept = [None if left is None else next(i for i, x in enumerate([s, y, spare]) if x is left)]
+            found[-1] += (torch.tensor([-1 if k is None else k for k in kept]), torch.tensor(s2 is y2))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), row
+
+
+def test_noise_is_always_the_loops():
+    assert update._recipe(Row(None, None, ((S, 1.0), (Z, 0.5)), True), True) is not None
+    assert update._recipe(Row(None, None, ((S, 1.0), (OUT, 0.5)), False), True) is None
+
+
 def test_noise_alone_and_in_the_update_is_the_same():
     for key in (Key(7, index=2**32 - 9), Key([5, 2**64 - 1, 2**63])):
         for size in (1, 5, 1021, 3000):
@@ -121,29 +154,28 @@ def test_noise_alone_and_in_the_update_is_the_same():
 
 
 def test_every_uniform_makes_the_normal_of_the_definition(tmp_path):
-    """ln, cos and sin over all 2^24 values that they can be given."""
+    """ln, cos and sin over all 2^24 values that they can be given, to the last bit or so."""
     source = Path(native.__file__).with_suffix(".c")
-    wrapper = tmp_path / "pairs.c"
+    wrapper = tmp_path / "parts.c"
     wrapper.write_text(
         f'#define REAL float\n#include "{source}"\n'
-        "void pairs(int64_t n, const uint32_t *r, const uint32_t *s, float *a, float *b) {\n"
-        "    for (int64_t i = 0; i < n; i++) pair(r[i], s[i], a + i, b + i);\n}\n"
+        "void parts(int64_t n, const uint32_t *r, const uint32_t *s, float *l, float *a, float *b) {\n"
+        "    for (int64_t i = 0; i < n; i++) l[i] = ln(unit(r[i])), pair(s[i], r[i], a + i, b + i);\n}\n"
     )
-    command = [*os.environ.get("CC", "cc").split(), *native.FLAGS, str(wrapper), "-o", str(tmp_path / "pairs.so")]
+    command = [*os.environ.get("CC", "cc").split(), *native.FLAGS, str(wrapper), "-o", str(tmp_path / "parts.so")]
     subprocess.run(command, check=True)
-    pairs = ctypes.CDLL(str(tmp_path / "pairs.so")).pairs
+    parts = ctypes.CDLL(str(tmp_path / "parts.so")).parts
     n = 2**20
-    for part in range(16):  # a radius and an angle for each, in opposite orders
-        i = np.arange(part * n, (part + 1) * n, dtype=np.int64)
-        r, s = (i * 256).astype(np.uint32), ((2**24 - 1 - i) * 256 + 255).astype(np.uint32)
-        a, b = np.empty(n, np.float32), np.empty(n, np.float32)
-        pairs(ctypes.c_int64(n), *(x.ctypes.data_as(ctypes.c_void_p) for x in (r, s, a, b)))
-        u, v = ((((w >> 8).astype(np.float32) + np.float32(0.5)) / np.float32(2**24)).astype(float) for w in (r, s))
-        radius = np.sqrt(-2 * np.log(u))
-        for found, true in ((a, radius * np.cos(2 * np.pi * v)), (b, radius * np.sin(2 * np.pi * v))):
-            assert np.abs(found - true).max() < 1.5e-6
-        middle = radius > 1e-3
-        assert (np.hypot(a, b)[middle] / radius[middle] - 1).max() < 4e-7
+    radius = np.sqrt(50 * np.log(2))  # that of the smallest uniform, 2^-25
+    for part in range(16):
+        r = (np.arange(part * n, (part + 1) * n, dtype=np.int64) * 256).astype(np.uint32)
+        made = [r, np.zeros(n, np.uint32), *np.empty((3, n), np.float32)]
+        parts(ctypes.c_int64(n), *(x.ctypes.data_as(ctypes.c_void_p) for x in made))
+        u = (((r >> 8).astype(np.float32) + np.float32(0.5)) / np.float32(2**24)).astype(float)
+        log, a, b = (x.astype(float) for x in made[2:])
+        assert np.all(np.abs(log - np.log(u)) <= 1.25e-7 * np.abs(np.log(u)))
+        for found, true in ((a, np.cos(2 * np.pi * u)), (b, np.sin(2 * np.pi * u))):
+            assert np.abs(found / radius - true).max() < 1.25e-7
 
 
 # Where it is used
@@ -205,14 +237,16 @@ def test_other_layouts(solver, loops):
         for loops.stop in (False, True):
             found.append(ds.sample(MODEL, noise=start, solver=solver, steps=5, seed=0))
         assert torch.equal(*found)
-    loops.stop = False
     for part in (
-        lambda x: x[..., ::2].repeat_interleave(2, -1)[..., : x.shape[-1]],
+        lambda x: torch.cat([x, x], -1)[..., ::2],
         lambda x: x[:, :1].expand(x.shape),
+        lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
     ):
-        model = ds.adapt(lambda x, t: part(x) * 0.1, "condot", "velocity")  # noqa: B023
-        loops.clear()
-        assert ds.sample(model, noise=x, solver=solver, steps=5, seed=0).isfinite().all()
+        model = ds.adapt(lambda x, t: part(x * 0.1), "condot", "velocity")  # noqa: B023
+        found = []
+        for loops.stop in (False, True):
+            found.append(ds.sample(model, noise=x, solver=solver, steps=5, seed=0))
+        assert torch.equal(*found)
 
 
 def test_outputs_that_do_not_fit_are_torchs_affair():

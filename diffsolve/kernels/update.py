@@ -267,7 +267,7 @@ def _loop(
     if row.keep is not None:
         results.insert(0, live[D])
     inputs = [live[place] for place in made.places]
-    if row.noise and isinstance(live[Z], Draw):
+    if made.places[-1:] == (Z,) and isinstance(live[Z], Draw):
         draw = inputs.pop()
     return (s, y, left) if run(made, inputs, results, draw) else None
 
