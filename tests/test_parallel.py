@@ -626,19 +626,37 @@ def frechet(x, mean, covariance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("solver", "steps", "most", "usual"), [("ddim(eta=1.0)", 1000, 30, 15), ("ddim", 100, 15, 8)])
-def test_rounds_and_distance_at_full_size(solver, steps, most, usual):
+@pytest.mark.parametrize(
+    ("solver", "steps", "most", "usual", "bound"), [("ddim(eta=1.0)", 1000, 25, 12, 18), ("ddim", 100, 9, 4, 8)]
+)
+def test_rounds_and_distance_at_full_size(solver, steps, most, usual, bound):
     """The distance to the data's moments moves by less than between sequential runs of other seeds."""
     mixture = random_means()
     model = mixture_model(mixture, "ddpm", "noise")
     means = mixture.means
     data = means.mean(0), torch.cov(means.T, correction=0) + 0.09 * torch.eye(64, dtype=torch.float64)
-    alone, side = [], []
+    found = {None: [], most: [], bound: []}
     for seed in range(4):
-        runs = [solve(model, solver, p, (256, 64), steps, seed, torch.float32) for p in (None, ds.Picard(window=200))]
-        alone.append(frechet(runs[0].x, *data))
-        side.append(frechet(runs[1].x, *data))
-        assert runs[1].parallel.rounds <= most
-        assert runs[1].parallel.each.double().mean() <= usual
-    spread = torch.tensor(alone).std()
-    assert abs(np.mean(side) - np.mean(alone)) < spread
+        for rounds in found:
+            parallel = None if rounds is None else ds.Picard(window=200, max_rounds=None if rounds == most else rounds)
+            run = solve(model, solver, parallel, (256, 64), steps, seed, torch.float32)
+            found[rounds].append(frechet(run.x, *data))
+            if parallel is not None:
+                assert run.parallel.rounds <= rounds
+                assert run.parallel.each.double().mean() <= usual
+                assert (~run.parallel.converged).sum() <= 8 * (rounds == bound)
+    alone = np.array(found.pop(None))
+    for distances in found.values():
+        assert abs(np.mean(distances) - alone.mean()) < alone.std(ddof=1)
+
+
+@pytest.mark.slow
+def test_rounds_on_the_digits_network():
+    model = ds.load("digits")
+    run, alone = (
+        ds.solve(model, (64, 1, 8, 8), solver="ddim", steps=100, seed=0, parallel=parallel)
+        for parallel in (ds.Picard(window=100), None)
+    )
+    assert run.parallel.rounds <= 8
+    assert run.parallel.each.double().mean() < 6.5
+    assert (run.x - alone.x).flatten(1).square().mean(1).sqrt().median() < 0.03
