@@ -1,6 +1,6 @@
 """Runs in parallel in time against the same runs one call after another.
 
-python benchmarks/parallel.py > benchmarks/results/parallel.md         (about 10 minutes on one core)
+python benchmarks/parallel.py > benchmarks/results/parallel.md         (about 13 minutes on one core)
 
 The two networks predict the noise on the linear table of 1000 betas, so that diffusers' parallel schedulers can be
 run beside: the exact one of a 64-dimensional mixture, and the digits network, whose velocity is converted.

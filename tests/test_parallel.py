@@ -652,11 +652,15 @@ def test_rounds_and_distance_at_full_size(solver, steps, most, usual, bound):
 
 @pytest.mark.slow
 def test_rounds_on_the_digits_network():
-    model = ds.load("digits")
-    run, alone = (
-        ds.solve(model, (64, 1, 8, 8), solver="ddim", steps=100, seed=0, parallel=parallel)
-        for parallel in (ds.Picard(window=100), None)
+    """On its own path, whose last steps are smaller than those of a table of betas."""
+    run, cut, alone = (
+        ds.solve(ds.load("digits"), (64, 1, 8, 8), solver="ddim", steps=100, seed=0, parallel=parallel)
+        for parallel in (ds.Picard(window=100), ds.Picard(window=100, max_rounds=8), None)
     )
-    assert run.parallel.rounds <= 8
-    assert run.parallel.each.double().mean() < 6.5
-    assert (run.x - alone.x).flatten(1).square().mean(1).sqrt().median() < 0.03
+    assert run.parallel.rounds <= 11
+    assert run.parallel.each.double().mean() < 8.2
+    assert cut.parallel.converged.sum() >= 54
+    for x in (run.x, cut.x):
+        far = (x - alone.x).flatten(1).square().mean(1).sqrt()
+        assert far.median() < 0.015
+        assert far.max() < 0.2
