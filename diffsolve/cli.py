@@ -74,6 +74,13 @@ def sample(
     label: Annotated[
         str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
     ] = "all",
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Calls of each sample to make at once, by Picard iteration. [default: one]"),
+    ] = None,
+    tol: Annotated[
+        float | None, typer.Option(help="How far --parallel may be off, relative to a step's noise. [default: 0.1]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="A .png file for a picture, .npy for the array.")] = Path("samples.png"),
     progress: Progress = None,
 ) -> None:
@@ -85,19 +92,26 @@ def sample(
     _check_out(out, ".png", ".npy")
     net, name = ds.load(model), model.partition("(")[0].strip().lower()
     tableau = ds.plan(net, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
+    if tol is not None and parallel is None:
+        raise ValueError(f"tol={tol!r} without parallel: the two go together")
+    picard = None if parallel is None else ds.Picard(window=parallel, tol=ds.Picard.tol if tol is None else tol)
     if name != "digits" and label != "all":
         raise ValueError(f"class={label!r}: only the model digits has classes")
     cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
     torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
     shape = (num, *SHAPES[name])
     began = time.perf_counter()
-    run = ds.solve(net, shape, solver=tableau, seed=seed, cond=cond, progress=_bar(progress), check=True)
+    run = ds.solve(
+        net, shape, solver=tableau, seed=seed, cond=cond, progress=_bar(progress), check=True, parallel=picard
+    )
     seconds = time.perf_counter() - began
+    rounds = {"parallel": f"{run.parallel.rounds} rounds in place of {tableau.nfe} calls"} if run.parallel else {}
     _write(out, _encoded(run.x.numpy(), out.suffix))
     _report(
         model=f"{model}, class {label}" if cond else model,
         solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
         method=tableau.solver,  # what "auto" chose
+        **rounds,
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
         file=out,
     )

@@ -125,6 +125,19 @@ def test_points_are_where_they_should_be():
     np.testing.assert_allclose(lit([0, 0.5], [0, 0.5]), (256 - 118, 256), atol=1)
 
 
+def test_calls_at_once():
+    sample = ("sample", "--model", "mixture-2d", "--num", 5, "--steps", 40, "--solver", "ddim")
+    options = {"solver": "ddim", "steps": 40, "seed": 0}
+    for given, parallel in ((("--tol", 0.3), ds.Picard(window=30, tol=0.3)), ((), ds.Picard(window=30))):
+        text = run(*sample, "--out", "x.npy", "--parallel", 30, *given)
+        made = ds.solve(ds.load("mixture-2d"), (5, 2), parallel=parallel, **options)
+        assert np.array_equal(np.load("x.npy"), made.x.numpy())
+        assert f"parallel {made.parallel.rounds} rounds in place of 40 calls\n" in text
+    assert "parallel " not in run(*sample)
+    assert "tol=0.2 without parallel" in run(*sample, "--tol", 0.2, code=2)
+    assert "--parallel" in run(*sample, "--parallel", 0, code=2)
+
+
 def test_arrays_are_the_librarys_samples():
     run("sample", "--out", "x.npy", "--num", 3, "--nfe", 4, "--seed", 5, "--grid", "shifted(shift=2.0)", "--class", 7)
     x = ds.sample(

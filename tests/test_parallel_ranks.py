@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 CASES = {
     "picard": ("ddim(eta=1.0)", partial(ds.Picard, window=9, tol=0.05)),
     "anderson": ("unipc-2", partial(ds.Picard, window=9, tol=0.05, accelerate=ds.Anderson(), max_batch=4)),
+    "bounded": ("dpmpp-2m", partial(ds.Picard, window=6, tol=0.05, max_rounds=3)),
     "workers": ("heun", partial(ds.Picard, window=9, tol=0.05, workers=4)),
     "warm": ("dpmpp-2m", partial(ds.Picard, window=9, tol=0.05, warm=ds.plan("edm", "heun", steps=3))),
     "parareal": ("ddim(eta=1.0)", partial(ds.Parareal, tol=0.05)),
@@ -32,7 +33,7 @@ def elementwise(x, t):
 def solve(net, name, ranks, seed=7):
     solver, parallel = CASES[name]
     model = ds.adapt(net, "edm", "v")
-    return ds.solve(model, (3, 5), solver=solver, steps=16, seed=seed, parallel=parallel(ranks=ranks))
+    return ds.solve(model, (3, 5), solver=solver, steps=16, seed=seed, parallel=parallel(ranks=ranks), trajectory=True)
 
 
 def start(rank, world, folder):
@@ -56,7 +57,7 @@ def sharing(rank, folder):
         for size, group in ((4, None), (2, pairs[0])):
             if rank < size:
                 run = solve(elementwise, name, ds.Ranks(group))
-                found[f"{name} {size}"] = [run.x.tolist(), run.parallel.rounds, run.parallel.calls]
+                found[f"{name} {size}"] = [run.trajectory.tolist(), run.parallel.rounds, run.parallel.calls]
     digits = ds.load("digits")
     options = {"solver": "ddim", "steps": 20, "seed": 0, "parallel": ds.Picard(window=20, ranks=ds.Ranks())}
     found["digits"] = ds.sample(digits, (2, 1, 8, 8), **options).tolist()
@@ -121,8 +122,8 @@ def test_one_two_and_four_ranks_give_the_same_answer(tmp_path):
         alone = solve(elementwise, name, None)
         for size in (4, 2):
             for rank in range(size):
-                x, rounds, calls = found[rank][f"{name} {size}"]
-                assert torch.equal(torch.tensor(x), alone.x)
+                points, rounds, calls = found[rank][f"{name} {size}"]
+                assert torch.equal(torch.tensor(points), alone.trajectory)
                 assert (rounds, calls) == (alone.parallel.rounds, alone.parallel.calls)
     # A network that multiplies matrices rounds differently in another batch.
     x = ds.sample(ds.load("digits"), (2, 1, 8, 8), solver="ddim", steps=20, seed=0, parallel=ds.Picard(window=20))
