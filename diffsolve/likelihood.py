@@ -325,11 +325,7 @@ class Density:
 
     def result(self, values: Tensor, way: Way, latent: Tensor, extra: int, stop: float) -> LogProb:
         """From estimates (B, m) to their mean and error; `extra` calls were made beside the way's."""
-        count = values.shape[1]
-        if isinstance(self.trace, traces.Exact):
-            stderr = torch.zeros_like(values[:, 0])
-        else:
-            stderr = values.detach().std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
+        stderr = self.trace.stderr(values.detach(), self.numbers)
         nfe = way.nfe + extra
         bars = stderr.detach().cpu().numpy()
         over = (bars > 0) & (way.error > bars)
