@@ -88,7 +88,7 @@ def augmented(tableau: Tableau) -> Augmented:
 
 
 def onto_estimate(tableau: Tableau) -> tuple[Tableau, bool]:
-    """(the tableau without its last call, True) if that only puts the denoised estimate for the state, else (it, False)."""
+    """(the tableau without its last call, True) if that puts the denoised estimate for the state, else (it, False)."""
     if tableau.nfe < 2 or tableau.weights[-1, 1, :2].any():
         return tableau, False
     rows = ("grid", "calls", "frame", "d", "node", "weights", "clock")

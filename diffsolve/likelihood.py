@@ -190,8 +190,8 @@ def sample_with_density(
 
         log p_0(D(x_t)) = log p_t(x_t) + D log alpha + sigma div_x(eps) / 2 + |eps|^2 / 2
 
-    So it is with a tableau that ends in a step onto the denoised estimate, from wherever that is made; of one that stops
-    short of the data, log p_t(x_t) is what is given.
+    So it is with a tableau that ends in a step onto the denoised estimate, from wherever that is made; of one that
+    stops short of the data, log p_t(x_t) is what is given.
     """
     path, last = model.path, last_time(model)
     density = Density.of(model, x, solver, trace, key, cond, guidance)
@@ -306,8 +306,8 @@ class Density:
     def _fixed(self, x: Tensor, tableau: Tableau) -> Way:
         rows = augmented(tableau)
         at = self.flow.model.path.nodes(tableau.calls[:, 0])
-        # The part of d along x is known, and large at an end in the exponential frames: what it does to volumes, to take
-        # sqrt(alpha^2 + sigma^2) from one end to the other, is not left to the weights. In "trig" there is none.
+        # The part of d along x is known, and large at an end in the exponential frames: what it does to volumes, from
+        # one end to the other (alpha^2 + sigma^2)^(D / 2), is not left to the weights. In "trig" there is none.
         _, alpha, sigma = tableau.calls.T
         along = self.numbers * rows.units[:-1] * (alpha * rows.d[:, 0] + sigma * rows.d[:, 1]) / (alpha**2 + sigma**2)
 

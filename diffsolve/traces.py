@@ -200,8 +200,8 @@ class Deflated(Trace):
 
         e_j = v_j^T (J - B_j) v_j + tr B_j
 
-    is unbiased whatever B_j is, if it is made of the other directions V alone. It is a Nystrom approximation of J - c I,
-    from J V, which is there anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on the span of V
+    is unbiased whatever B_j is, if it is made of the other directions V alone. It is a Nystrom approximation of
+    J - c I, from J V, which is there anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on the span of V
     and c the median of their values,
 
         B_j = sum_i w_i g_i g_i^T,    g_i = (J - c I) V u_i,    w_i = d_i^5 / (d_i^6 + tau^6),
@@ -212,7 +212,7 @@ class Deflated(Trace):
     and call. B is not differentiated: gradients are those of Hutchinson's estimate.
 
     Args:
-        probes: how many, at least 4 if anything is to stand out.
+        probes: how many, at most the numbers of a sample; of fewer than 4 nothing can stand out.
         chunk: the most in one forward pass.
 
     Source: leaving one out, Epperly, Tropp and Webber, 2301.07825; the shift and the cut are of this library.
@@ -225,6 +225,9 @@ class Deflated(Trace):
         _check(probes=self.probes, chunk=self.chunk)
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
+        numbers = shape[1:].numel()
+        if self.probes > numbers:
+            raise ValueError(f"probes={self.probes!r}: at most {numbers} are accepted for {numbers} numbers a sample")
         return _draw(self.probes, "rademacher", shape, key, like)
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -293,7 +296,8 @@ def _outliers(gram: Tensor, h: Tensor, squares: Tensor) -> Tensor:
     lengths = (u * ((squares_ - c * (h_ + h_.mT) + c * c * gram_) @ u)).sum(2)
     each = torch.arange(m, device=h.device)[:, None]
     across = ((h[:, each, others] - c[..., 0] * gram[:, each, others])[:, :, None] @ u)[:, :, 0]
-    return (weight * (lengths - across.square())).sum(-1)
+    found: Tensor = (weight * (lengths - across.square())).sum(-1)
+    return found
 
 
 def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
