@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from diffsolve.tableau import Tableau
 
-__all__ = ["Augmented", "augmented"]
+__all__ = ["Augmented", "augmented", "onto_estimate"]
 
 Parts = tuple[Tensor, ...]
 
@@ -32,6 +32,8 @@ class Augmented:
     """(N + 1,): u of each network input, and of the result; the first is 1."""
     weights: np.ndarray
     """(N, 2, K + 2): s' and q' from s, q, k_i .. k_{i-K+1}."""
+    d: np.ndarray
+    """(N, 2): a_i, b_i of k_i."""
 
     @property
     def shares(self) -> np.ndarray:
@@ -64,6 +66,9 @@ class Augmented:
 def augmented(tableau: Tableau) -> Augmented:
     """The tableau in coordinates in which it can carry more than x.
 
+    A last step to alpha = 0 in the frame noise puts eps for the state; it is taken as what it equals,
+    x / sigma - (alpha / sigma) D, which has an inverse.
+
     Raises:
         ValueError: if it is stochastic, or a step has no inverse (a last step onto the denoised estimate has none).
     """
@@ -71,8 +76,12 @@ def augmented(tableau: Tableau) -> Augmented:
         raise ValueError(f"solver={tableau.solver!r} draws noise on the way: a deterministic one is accepted")
     n, K = tableau.nfe, tableau.history
     unit, units = tableau.entry[:, 0].copy(), np.ones(n + 1)
-    weights = np.zeros((n, 2, K + 2))
-    for i, w in enumerate(tableau.weights):
+    weights, given, d = np.zeros((n, 2, K + 2)), tableau.weights.copy(), tableau.d.copy()
+    (_, alpha, sigma), last = tableau.calls[-1], given[-1, 1]
+    if tableau.frame[-1] == "noise" and np.flatnonzero(last).tolist() == [2] and sigma > 0:
+        d[-1] = 1.0, 0.0
+        last[1:3] = last[2] / sigma, -last[2] * alpha / sigma
+    for i, w in enumerate(given):
         units[i] = unit[1]
         after = w[:, :2] @ unit
         if i + 1 == n:
@@ -86,7 +95,15 @@ def augmented(tableau: Tableau) -> Augmented:
         weights[i, :, 2:] = w[:, 2:-1] / after[:, None]
         unit = after
     units[n] = unit[1]
-    return Augmented(tableau, units, weights)
+    return Augmented(tableau, units, weights, d)
+
+
+def onto_estimate(tableau: Tableau) -> tuple[Tableau, bool]:
+    """(the tableau without its last call, True) if that puts the denoised estimate for the state, else (it, False)."""
+    if tableau.nfe < 2 or tableau.weights[-1, 1, :2].any():
+        return tableau, False
+    rows = ("grid", "calls", "frame", "d", "node", "weights", "clock")
+    return replace(tableau, **{name: getattr(tableau, name)[:-1] for name in rows}), True
 
 
 def _combine(weights: list[float], terms: list[Parts]) -> Parts:

@@ -13,6 +13,7 @@ extrapolated: along z = x / alpha the density obeys the heat equation in rho^2 /
     log p_0(x) = log p_t(alpha x) + D log alpha + sigma div_x(eps) / 2 - |eps|^2 / 2
 
 with one more call. The error of what is left out is of order rho^4; without the extrapolation it is of order rho^2.
+A solver whose frame is singular at the data (deis, dpmpp) begins likewise at rho = 1 / 1000.
 
 Sources: Chen et al., 1806.07366, and Grathwohl et al., 1810.01367 (FFJORD); Song et al., 2011.13456, appendix D.2.
 """
@@ -33,13 +34,14 @@ from diffsolve import traces
 from diffsolve.adaptive import Adaptive, Status, integrate
 from diffsolve.adaptive.integrate import Parts
 from diffsolve.adaptive.run import warn
-from diffsolve.augmented import augmented
+from diffsolve.augmented import augmented, onto_estimate
 from diffsolve.flow import Flow, Point, ends, first_order
 from diffsolve.frames import FRAMES
+from diffsolve.grids import CUT
 from diffsolve.guidance import Guidance
 from diffsolve.models import Model, as_model
 from diffsolve.noise import Key
-from diffsolve.planning import GridLike, last_time, plan, plan_back, refuse
+from diffsolve.planning import GridLike, last_time, own_times, plan, plan_back, refuse
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.traces import Trace
@@ -129,7 +131,8 @@ def log_prob(
         raise TypeError(f"x={x.dtype if isinstance(x, Tensor) else type(x).__name__}: a floating (B, ..) is accepted")
     x = x if x.dtype == torch.float64 else x.float()
     path = model.path
-    begun = last_time(model) if stop is None or stop == path.t_data else float(stop)
+    stop = None if stop == path.t_data else stop
+    begun = last_time(model) if stop is None else float(stop)
     if not path.within(begun) or not model.determined(begun):
         raise ValueError(f"stop={stop!r}: a time on {path} where the network gives the data and the noise is accepted")
     density = Density.of(model, x, solver, trace, Key(seed, index), cond, guidance)
@@ -141,12 +144,18 @@ def log_prob(
         method, begun = solver, float(solver.times[0])
     else:
         method = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=begun)
+        if _singular(method) and own_times(grid) is None:
+            begun = float(path.time(CUT))
+            method = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=begun)
         begun = float(method.times[0])
-    if isinstance(method, Tableau) and method.calls[0, 2] == 0 and method.frame[0] in ("noise", "denoised", "lambda"):
-        raise ValueError(
-            f"solver={method.solver!r}: its frame {method.frame[0]!r} is singular at the data, where a step "
-            "has no density; give stop=, or a solver in the frame 'straight' or 'trig'"
-        )
+    if isinstance(method, Tableau):
+        if _singular(method):
+            raise ValueError(
+                f"solver={method.solver!r}: its frame {method.frame[0]!r} is singular at the data, where a step "
+                "has no density; begin the grid before it, or take a solver in the frame 'straight' or 'trig'"
+            )
+        if method.times[-1] != path.t_noise:
+            raise ValueError(f"grid ends at t={method.times[-1]}: the noise end, {path.t_noise}, is accepted")
     with torch.set_grad_enabled(gradient):
         alpha = float(path.alpha(begun))
         start = alpha * x
@@ -175,28 +184,47 @@ def sample_with_density(
 ) -> tuple[Tensor, LogProb]:
     """(samples, their log-densities) from x at the noise end, in one pass.
 
-    Where the network cannot be called at the data the samples are, as ever, the denoised estimate at the last time t,
-    at which by the same extrapolation as in `log_prob`
+    Where the network cannot be called at the data, or the solver's frame is singular there, the samples are, as ever,
+    the denoised estimate at the last time t, at which by the same extrapolation as in `log_prob`
 
         log p_0(D(x_t)) = log p_t(x_t) + D log alpha + sigma div_x(eps) / 2 + |eps|^2 / 2
+
+    So it is with a tableau that ends in a step onto the denoised estimate, from wherever that is made; of one that
+    stops short of the data, log p_t(x_t) is what is given.
     """
     path, last = model.path, last_time(model)
     density = Density.of(model, x, solver, trace, key, cond, guidance)
+    extrapolated, stop = last != path.t_data, path.t_data
     if isinstance(solver, Adaptive):
+        refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
         way = density.follow(x, path.t_noise, last, solver)
     else:
         if isinstance(solver, Tableau):
-            raise ValueError("log_prob='model' with a tableau as solver: its name, or an adaptive solver, is accepted")
-        stop = None if last == path.t_data else last
-        way = density.follow(x, path.t_noise, last, plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=stop))
+            refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid)
+            tableau, extrapolated = onto_estimate(solver)
+            last = float(tableau.times[-1])
+            stop = path.t_data if extrapolated else last
+        else:
+            tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last if extrapolated else None)
+            if onto_estimate(tableau)[1] and not extrapolated:
+                last, extrapolated = float(path.time(CUT)), True
+                tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last)
+        if tableau.times[0] != path.t_noise:
+            raise ValueError(f"grid begins at t={tableau.times[0]}: the noise end, {path.t_noise}, is accepted")
+        way = density.follow(x, path.t_noise, last, tableau)
     values, end, extra = density.prior(x)[:, None] - way.growth, way.x, 0
-    if last != path.t_data:
+    if extrapolated:
         alpha, sigma = float(path.alpha(last)), float(path.sigma(last))
         noise, half = density.at_end(end, last)
         squares = noise.double().square().view(len(x), -1).sum(1, keepdim=True)
         values, extra = values + density.numbers * math.log(alpha) + half + squares / 2, 1
         end = (end - sigma * noise) / alpha
-    return end, density.result(values, way, x, extra, path.t_data)
+    return end, density.result(values, way, x, extra, stop)
+
+
+def _singular(tableau: Tableau) -> bool:
+    """Whether it begins at the data, in a frame in which a step from there has no density."""
+    return bool(tableau.calls[0, 2] == 0 and tableau.frame[0] in ("noise", "denoised", "lambda"))
 
 
 @dataclass(frozen=True)
@@ -277,14 +305,20 @@ class Density:
     def _fixed(self, x: Tensor, tableau: Tableau) -> Way:
         rows = augmented(tableau)
         at = self.flow.model.path.nodes(tableau.calls[:, 0])
+        # The part of d along x is known, and large at an end in the exponential frames: what it does to volumes, from
+        # one end to the other (alpha^2 + sigma^2)^(D / 2), is not left to the weights. In "trig" there is none.
+        _, alpha, sigma = tableau.calls.T
+        along = self.numbers * rows.units[:-1] * (alpha * rows.d[:, 0] + sigma * rows.d[:, 1]) / (alpha**2 + sigma**2)
 
         def field(i: int, parts: Parts) -> Parts:
-            here, d = at[np.full(len(x), i)], tableau.d[i]
+            here, d = at[np.full(len(x), i)], rows.d[i]
             point = self.flow.place(here, (np.full(len(x), d[0]), np.full(len(x), d[1])), rows.units[i], x)
-            return self.rates(point, point.c * parts[0])
+            derivative, divergence = self.rates(point, point.c * parts[0])
+            return derivative, divergence - along[i]
 
         z, growth = rows.run(field, (x, self._none(x)))
-        growth = growth + self.numbers * math.log(rows.units[-1])
+        ends = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
+        growth = growth + self.numbers * math.log(ends[1] / ends[0])
         calls = np.full(len(x), tableau.nfe)
         return Way(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
 
@@ -324,11 +358,7 @@ class Density:
 
     def result(self, values: Tensor, way: Way, latent: Tensor, extra: int, stop: float) -> LogProb:
         """From estimates (B, m) to their mean and error; `extra` calls were made beside the way's."""
-        count = values.shape[1]
-        if isinstance(self.trace, traces.Exact):
-            stderr = torch.zeros_like(values[:, 0])
-        else:
-            stderr = values.detach().std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
+        stderr = self.trace.stderr(values.detach(), self.numbers)
         nfe = way.nfe + extra
         bars = stderr.detach().cpu().numpy()
         over = (bars > 0) & (way.error > bars)
