@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `logprob`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
+"""The command line: `diffsolve sample`, `tune`, `logprob`, `plan`, `solvers`, `grids`, `paths`, `train digits`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ SolverSpec = Annotated[str, typer.Option(help="A solver with options, as 'ddim(e
 GridSpec = Annotated[str | None, typer.Option(help="A grid with options; see `diffsolve grids`. [default: the path's]")]
 Nfe = Annotated[int | None, typer.Option(help=f"Budget of network calls. [default: {NFE}, without --steps]")]
 Steps = Annotated[int | None, typer.Option(help="Number of grid intervals, in place of --nfe.")]
+Label = Annotated[
+    str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+]
 Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]
 
 
@@ -65,15 +68,15 @@ def _plain_errors() -> Iterator[None]:
 @_plain_errors()
 def sample(
     model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
-    solver: SolverSpec = "auto",
+    solver: Annotated[
+        str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; or a .json file of `plan` or `tune`.")
+    ] = "auto",
     nfe: Nfe = None,
     steps: Steps = None,
     grid: GridSpec = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
-    label: Annotated[
-        str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
-    ] = "all",
+    label: Label = "all",
     out: Annotated[Path, typer.Option(help="A .png file for a picture, .npy for the array.")] = Path("samples.png"),
     progress: Progress = None,
 ) -> None:
@@ -81,15 +84,17 @@ def sample(
     import torch
 
     import diffsolve as ds
+    from diffsolve.planning import refuse
 
     _check_out(out, ".png", ".npy")
-    net, name = ds.load(model), model.partition("(")[0].strip().lower()
-    tableau = ds.plan(net, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
-    if name != "digits" and label != "all":
-        raise ValueError(f"class={label!r}: only the model digits has classes")
-    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    net = ds.load(model)
+    if solver.endswith(".json"):
+        refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
+        tableau = ds.Tableau.load(solver)
+    else:
+        tableau = ds.plan(net, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
+    shape, cond = _batch(model, label, num)
     torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
-    shape = (num, *SHAPES[name])
     began = time.perf_counter()
     run = ds.solve(net, shape, solver=tableau, seed=seed, cond=cond, progress=_bar(progress), check=True)
     seconds = time.perf_counter() - began
@@ -99,6 +104,45 @@ def sample(
         solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
         method=tableau.solver,  # what "auto" chose
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
+        file=out,
+    )
+
+
+@app.command()
+@_plain_errors()
+def tune(
+    model: Annotated[str, typer.Option(help="A reference model, as in `sample`.")] = "digits",
+    nfe: Annotated[int, typer.Option(help="Network calls of the run that is learned.")] = 6,
+    solver: Annotated[str, typer.Option(help="What to begin with: a solver of one call a step.")] = "auto",
+    grid: GridSpec = None,
+    out: Annotated[Path, typer.Option(help="A .json file, for `diffsolve sample --solver`.")] = Path("tuned.json"),
+    num: Annotated[int, typer.Option(min=2, help="Noises to learn from and to validate on.")] = 256,
+    label: Label = "all",
+    teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
+    iterations: Annotated[int, typer.Option(help="Updates in all.")] = 300,
+    batch: Annotated[int, typer.Option(help="Noises in each update.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    progress: Progress = None,
+) -> None:
+    """Learn the times and weights of a run of few calls. A run that was cut off goes on where it was."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve.tuning import fit
+
+    _check_out(out, ".json")
+    net = ds.load(model)
+    shape, cond = _batch(model, label, num)
+    torch.set_num_threads(1)
+    tuning = fit(
+        net, shape, nfe=nfe, solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
+        cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", progress=_bar(progress),
+    )  # fmt: skip
+    tuning.tableau.save(out)
+    _report(
+        method=tuning.tableau.solver,
+        error=f"{tuning.before:.4g} -> {tuning.after:.4g}, relative, on held-out noises",
+        cost=f"{tuning.calls} network calls in {tuning.seconds:.1f} seconds",
         file=out,
     )
 
@@ -222,6 +266,17 @@ def train_digits(
 
 def _budget(nfe: int | None, steps: int | None) -> int | None:
     return NFE if nfe is None and steps is None else nfe
+
+
+def _batch(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[str, Any] | None]:
+    """The shape of so many samples of a reference model, and their conditions."""
+    import torch
+
+    name = model.partition("(")[0].strip().lower()
+    if name != "digits" and label != "all":
+        raise ValueError(f"class={label!r}: only the model digits has classes")
+    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    return (num, *SHAPES[name]), cond
 
 
 def _labels(which: str, num: int) -> list[int]:

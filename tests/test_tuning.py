@@ -326,6 +326,7 @@ def test_weights_alone_leave_the_times():
     np.testing.assert_array_equal(tuning.tableau.calls[:, 0], tuning.start.calls[:, 0])
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing learned is better")  # it is not what this is about
 def test_networks_without_derivatives():
     @torch.no_grad()
     def closed(x, t):

@@ -93,7 +93,7 @@ def fit(
     loss: Loss | None = None,
     iterations: int = 300,
     batch: int = 64,
-    lr: float = 0.1,
+    lr: float = 0.05,
     held_out: float = 0.25,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
