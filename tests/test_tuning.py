@@ -296,8 +296,13 @@ def test_a_learning_cut_off_goes_on_to_the_same_bits(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(RING, (40, 2), nfe=4, **how)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    with pytest.raises(ValueError, match="with other batch, lr: delete it"):
-        fit(RING, (40, 2), nfe=4, **{**how, "lr": 0.2, "batch": 8})
+    for other, names in (
+        ({"lr": 0.2, "batch": 8}, "batch, lr"),
+        ({"seed": 1}, "noise, seed"),
+        ({"teacher": 21}, "teacher"),
+    ):
+        with pytest.raises(ValueError, match=f"with other {names}: delete it"):
+            fit(RING, (40, 2), nfe=4, **{**how, **other})
     left[0] = 1000
     went_on = fit(RING, (40, 2), nfe=4, **how)
     assert left[0] == 1000 - 32  # the file was of iteration 8
@@ -306,6 +311,7 @@ def test_a_learning_cut_off_goes_on_to_the_same_bits(tmp_path):
     assert went_on.tableau == whole.tableau
     assert went_on.losses == whole.losses
     assert went_on.validation == whole.validation
+    assert went_on.calls == whole.calls
     file.write_bytes(b"not a file of tensors")
     with pytest.raises(ValueError, match="is not a file of a tuning"):
         fit(RING, (40, 2), nfe=4, **how)
@@ -318,6 +324,18 @@ def test_where_nothing_better_is_found_the_start_comes_back():
     assert tuning.tableau is tuning.start is start
     assert not tuning.improved
     assert tuning.after == tuning.before == 0
+
+
+def test_a_start_that_overflows_is_improved_on():
+    def loss(x, ends):  # not a number for the first run validated, and for the start
+        found = (x - ends).norm(dim=1)
+        start = ds.sample(RING, noise=noise(16, 2)[12:], nfe=4)
+        return found + math.nan if len(x) == 4 and torch.allclose(x, start) else found
+
+    tuning = fit(RING, noise=noise(16, 2), nfe=4, loss=loss, **{**QUICK, "batch": 12})
+    assert (tuning.before, tuning.validation[0][1]) == (math.inf, math.inf)
+    assert tuning.improved
+    assert tuning.after < math.inf
 
 
 def test_weights_alone_leave_the_times():
@@ -371,6 +389,7 @@ def test_a_loss_that_is_not_finite_stops():
         ({"nfe": 4, "shape": (1, 2)}, r"shape=\(1, 2\): at least 2 noises"),
         ({"nfe": 4, "shape": None}, "shape=None"),
         ({"nfe": 4, "seed": None, "checkpoint": "x"}, "checkpoint='x' with seed=None"),
+        ({"nfe": 4, "seed": [1, 2]}, r"seed=\[1, 2\]: an integer"),
         ({"solver": ds.plan("edm", nfe=3)}, "was written for EDM"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def fit(
     loss: Loss | None = None,
     iterations: int = 300,
     batch: int = 64,
-    lr: float = 0.05,
+    lr: float = 0.02,
     held_out: float = 0.25,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
@@ -131,7 +132,8 @@ def fit(
         gradient: "checkpoint" calls each network again on the way back, and keeps one network's graph in place of N.
         seed: of the noises and of the batches.
         checkpoint: a file, whole at any time, that holds the learning in case it is cut off: the same call then goes on
-            from it to the bits of an unbroken run, and deletes it at the end. It needs a seed or `noise`.
+            from it to the bits of an unbroken run, and deletes it at the end. It needs a seed, and the same `cond` and
+            `loss`, which it does not know.
         progress: show a bar.
         dtype, device: of the state, as in `solve`.
 
@@ -144,7 +146,7 @@ def fit(
         FloatingPointError: if the loss or its gradient is not finite.
     """
     model, guided = as_model(model), Guidance.of(guidance)
-    _check(iterations=iterations, batch=batch, history=history, lr=lr, held_out=held_out, gradient=gradient)
+    _check(iterations=iterations, batch=batch, history=history, lr=lr, held_out=held_out, gradient=gradient, seed=seed)
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", nfe=nfe, grid=grid, start=start, stop=stop)
         begun, name = solver, solver.solver
@@ -168,8 +170,9 @@ def fit(
     every = _Noises(x, {} if cond is None else cond, guided)
     _differentiable(model, begun, every.some(torch.tensor([0])), times)
     about = {
-        "start": begun.to_json(), "shape": list(x.shape), "dtype": str(x.dtype), "seed": seed, "history": history,
-        "times": times, "iterations": iterations, "batch": batch, "lr": lr, "held_out": held_out, "scale": guided.scale,
+        "solver": begun.to_json(), "noise": _digest(x), "teacher": _digest(teacher), "seed": seed, "history": history,
+        "times": times, "iterations": iterations, "batch": batch, "lr": lr, "held_out": held_out,
+        "guidance": [guided.scale, *guided.interval, guided.rescale],
     }  # fmt: skip
     done = Progress(student, about, checkpoint)
     if done.ends is None:
@@ -183,7 +186,8 @@ def fit(
         found = torch.cat([_executed(model, table, every.some(i)) for i in torch.split(validating, batch)])
         done.calls += held * begun.nfe
         parts = zip(torch.split(found, batch), torch.split(ends[-held:], batch), strict=True)
-        return sum(float(measure(*part).mean()) * len(part[0]) for part in parts) / held
+        mean = sum(float(measure(*part).mean()) * len(part[0]) for part in parts) / held
+        return math.inf if math.isnan(mean) else mean
 
     gap, passes = max(1, iterations // VALIDATIONS), 2 if gradient == "checkpoint" else 1
     with torch.enable_grad(), _bar(progress, iterations, done.iteration) as bar:
@@ -264,6 +268,14 @@ def _taught(
     return torch.cat(parts), len(noises.x) * teacher.nfe
 
 
+def _digest(value: int | Tableau | Tensor) -> int | str:
+    """What tells a value from another in a file."""
+    if isinstance(value, Tensor):
+        about = f"{value.dtype} {tuple(value.shape)}".encode()
+        return sha256(about + value.detach().cpu().double().numpy().tobytes()).hexdigest()
+    return value.to_json() if isinstance(value, Tableau) else value
+
+
 def _relative(ends: Tensor) -> Loss:
     """|x - end| of each sample over the root mean square of the |end|."""
     size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
@@ -288,7 +300,9 @@ def _differentiable(model: Model, begun: Tableau, noises: _Noises, times: bool) 
         )
 
 
-def _check(*, iterations: int, batch: int, history: int | None, lr: float, held_out: float, gradient: str) -> None:
+def _check(
+    *, iterations: int, batch: int, history: int | None, lr: float, held_out: float, gradient: str, seed: int | None
+) -> None:
     for name, count in (("iterations", iterations), ("batch", batch)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}={count!r}: an integer of at least 1 is accepted")
@@ -300,6 +314,8 @@ def _check(*, iterations: int, batch: int, history: int | None, lr: float, held_
         raise ValueError(f"held_out={held_out!r}: a share between 0 and 1 is accepted")
     if gradient not in ("direct", "checkpoint"):
         raise ValueError(f"gradient={gradient!r} is unknown; accepted: direct, checkpoint")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"seed={seed!r}: an integer, or None, is accepted")
 
 
 def _bar(progress: bool, total: int, done: int) -> Any:

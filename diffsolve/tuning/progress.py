@@ -79,15 +79,15 @@ class Progress:
 
     def validated(self, loss: float) -> None:
         """Take down the loss on the held-out noises, and the parameters where it is the best."""
-        if not loss >= self.best:  # the first, or better
+        if loss < self.best:
             for name in self._parameters:
                 self._live[f"best/{name}"].copy_(self._live[f"now/{name}"])
         self.validation.append((self.iteration, loss))
 
     @property
     def best(self) -> float:
-        """The least loss on the held-out noises; nan if none was a number."""
-        return min((loss for _, loss in self.validation if not math.isnan(loss)), default=math.nan)
+        """The least loss on the held-out noises so far."""
+        return min((loss for _, loss in self.validation), default=math.inf)
 
     def restore_best(self) -> None:
         """Give the parameters the values of the best validation."""
