@@ -147,7 +147,7 @@ def test_gradients_against_finite_differences(path, predicts):
 # ------------------------------------------------------------------------------------------------ how far it carries
 
 
-def rivals(model, x, exact, nfe):
+def rivals(model, x, exact, nfe, size):
     """The error of every registered deterministic solver, on its own grid."""
     errors = {}
     for name in ds.solvers.names():
@@ -156,23 +156,23 @@ def rivals(model, x, exact, nfe):
         except ValueError:
             continue  # needs more calls
         if not tableau.stochastic:
-            errors[name] = distance(model, x, exact, tableau)
+            errors[name] = distance(model, x, exact, tableau, size)
     assert len(errors) > 40
     return errors
 
 
-def distance(model, x, exact, tableau):
-    return float((ds.sample(model, noise=x, solver=tableau) - exact).norm(dim=1).mean())
+def distance(model, x, exact, tableau, size):
+    return float(size((ds.sample(model, noise=x, solver=tableau) - exact).norm(dim=1)))
 
 
-def carries(mixture, path, nfe, factor, n, **options):
-    """On noises of other seeds, the learned tableau is that much nearer than the best of all."""
+def carries(mixture, path, nfe, factor, n, size=torch.mean, **options):
+    """On noises of another seed, drawn as `sample` draws them, the learned tableau is that much nearer than any."""
     model = mixture_model(mixture, path, "velocity")
     table = ds.tune(model, (n, mixture.dim), nfe=nfe, seed=0, dtype=torch.float64, **options)
     x = ds.Key(5).normal((128, mixture.dim), dtype=torch.float64) * model.path.prior_std()
     exact = ds.sample(model, noise=x, solver="auto", nfe=200)
-    errors = rivals(model, x, exact, nfe)
-    assert distance(model, x, exact, table) < factor * min(errors.values())
+    errors = rivals(model, x, exact, nfe, size)
+    assert distance(model, x, exact, table, size) < factor * min(errors.values())
     assert table.nfe == nfe
 
 
@@ -189,7 +189,8 @@ def test_nearer_than_every_solver_in_64_dimensions():
 @pytest.mark.parametrize("path", ["condot", "edm", "ddpm"])
 @pytest.mark.parametrize("mixture", [ring(), random_means(64)], ids=["ring", "iso64"])
 def test_nearer_than_every_solver(mixture, path, nfe):
-    carries(mixture, path, nfe, 0.9, 1024)
+    # A median, as one particle of 128 that ends in another mode is worth more than the mean of all the others.
+    carries(mixture, path, nfe, 0.7, 1024, size=torch.median)
 
 
 def test_one_seed_one_tableau_and_what_a_file_holds(tmp_path):
