@@ -18,6 +18,7 @@ from diffsolve.sampling import diffuse, encode, sample, solve
 from diffsolve.starting import begin
 from diffsolve.tableau import Tableau
 from diffsolve.transitions import transition_log_prob
+from diffsolve.tuning import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "Status",
     "Step",
     "Tableau",
+    "Tuning",
     "adapt",
     "annealed_langevin",
     "begin",
@@ -59,4 +61,5 @@ __all__ = [
     "solve",
     "solvers",
     "transition_log_prob",
+    "tune",
 ]

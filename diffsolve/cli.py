@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `bench`, `logprob`, `plan`, `solvers`, `grids`, `paths` and `train digits`."""
+"""The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `train digits`, and lists of names."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ SolverSpec = Annotated[str, typer.Option(help="A solver with options, as 'ddim(e
 GridSpec = Annotated[str | None, typer.Option(help="A grid with options; see `diffsolve grids`. [default: the path's]")]
 Nfe = Annotated[int | None, typer.Option(help=f"Budget of network calls. [default: {NFE}, without --steps]")]
 Steps = Annotated[int | None, typer.Option(help="Number of grid intervals, in place of --nfe.")]
+Label = Annotated[
+    str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+]
 Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]
 
 
@@ -65,15 +68,15 @@ def _plain_errors() -> Iterator[None]:
 @_plain_errors()
 def sample(
     model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
-    solver: SolverSpec = "auto",
+    solver: Annotated[
+        str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; or a .json file of `plan` or `tune`.")
+    ] = "auto",
     nfe: Nfe = None,
     steps: Steps = None,
     grid: GridSpec = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
-    label: Annotated[
-        str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
-    ] = "all",
+    label: Label = "all",
     parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Calls of each sample to make at once, by Picard iteration. [default: one]"),
@@ -88,18 +91,20 @@ def sample(
     import torch
 
     import diffsolve as ds
+    from diffsolve.planning import refuse
 
     _check_out(out, ".png", ".npy")
-    net, name = ds.load(model), model.partition("(")[0].strip().lower()
-    tableau = ds.plan(net, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
     if tol is not None and parallel is None:
         raise ValueError(f"tol={tol!r} without parallel: the two go together")
     picard = None if parallel is None else ds.Picard(window=parallel, tol=ds.Picard.tol if tol is None else tol)
-    if name != "digits" and label != "all":
-        raise ValueError(f"class={label!r}: only the model digits has classes")
-    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    net = ds.load(model)
+    if solver.endswith(".json"):
+        refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
+        tableau = ds.Tableau.load(solver)
+    else:
+        tableau = ds.plan(net, solver, nfe=_budget(nfe, steps), steps=steps, grid=grid)
+    shape, cond = _batch(model, label, num)
     torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
-    shape = (num, *SHAPES[name])
     began = time.perf_counter()
     run = ds.solve(
         net, shape, solver=tableau, seed=seed, cond=cond, progress=_bar(progress), check=True, parallel=picard
@@ -127,9 +132,7 @@ def bench(
     num: Annotated[int, typer.Option(min=1, help="Samples of each solver, budget and seed.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 250,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
-    label: Annotated[
-        str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
-    ] = "all",
+    label: Label = "all",
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance, of the digits.")] = None,
     exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
     out: Annotated[
@@ -149,18 +152,58 @@ def bench(
         if file is not None:
             _check_out(file, suffix)
     net, name = ds.load(model), model.partition("(")[0].strip().lower()
-    if name != "digits" and (label != "all" or guidance is not None):
-        raise ValueError(f"class={label!r}, guidance={guidance!r}: only the model digits has classes")
+    if name != "digits" and guidance is not None:
+        raise ValueError(f"guidance={guidance!r}: only the model digits has classes")
+    shape, cond = _batch(model, label, 10)
     torch.set_num_threads(1)
     options: dict[str, Any] = {} if grid is None else {"grid": grid}
     table = metrics.sweep(
-        net, SHAPES[name], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
-        batch=batch, seeds=seeds, cond={"label": torch.tensor(_labels(label, 10))} if name == "digits" else None,
-        guidance=guidance, exact=exact, out=out, progress=_bar(progress), **options,
+        net, shape[1:], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
+        batch=batch, seeds=seeds, cond=cond, guidance=guidance,
+        exact=exact, out=out, progress=_bar(progress), **options,
     )  # fmt: skip
     typer.echo(table)
     if plot is not None:
         table.plot(plot)
+
+
+@app.command()
+@_plain_errors()
+def tune(
+    model: Annotated[str, typer.Option(help="A reference model, as in `sample`.")] = "digits",
+    nfe: Annotated[int, typer.Option(help="Network calls of the run that is learned.")] = 6,
+    solver: Annotated[str, typer.Option(help="What to begin with: a solver of one call a step.")] = "auto",
+    grid: GridSpec = None,
+    out: Annotated[Path, typer.Option(help="A .json file, for `diffsolve sample --solver`.")] = Path("tuned.json"),
+    num: Annotated[int, typer.Option(min=2, help="Noises to learn from and to validate on.")] = 256,
+    label: Label = "all",
+    teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
+    iterations: Annotated[int, typer.Option(help="Updates in all.")] = 300,
+    batch: Annotated[int, typer.Option(help="Noises in each update.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    progress: Progress = None,
+) -> None:
+    """Learn the times and weights of a run of few calls. A run that was cut off goes on where it was."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve.tuning import fit
+
+    _check_out(out, ".json")
+    net = ds.load(model)
+    shape, cond = _batch(model, label, num)
+    torch.set_num_threads(1)
+    tuning = fit(
+        net, shape, nfe=nfe, solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
+        cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", progress=_bar(progress),
+    )  # fmt: skip
+    tuning.tableau.save(out)
+    _report(
+        method=tuning.tableau.solver,
+        error=f"{tuning.before:.4g} -> {tuning.after:.4g}, relative, on held-out noises",
+        cost=f"{tuning.calls} network calls in {tuning.seconds:.1f} seconds",
+        file=out,
+    )
 
 
 @app.command()
@@ -282,6 +325,17 @@ def train_digits(
 
 def _budget(nfe: int | None, steps: int | None) -> int | None:
     return NFE if nfe is None and steps is None else nfe
+
+
+def _batch(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[str, Any] | None]:
+    """The shape of so many samples of a reference model, and their conditions."""
+    import torch
+
+    name = model.partition("(")[0].strip().lower()
+    if name != "digits" and label != "all":
+        raise ValueError(f"class={label!r}: only the model digits has classes")
+    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    return (num, *SHAPES[name]), cond
 
 
 def _labels(which: str, num: int) -> list[int]:

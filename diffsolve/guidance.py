@@ -15,7 +15,7 @@ from diffsolve.kernels import Guided
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 
-__all__ = ["Guidance"]
+__all__ = ["Guidance", "picked"]
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,18 @@ def _same_names(cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> set[str]:
     if cond.keys() != uncond.keys():
         raise ValueError(f"uncond={sorted(uncond)}: batched guidance needs the arguments of cond={sorted(cond)}")
     return set(cond)
+
+
+def picked(value: Any, sample: Tensor, size: int) -> Any:
+    """Conditioning arguments for some of a batch of `size`.
+
+    A tensor (in mappings, lists and tuples too) whose first dimension is the batch size has one entry per sample, and
+    those of `sample` are picked; all else is passed on unchanged.
+    """
+    if isinstance(value, Tensor):
+        return value[sample.to(value.device)] if value.dim() > 0 and len(value) == size else value
+    if isinstance(value, Mapping):
+        return {name: picked(part, sample, size) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(picked(part, sample, size) for part in value)
+    return value

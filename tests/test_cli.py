@@ -21,6 +21,7 @@ from diffsolve import cli
 from diffsolve.names import Registry
 from diffsolve.planning import DEFAULT_SOLVER
 from diffsolve.reference import digits, names
+from diffsolve.tuning import fit
 
 needs_data = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn")
 
@@ -48,7 +49,7 @@ def pixels(file: str) -> np.ndarray:
 
 def test_help_lists_the_commands():
     text = run("--help")
-    for command in ("sample", "plan", "solvers", "grids", "paths", "train"):
+    for command in ("sample", "tune", "plan", "solvers", "grids", "paths", "train"):
         assert f"  {command} " in text
     assert "digits" in run("train", "--help")
 
@@ -59,7 +60,10 @@ def test_every_default_is_the_librarys():
         if name not in ("out", "progress", "build"):
             assert given[name].default == parameter.default, name
     assert set(given) == set(inspect.signature(digits.train).parameters) - {"build"}
-    for command in (cli.sample, cli.plan):
+    given = inspect.signature(cli.tune).parameters
+    for name in ("teacher", "iterations", "batch"):
+        assert given[name].default == inspect.signature(fit).parameters[name].default, name
+    for command in (cli.sample, cli.plan, cli.tune):
         assert inspect.signature(command).parameters["solver"].default == DEFAULT_SOLVER
     assert list(cli.SHAPES) == names()
 
@@ -239,6 +243,35 @@ def test_samples_that_are_not_finite_are_a_failure(monkeypatch):
     assert text.startswith("Error: net returned 128 non-finite values")
     assert len(text.splitlines()) == 1
     assert os.listdir() == []
+
+
+# -------------------------------------------------------------------------------------------------- tune
+
+
+def test_a_learned_run_is_saved_and_sampled_with():
+    how = ("--model", "mixture-2d", "--num", 40, "--teacher", 20, "--iterations", 20, "--batch", 16, "--seed", 3)
+    text = run("tune", *how, "--nfe", 3, "--out", "mine.json")
+    assert "method   tuned(auto, nfe=3)" in text
+    assert os.listdir() == ["mine.json"]
+    model, table = ds.load("mixture-2d"), ds.Tableau.load("mine.json")
+    assert table == ds.tune(model, (40, 2), nfe=3, teacher=20, iterations=20, batch=16, seed=3)
+    text = run("sample", "--model", "mixture-2d", "--solver", "mine.json", "--num", 5, "--seed", 1, "--out", "x.npy")
+    assert "mine.json, 3 steps, 3 network calls" in text
+    np.testing.assert_array_equal(np.load("x.npy"), ds.sample(model, (5, 2), solver=table, seed=1).numpy())
+    assert "nfe=4 cannot be given" in run("sample", "--solver", "mine.json", "--nfe", 4, code=2)
+    assert "was written for CondOT" in run(
+        "sample", "--model", "mixture-2d(path='edm')", "--solver", "mine.json", code=2
+    ).replace("\n", " ")
+
+
+def test_a_learned_run_of_digits():
+    run("tune", "--num", 4, "--nfe", 2, "--teacher", 3, "--iterations", 1, "--batch", 2, "--class", 7)
+    label = {"label": torch.full((4,), 7)}
+    wanted = ds.tune(ds.load("digits"), (4, 1, 8, 8), nfe=2, teacher=3, iterations=1, batch=2, seed=0, cond=label)
+    assert ds.Tableau.load("tuned.json") == wanted
+    for arguments in (("--model", "mixture-2d", "--class", 3), ("--model", "digit"), ("--out", "x.png"), ("--nfe", 1)):
+        assert "Traceback" not in run("tune", *arguments, code=2)
+    assert os.listdir() == ["tuned.json"]
 
 
 # ------------------------------------------------------------------------------------------ plan and tables

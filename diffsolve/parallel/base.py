@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor, State
-from diffsolve.guidance import Guidance
+from diffsolve.guidance import Guidance, picked
 from diffsolve.models import Model
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
@@ -150,7 +150,7 @@ class Calls:
     def _call(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
         x = y if self._scale is None else y * self._scale[row, None]
         x = x.view(-1, *self._shape[1:])
-        cond, uncond = (self._picked(c, sample) for c in (self._cond, self._guidance.uncond))
+        cond, uncond = (picked(c, sample, self._shape[0]) for c in (self._cond, self._guidance.uncond))
         out = self._network(0 if self._mixed is None else int(row[0]), x, self._told[row], cond, uncond)
         if self.check and not bool(out.isfinite().all()):
             bad = ~flat(out).isfinite().all(1)
@@ -160,16 +160,6 @@ class Calls:
                 f"{self.tableau.nfe}, at t={self.tableau.calls[i, 0]:.6g}"
             )
         return flat(out).to(y.dtype)
-
-    def _picked(self, value: Any, sample: Tensor) -> Any:
-        if isinstance(value, Tensor):
-            per_sample = value.dim() > 0 and len(value) == self._shape[0]
-            return value[sample.to(value.device)] if per_sample else value
-        if isinstance(value, Mapping):
-            return {name: self._picked(part, sample) for name, part in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self._picked(part, sample) for part in value)
-        return value
 
 
 def flat(x: Tensor) -> Tensor:

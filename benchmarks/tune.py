@@ -1,0 +1,141 @@
+r"""Learned runs against the best of those that are written down.
+
+    python benchmarks/tune.py mixtures     # results/tune.md: some five minutes on an idle core
+    python benchmarks/tune.py digits       # results/tune_digits.md: as long
+    python benchmarks/tune.py --quick      # little of both, to the terminal
+
+On exact mixtures, as in `accuracy.py` and on its particles: the mean over them of |x - x*| over the root mean square
+norm of the data, in float64. `best` is the least error of all of our configurations that `accuracy.py` tries, picked
+after the fact in each cell; `tuned` has seen other noises, and a run of 100 calls in the place of the exact flow.
+
+On the digits network, by classes in turn: the same distance to a run of 100 calls over noises that the learning had no
+part in, and the Frechet distance between the pixels (64 of them, as they are) of the samples and of the data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+import torch
+from endpoint import ours, search
+from endpoint.problems import COURSES, Course, Problem
+from endpoint.runner import errors, run_together
+from torch import Tensor
+
+import diffsolve as ds
+from diffsolve.reference import digits, mixture_model
+from diffsolve.tuning import Tuning, fit
+
+HERE = FilePath(__file__).resolve().parent
+TARGETS = ("ring", "iso64")
+BUDGETS = (4, 5, 6, 8, 10)
+PARTICLES = 128
+RIVALS = (
+    "auto", "euler", "ab-2", "ab-3", "abm-2", "abm-3", "deis-2", "deis-3", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3",
+    "ipndm-2", "ipndm-4", "res-2m", "res-3m", "heun", "midpoint",
+)  # fmt: skip
+"""The solvers that are tried on the digits network, each on its own grid."""
+
+
+def mixture_cell(course: Course, problem: Problem, nfe: int, iterations: int) -> tuple[float, float, str, Tuning]:
+    """The errors of auto and the best configuration, its name, and a learned run."""
+    shortlist = search.load(HERE / "results/shortlist.json", course.name)
+    pairs = list(dict.fromkeys([*ours.RULE, *ours.POINTS, *ours.named(course.name), *shortlist]))
+    found = errors(course, pairs, nfe, [problem])[problem.name]
+    least = min(range(len(pairs)), key=lambda c: (found[c] != found[c], found[c]))  # nan last
+    model = mixture_model(problem.full, course.path, "velocity" if course.name == "flow" else "noise")
+    tuning = fit(
+        model, (1024, problem.dim), nfe=nfe, stop=course.stop, iterations=iterations, seed=0, dtype=torch.float64
+    )
+    return found[0], found[least], " @ ".join(pairs[least]), tuning
+
+
+def mixtures(paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], iterations: int) -> list[str]:
+    lines = [
+        "| path | target | NFE | auto | best | which | tuned | tuned / best | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    cache = HERE / ".cache"
+    cache.mkdir(exist_ok=True)
+    (cache / ".gitignore").write_text("*\n")
+    for path, target in itertools.product(paths, targets):
+        course, problem = COURSES[path], Problem(target, PARTICLES, cache)
+        for nfe in budgets:
+            auto, best, name, tuning = mixture_cell(course, problem, nfe, iterations)
+            x = run_together([tuning.tableau], problem, problem.start(course))
+            tuned = float(problem.error(course, x)[0])
+            cells = f"{auto:.1e} | {best:.1e} | `{name}` | {tuned:.1e} | {tuned / best:.2f}"
+            lines.append(f"| {path} | {target} | {nfe} | {cells} | {tuning.seconds:.0f} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2) of the Gaussians with the moments of two samples (n, ...)."""
+    a, b = x.flatten(1).double(), y.flatten(1).double()
+    C, D = a.T.cov(), b.T.cov()
+    values, vectors = torch.linalg.eigh(C)
+    root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+    mixed = torch.linalg.eigvalsh(root @ D @ root).clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + C.trace() + D.trace() - 2 * mixed)
+
+
+def digit_images(budgets: Sequence[int], iterations: int, n: int, teacher: int) -> list[str]:
+    model, (images, _) = ds.load("digits"), digits.load_data()
+    cond = {"label": torch.arange(n) % 10}
+    x = ds.Key(0).normal((n, 1, 8, 8), row=1)  # as `tune` draws them, for the longest run to be made once
+    ends = ds.sample(model, noise=x, nfe=teacher, cond=cond)
+    fresh = ds.sample(model, (2 * n, 1, 8, 8), nfe=teacher, seed=1, cond={"label": torch.arange(2 * n) % 10})
+    norm = fresh.flatten(1).norm(dim=1).square().mean().sqrt()
+
+    def row(name: str, solver: str | ds.Tableau, nfe: int | None) -> tuple[float, str]:
+        label = {"label": torch.arange(2 * n) % 10}
+        found = ds.sample(model, (2 * n, 1, 8, 8), solver=solver, nfe=nfe, seed=1, cond=label)
+        error = float((found - fresh).flatten(1).norm(dim=1).mean() / norm)
+        return error, f"{name} | {error:.4f} | {frechet(found, images):.3f}"
+
+    lines = ["| NFE | solver | distance | Frechet |", "|---|---|---|---|"]
+    lines.append(f"| {teacher} | the teacher | 0 | {frechet(fresh, images):.3f} |")
+    for nfe in budgets:
+        rivals = {name: row(f"`{name}`", name, nfe) for name in RIVALS}
+        best = min(rivals, key=lambda name: rivals[name][0])
+        tuning = fit(
+            model, noise=x, teacher=ends, nfe=nfe, cond=cond, iterations=iterations, batch=32, held_out=0.25, seed=0
+        )
+        rows = [rivals["auto"][1], f"best: {rivals[best][1]}"]
+        rows.append(row(f"tuned, in {tuning.seconds:.0f} seconds", tuning.tableau, None)[1])
+        lines += [f"| {nfe} | {text} |" for text in rows]
+        print("\n".join(lines[-3:]), flush=True)
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Learned runs against the best of the others.")
+    parser.add_argument("part", nargs="?", choices=("mixtures", "digits"), help="one of the two; both if not given")
+    parser.add_argument("--quick", action="store_true", help="little of everything, and no file")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*nothing learned is better")
+    if options.quick:
+        mixtures(["flow"], ["ring"], [5, 8], 100)
+        digit_images([6], 20, 64, 30)
+        return
+    parts = {
+        "mixtures": ("tune.md", lambda: mixtures(list(COURSES), TARGETS, BUDGETS, 300)),
+        "digits": ("tune_digits.md", lambda: digit_images(BUDGETS, 150, 256, 100)),
+    }
+    for name, (file, measured) in parts.items():
+        if options.part in (None, name):
+            began = time.perf_counter()
+            lines = [f"# Learned runs: {name}", "", "`benchmarks/tune.py` says how.", "", *measured(), ""]
+            (HERE / "results" / file).write_text("\n".join(lines))
+            print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

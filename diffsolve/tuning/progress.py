@@ -1,0 +1,135 @@
+"""Where a learning stands: Adam, the best so far, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffsolve.tuning.student import Student
+
+__all__ = ["Progress"]
+
+FORMAT = "diffsolve.tuning/1"
+BETAS = (0.9, 0.99)
+
+
+class Progress:
+    """A learning at some iteration. All of it is in `tensors` and `note`, which a file may hold.
+
+    Args:
+        about: what the learning is, in JSON values: a file of another is refused.
+        file: where to keep it; what is there is gone on from.
+
+    Raises:
+        ValueError: if the file is of another learning, or of none.
+    """
+
+    def __init__(self, student: Student, about: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:
+        self.iteration, self.calls = 0, 0
+        self.losses: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self.ends: Tensor | None = None
+        """Of the teacher's run."""
+        self._parameters = student.parameters
+        self._adam = torch.optim.Adam(self._parameters.values(), betas=BETAS)
+        self._live: dict[str, Tensor] = {}
+        for name, p in self._parameters.items():
+            # What Adam itself would start from, made here so that a file can fill it in.
+            moments = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self._adam.state[p] = moments
+            self._live |= {f"{key}/{name}": moment for key, moment in moments.items()}
+            self._live |= {f"now/{name}": p.detach(), f"best/{name}": p.detach().clone()}
+        self._about, self._file = dict(about), None if file is None else Path(file)
+        self._began = time.monotonic()
+        if self._file is not None and self._file.exists():
+            self._load(self._file)
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, before a break too."""
+        return time.monotonic() - self._began
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """Move the parameters against the gradient of a loss.
+
+        Raises:
+            FloatingPointError: if the loss or its gradient is not finite.
+        """
+        value, parameters = loss.item(), list(self._parameters.values())
+        gradients = torch.autograd.grad(loss, parameters)
+        if not math.isfinite(value) or not all(bool(g.isfinite().all()) for g in gradients):
+            raise FloatingPointError(f"the loss became {value}, or its gradient not finite, in iteration "
+                                     f"{self.iteration}: a smaller lr may help")  # fmt: skip
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
+        self._adam.param_groups[0]["lr"] = rate
+        self._adam.step()
+        self.losses.append(value)
+        self.iteration += 1
+
+    def validated(self, loss: float) -> None:
+        """Take down the loss on the held-out noises, and the parameters where it is the best."""
+        if loss < self.best:
+            for name in self._parameters:
+                self._live[f"best/{name}"].copy_(self._live[f"now/{name}"])
+        self.validation.append((self.iteration, loss))
+
+    @property
+    def best(self) -> float:
+        """The least loss on the held-out noises so far."""
+        return min((loss for _, loss in self.validation), default=math.inf)
+
+    def restore_best(self) -> None:
+        """Give the parameters the values of the best validation."""
+        for name in self._parameters:
+            self._live[f"now/{name}"].copy_(self._live[f"best/{name}"])
+
+    def save(self) -> None:
+        """Write the file, if there is one: the whole of it or nothing."""
+        if self._file is None:
+            return
+        assert self.ends is not None
+        counted = {name: getattr(self, name) for name in ("iteration", "calls", "losses", "validation", "seconds")}
+        note = {"format": FORMAT, "about": self._about, **counted}
+        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
+        try:
+            tensors = {"ends": self.ends.cpu(), **self._live}
+            save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"tuning": json.dumps(note)})
+            os.replace(partial, self._file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the file, if there is one."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def _load(self, file: Path) -> None:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                note = json.loads((opened.metadata() or {}).get("tuning", "{}"))
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"checkpoint={str(file)!r} is not a file of a tuning: {error}") from error
+        if note.get("format") != FORMAT:
+            raise ValueError(f"checkpoint={str(file)!r} is not a file of a tuning")
+        if note["about"] != self._about:
+            odd = sorted(name for name, value in self._about.items() if note["about"].get(name) != value)
+            raise ValueError(f"checkpoint={str(file)!r} is of a tuning with other {', '.join(odd)}: delete it, or name "
+                             "another file")  # fmt: skip
+        self.ends = tensors.pop("ends")
+        for name, value in tensors.items():
+            self._live[name].copy_(value)
+        self.iteration, self.calls, self.losses = note["iteration"], note["calls"], note["losses"]
+        self.validation = [(done, loss) for done, loss in note["validation"]]
+        self._began -= note["seconds"]

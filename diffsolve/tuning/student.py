@@ -1,0 +1,178 @@
+r"""What is learned: the times of a run's network calls, and the weights of their outputs.
+
+Let z = x / c and v = dz/du in the straight frame (`diffsolve.frames`), so that dz/du = v is the probability flow of any
+path. A run that calls the network once at each of N times, and is linear in all it has seen, is
+
+    z_{i+1} = z_0 + sum_{j <= i} B_ij v_j,    sum_j B_ij = u_{i+1} - u_0,    i = 0..N-1.
+
+Every deterministic solver of this library with one call a time is such a B (`flattened`), whatever it extrapolates
+and corrects: a denoised estimate at a state of the run is again a combination of z_0 and the v. The condition on the
+sums is exactness for constant v, where data and noise are constant too. Shaul et al. (2403.01329) learn such runs as
+"non-stationary solvers"; Frankel et al. (2502.17423, S4S) the weights and times of multistep methods.
+
+With a history of K < N the rows leave the weight of a v as it is once the v is K calls old: B_ij = B_{j+K-1, j}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from diffsolve.execute import bind
+from diffsolve.frames import FRAMES, convert
+from diffsolve.guidance import Guidance
+from diffsolve.kernels import combine
+from diffsolve.models import Model
+from diffsolve.tableau import Draft, Tableau
+
+__all__ = ["Student", "flattened"]
+
+STRAIGHT = FRAMES["straight"]
+V = (-1.0, 1.0)
+"""v = eps - x_0, as a combination of the data and the noise."""
+
+LEAST = 1e-4
+"""The shortest step, as a share of an even one: nodes stay apart, and short of where the last call may be."""
+
+
+def flattened(tableau: Tableau) -> np.ndarray:
+    """B (N, N) of a tableau: its run, expressed by the start and the straight velocities of its calls.
+
+    Raises:
+        ValueError: if the tableau draws noise, or its calls do not go from the noise to the data, each at a new time.
+    """
+    theta = np.arctan2(tableau.calls[:, 2], tableau.calls[:, 1])
+    if tableau.stochastic or (np.diff(theta) >= 0).any() or not (tableau.entry[:, 0] == 1).all():
+        raise ValueError(
+            f"solver={tableau.solver!r}: a deterministic solver that calls the network once at each of its times, from "
+            "the noise to the data, is accepted"
+        )
+    n = tableau.nfe
+    unit = np.eye(n + 1)  # x, v_0, .., v_{N-1}
+    s = y = unit[0]
+    history = np.zeros((tableau.history, n + 1))
+    rows = []
+    for i, (weights, (a, b), (_, alpha, sigma)) in enumerate(
+        zip(tableau.weights, tableau.d, tableau.calls, strict=True)
+    ):
+        p, q = convert((a, b), V, alpha, sigma)
+        history = np.concatenate([[p * y + q * unit[1 + i]], history[:-1]])
+        s, y = weights[:, :-1] @ np.concatenate([[s, y], history])
+        rows.append(y[1:])
+    ends = np.concatenate([tableau.calls[1:], tableau.grid[-1:]])
+    B: np.ndarray = np.array(rows) / (ends[:, 1] + ends[:, 2])[:, None]
+    return B
+
+
+class Student:
+    """A run whose times and weights are parameters, from those of a given tableau on.
+
+    The angles theta = atan(sigma / alpha) of the calls are the sums of softmax shares of the way from the start to the
+    last place for a call: they cannot cross. Weights are those of the tableau plus `deviation`; the newest v of each
+    row takes what the sum of the row lacks, so that rows are exact wherever the nodes move.
+
+    Args:
+        start: the tableau to begin with.
+        history: K >= 2, how many v a row may use.
+        times: whether the times are learned, or the weights alone.
+        name: of the tableau that comes out.
+
+    Raises:
+        ValueError: see `flattened`; or if the network's prediction is not determined at a call.
+    """
+
+    def __init__(self, model: Model, start: Tableau, history: int, times: bool, name: str) -> None:
+        bind(start, model)
+        self.model, self.calls, self.history, self.name = model, start.nfe, history, name
+        n, path = start.nfe, model.path
+        i, j = np.tril_indices(n, -1)
+        settled = np.minimum(i, j + history - 1)  # the row in which a weight is a parameter
+        self._place = torch.from_numpy(i), torch.from_numpy(j)
+        self._from = torch.from_numpy(settled), torch.from_numpy(j)
+        self._base = torch.from_numpy(flattened(start))
+        self._ends = float(start.times[0]), float(start.times[-1])
+        self._fixed = None if times else torch.tensor([*start.calls[:, 0], self._ends[1]], dtype=torch.float64)
+        ends_on_data = self._ends[1] == path.t_data
+        last = path.nodes([path.t_last if ends_on_data else self._ends[1]])[0]
+        self._first, self._last = float(_angles(start.calls[0])), float(np.arctan2(last.sigma, last.alpha))
+        shares = -np.diff([*_angles(start.calls), self._last]) / (self._first - self._last)
+        # A call at the very last place for one, as on paths that stop short of the data, must be free to leave it.
+        shares = np.maximum(shares, 100 * LEAST / n)
+        shares = (shares / shares.sum() - LEAST / n) / (1 - LEAST)
+        self.logits = torch.from_numpy(np.log(shares)).requires_grad_(times)
+        self.deviation = torch.zeros(n, n, dtype=torch.float64, requires_grad=True)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What is learned, by name."""
+        named = {"logits": self.logits, "deviation": self.deviation}
+        return {name: p for name, p in named.items() if p.requires_grad}
+
+    def times(self) -> Tensor:
+        """(N + 1,) the nodes on the path's clock, float64, with the derivatives by the logits."""
+        if self._fixed is not None:
+            return self._fixed
+        shares = LEAST / self.calls + (1 - LEAST) * self.logits.softmax(0)
+        theta = self._last + (self._first - self._last) * shares.flip(0).cumsum(0).flip(0)[1:]
+        t = self.model.path.time(-theta.detach().tan().log())
+        p = self.model.path.at(t)
+        slope = (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)  # dtheta/dt: inverses have none
+        first, last = (torch.tensor([end], dtype=torch.float64) for end in self._ends)
+        return torch.cat([first, t + (theta - theta.detach()) / slope, last])
+
+    def weights(self, u: Tensor) -> Tensor:
+        """B (N, N) for nodes at u (N + 1,)."""
+        free = (self._base + self.deviation)[self._from]
+        older = torch.zeros_like(self._base).index_put(self._place, free)
+        return older + torch.diag(u[1:] - u[0] - older.sum(1))
+
+    def tableau(self) -> Tableau:
+        """The run as it stands, in steps: row i less row i - 1 of B."""
+        with torch.no_grad():
+            draft = Draft(self.model.path, self.times().numpy())
+            g = draft.grid
+            B = self.weights(torch.from_numpy(STRAIGHT.v(g))).numpy()
+        steps = np.diff(B, axis=0, prepend=0.0) * STRAIGHT.c(g)[1:, None]
+        for i in range(self.calls):
+            ratio, _ = STRAIGHT.step(g[i], g[i + 1])
+            used = range(max(0, i - self.history + 1), i + 1)
+            draft.call(g[i], "straight", y={"y": float(ratio), **{j: float(steps[i, j]) for j in used}}, node=i + 1)
+        return draft.build(self.name, 1)
+
+    def __call__(self, x: Tensor, cond: Mapping[str, Any], guidance: Guidance, gradient: str = "direct") -> Tensor:
+        """The end of the run from x, with a graph back to the parameters.
+
+        Args:
+            gradient: "checkpoint" keeps no network's graph, and calls each network again on the way back.
+        """
+        model, network = self.model, guidance.around(self.model, self.tableau())
+        if gradient == "checkpoint":
+            network = partial(checkpoint, network, use_reentrant=False)
+        t = self.times()
+        p = model.path.at(t)
+        c, told = STRAIGHT.c(p), model.told(t[:-1]).to(x.device, model.time_dtype(x.dtype))
+        at = p[: self.calls]
+        scale = model.input_scale(at)
+        to_v = torch.stack(convert(V, model.coefficients(at), at.alpha, at.sigma), -1)
+        B = self.weights(STRAIGHT.v(p))
+        steps = torch.cat([B[:1], B.diff(dim=0)]) * c[1:, None]
+        y, history = x, tuple[Tensor, ...]()  # of v, newest first
+        for i in range(self.calls):
+            seen = y if scale is None else y * scale[i]
+            out = network(i, seen, told[i].expand(len(y)), cond, guidance.uncond)
+            (v,) = combine([y, out], to_v[i : i + 1], dtypes=[y.dtype])
+            history = (v, *history)[: self.history]
+            back = steps[i, max(0, i - self.history + 1) : i + 1].flip(0)
+            (y,) = combine([y, *history], torch.cat([c[i + 1 : i + 2] / c[i : i + 1], back])[None])
+        return y
+
+
+def _angles(calls: np.ndarray) -> np.ndarray:
+    angles: np.ndarray = np.arctan2(calls[..., 2], calls[..., 1])
+    return angles

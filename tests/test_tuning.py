@@ -1,0 +1,411 @@
+"""Learned tableaux: what they are made of, their gradients, and how far they carry."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve.reference import mixture_model
+from diffsolve.reference.mixture import random_means, ring
+from diffsolve.tuning import fit
+from diffsolve.tuning.student import Student, flattened
+
+RING = mixture_model(ring(), "condot")
+QUICK = {"iterations": 12, "batch": 16, "teacher": 20, "seed": 0, "dtype": torch.float64}
+
+
+class Net(torch.nn.Module):
+    """Small, smooth, and of all its arguments."""
+
+    def __init__(self, size=3, dtype=torch.float64):
+        super().__init__()
+        random = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        self.weight = torch.nn.Parameter((0.5 * random).to(dtype))
+
+    def forward(self, x, t, shift=0.0):
+        return torch.tanh(x @ self.weight + shift) * (1 + t.cos())[:, None].to(x)
+
+
+def noise(n=4, size=3, seed=1):
+    return torch.randn(n, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def moved(model, nfe=5, history=5, solver="auto", scale=0.1, **options):
+    """A student somewhere else than at its start."""
+    student = Student(model, ds.plan(model, solver, nfe=nfe, **options), history, True, "moved")
+    generator = torch.Generator().manual_seed(0)
+    for p in student.parameters.values():
+        p.data += scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return student
+
+
+# ------------------------------------------------------------------------------------------------ what it is
+
+
+@pytest.mark.parametrize(
+    "solver", ["auto", "euler", "ab-3", "abm-4", "unipc-3", "unipc-2(frame='noise')", "dpmpp-2m", "deis-3", "midpoint"]
+)
+@pytest.mark.parametrize("path", ["condot", "edm", "ddpm"])
+def test_every_run_is_made_of_its_start_and_its_velocities(path, solver):
+    model = mixture_model(random_means(3, modes=3), path, "v")
+    tableau = ds.plan(model, solver, steps=6)
+    B, x = flattened(tableau), noise() * model.path.prior_std()
+    run = ds.solve(model, noise=x, solver=tableau, trajectory="calls")
+    levels = np.concatenate([tableau.calls, tableau.grid[-1:]])[:, 1:]
+    c = levels.sum(1)
+    v = []
+    for i, y in enumerate(run.trajectory):
+        z = x / c[0] + sum(float(B[i - 1, j]) * v[j] for j in range(i))
+        torch.testing.assert_close(c[i] * z, y, rtol=1e-9, atol=1e-9)
+        if i < tableau.nfe:
+            t = float(tableau.calls[i, 0])
+            v.append(model.predict("noise", y, t) - model.predict("denoised", y, t))
+    u = levels[:, 1] / c
+    np.testing.assert_allclose(B.sum(1), u[1:] - u[0], atol=1e-12)
+    assert not np.triu(B, 1).any()
+
+
+@pytest.mark.parametrize("solver", ["heun", "rk4", "ddpm", "sa-2", "edm-euler", "restart", "unipc-3(mode='pece')"])
+def test_other_runs_are_refused(solver):
+    with pytest.raises(ValueError, match="once at each of its times"):
+        ds.tune(RING, (8, 2), nfe=12, solver=solver)
+
+
+@pytest.mark.parametrize("history", [2, 3, 6])
+@pytest.mark.parametrize("path", ["condot", "rectified", "edm", "ddpm", "cosine", "subvp", "ve"])
+def test_a_moved_student_is_exact_for_a_constant_velocity_and_in_order(path, history):
+    model = mixture_model(ring(), path, "v")
+    student = moved(model, nfe=6, history=history, scale=1.0)
+    tableau = student.tableau()  # which checks itself: one weight changed and it does not come to be
+    assert tableau.history <= history
+    assert tableau.nfe == 6
+    theta = np.arctan2(tableau.calls[:, 2], tableau.calls[:, 1])
+    assert (np.diff(theta) < 0).all()
+    assert tableau.times[0] == model.path.t_noise
+    assert tableau.times[-1] == model.path.t_data
+    broken = tableau.weights.copy()
+    broken[3, :, 2] += 1e-6
+    with pytest.raises(ValueError, match="constant prediction"):
+        replace(tableau, weights=broken)
+    learned = len({(int(i), int(j)) for i, j in zip(*(k.tolist() for k in student._from), strict=True)})
+    assert learned == sum(min(i, history - 1) for i in range(6))  # free weights, one less in each row than it may use
+
+
+@pytest.mark.parametrize("history", [2, 5])
+@pytest.mark.parametrize(
+    ("path", "predicts"),
+    [("condot", "velocity"), ("condot", "v"), ("edm", "edm"), ("edm", "denoised"), ("ddpm", "noise"), ("vp", "score")],
+)
+def test_the_student_runs_as_its_tableau(path, predicts, history):
+    model = ds.adapt(Net(), path, predicts)
+    student, x = moved(model, history=history), noise() * model.path.prior_std()
+    shift = torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None]
+    for guidance in (ds.Guidance(1.0), ds.Guidance(3.0, {"shift": 0.5}, interval=(0.1, 1.5), rescale=0.3)):
+        wanted = ds.sample(model, noise=x, solver=student.tableau(), cond={"shift": shift}, guidance=guidance)
+        found = student(x, {"shift": shift}, guidance)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_part_of_the_way():
+    model = mixture_model(ring(), "edm", "denoised")
+    x = noise(40, 2) * 3
+    tuning = fit(model, noise=x, nfe=4, start=3.0, stop=0.1, **QUICK)
+    assert tuning.tableau.times[[0, -1]].tolist() == [3.0, 0.1]
+    assert (tuning.tableau.calls[:, 0] > 0.1).all()
+
+
+@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("edm", "edm"), ("ddpm", "noise")])
+def test_gradients_against_finite_differences(path, predicts):
+    model = ds.adapt(Net(), path, predicts)
+    student = moved(model, nfe=4, history=3)
+    x, guidance = noise() * model.path.prior_std(), ds.Guidance(1.5, {"shift": 0.3})
+    names, parameters = zip(*student.parameters.items(), strict=True)
+
+    def loss(gradient="direct"):
+        return student(x, {"shift": 0.1}, guidance, gradient).square().sum()
+
+    direct = torch.autograd.grad(loss(), parameters)
+    for g, h in zip(direct, torch.autograd.grad(loss("checkpoint"), parameters), strict=True):
+        assert torch.equal(g, h)
+    for name, p, g in zip(names, parameters, direct, strict=True):
+        for place in np.ndindex(*p.shape):
+            h, kept = 1e-5, float(p.data[place])
+            values = []
+            for side in (-h, h):
+                p.data[place] = kept + side
+                values.append(float(loss().detach()))
+            p.data[place] = kept
+            slope = (values[1] - values[0]) / (2 * h)
+            assert slope == pytest.approx(float(g[place]), rel=2e-5, abs=2e-6 * float(g.abs().max())), (name, place)
+    assert model.net.weight.grad is None  # the network is left alone
+
+
+# ------------------------------------------------------------------------------------------------ how far it carries
+
+
+def rivals(model, x, exact, nfe, size):
+    """The error of every registered deterministic solver, on its own grid."""
+    errors = {}
+    for name in ds.solvers.names():
+        try:
+            tableau = ds.plan(model, name, nfe=nfe)
+        except ValueError:
+            continue  # needs more calls
+        if not tableau.stochastic:
+            errors[name] = distance(model, x, exact, tableau, size)
+    assert len(errors) > 40
+    return errors
+
+
+def distance(model, x, exact, tableau, size):
+    return float(size((ds.sample(model, noise=x, solver=tableau) - exact).norm(dim=1)))
+
+
+def carries(mixture, path, nfe, factor, n, size=torch.mean, **options):
+    """On noises of another seed, drawn as `sample` draws them, the learned tableau is that much nearer than any."""
+    model = mixture_model(mixture, path, "velocity")
+    table = ds.tune(model, (n, mixture.dim), nfe=nfe, seed=0, dtype=torch.float64, **options)
+    x = ds.Key(5).normal((128, mixture.dim), dtype=torch.float64) * model.path.prior_std()
+    exact = ds.sample(model, noise=x, solver="auto", nfe=200)
+    errors = rivals(model, x, exact, nfe, size)
+    assert distance(model, x, exact, table, size) < factor * min(errors.values())
+    assert table.nfe == nfe
+
+
+def test_nearer_than_every_solver_in_the_plane():
+    carries(ring(), "condot", 5, 0.3, 256, iterations=150, teacher=60)
+
+
+def test_nearer_than_every_solver_in_64_dimensions():
+    carries(random_means(64), "condot", 5, 0.5, 160, iterations=120, teacher=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nfe", [5, 6, 8])
+@pytest.mark.parametrize("path", ["condot", "edm", "ddpm"])
+@pytest.mark.parametrize("mixture", [ring(), random_means(64)], ids=["ring", "iso64"])
+def test_nearer_than_every_solver(mixture, path, nfe):
+    # A median, as one particle of 128 that ends in another mode is worth more than the mean of all the others.
+    carries(mixture, path, nfe, 0.7, 1024, size=torch.median)
+
+
+def test_one_seed_one_tableau_and_what_a_file_holds(tmp_path):
+    first, again = (fit(RING, (40, 2), nfe=4, **QUICK) for _ in range(2))
+    assert first.tableau == again.tableau
+    assert first.losses == again.losses
+    assert first.improved
+    assert first.after < first.before
+    assert first.after == min(loss for _, loss in first.validation)
+    assert ds.tune(RING, (40, 2), nfe=4, **{**QUICK, "seed": 1}) != first.tableau
+    assert first.tableau.solver == "tuned(auto, nfe=4)"
+    assert "tuned(auto, nfe=4): held-out loss" in str(first)
+    assert first.calls == 40 * 20 + 12 * 16 * 4 + (len(first.validation) + 1) * 10 * 4
+    first.tableau.save(tmp_path / "mine.json")
+    loaded = ds.Tableau.load(tmp_path / "mine.json")
+    assert loaded == first.tableau
+    x = ds.sample(RING, (8, 2), solver=loaded, seed=3)
+    assert torch.equal(x, ds.sample(RING, (8, 2), solver=first.tableau, seed=3))
+    parallel = ds.sample(RING, (8, 2), solver=loaded, seed=3, parallel=ds.Picard(window=4, tol=0))
+    torch.testing.assert_close(parallel, x)
+
+
+def test_the_number_given_is_the_held_out_error():
+    model = mixture_model(ring(), "condot")
+    tuning = fit(model, noise=noise(40, 2), nfe=4, **QUICK)
+    x = noise(40, 2)
+    ends = ds.sample(model, noise=x, solver="auto", nfe=20)
+    for table, value in ((tuning.start, tuning.before), (tuning.tableau, tuning.after)):
+        found = (ds.sample(model, noise=x[30:], solver=table) - ends[30:]).norm(dim=1).mean()
+        assert value == pytest.approx(float(found / ends.square().sum(1).mean().sqrt()), rel=1e-9)
+
+
+def test_what_the_teacher_may_be():
+    x = noise(40, 2)
+    teacher = ds.plan(RING, nfe=20)
+    ends = ds.sample(RING, noise=x, solver=teacher)
+    tables = [fit(RING, noise=x, nfe=4, **{**QUICK, "teacher": t}).tableau for t in (20, teacher, ends)]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_a_loss_of_ones_own_and_conditions_per_sample():
+    model = ds.adapt(Net(), "condot", "velocity")
+    shift, seen = torch.linspace(-1, 1, 24, dtype=torch.float64)[:, None], []
+
+    def loss(x, ends):
+        seen.append((len(x), x.requires_grad))
+        return (x - ends).abs().mean()
+
+    guidance = ds.Guidance(2.0, {"shift": -shift})
+    tuning = fit(model, (24, 3), nfe=4, loss=loss, cond={"shift": shift}, guidance=guidance, **QUICK)
+    assert tuning.improved
+    assert seen.count((16, True)) == 12  # 24 noises: 18 to learn from, 16 at a time
+    x = ds.Key(0).normal((24, 3), row=1, dtype=torch.float64)
+    cond = {"cond": {"shift": shift}, "guidance": guidance}
+    ends = ds.sample(model, noise=x, solver="auto", nfe=20, **cond)
+    found = (ds.sample(model, noise=x, solver=tuning.tableau, **cond) - ends)[18:].abs().mean()
+    assert tuning.after == pytest.approx(float(found), rel=1e-9)
+
+
+def test_its_noises_are_no_ones_samples():
+    starts = []
+
+    def net(x, t):
+        starts.append(x.detach().clone())
+        return -x * (1 + t[:, None])
+
+    fit(ds.adapt(net, "condot", "velocity"), (8, 2), nfe=2, **{**QUICK, "iterations": 1})
+    known = ds.Key(0).normal((8, 2), dtype=torch.float64)
+    assert all((x[:, None] - known).abs().sum(-1).min() > 1e-6 for x in starts if len(x) == 8)
+
+
+def test_float32_and_a_network_in_half_precision():
+    told = []
+
+    class Half(Net):
+        def forward(self, x, t, shift=0.0):
+            assert x.dtype == torch.bfloat16
+            told.append(t.dtype)
+            return super().forward(x, t, shift)
+
+    for net in (Net(dtype=torch.float32), Half(dtype=torch.bfloat16)):
+        model = ds.adapt(net, "condot", "velocity")
+        tuning = fit(model, (64, 3), nfe=4, **{**QUICK, "dtype": None, "iterations": 40})
+        assert tuning.tableau.weights.dtype == np.float64
+        assert tuning.improved
+        assert ds.sample(model, (4, 3), solver=tuning.tableau, seed=1).dtype == torch.float32
+    assert set(told) == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------ breaks and falls
+
+
+def test_a_learning_cut_off_goes_on_to_the_same_bits(tmp_path):
+    file, left = tmp_path / "tuning.safetensors", [9]
+
+    def loss(x, ends):
+        if x.requires_grad:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        return (x - ends).square().sum(1)
+
+    how = {**QUICK, "loss": loss, "checkpoint": file, "iterations": 40}
+    with pytest.raises(KeyboardInterrupt):
+        fit(RING, (40, 2), nfe=4, **how)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    for other, names in (
+        ({"lr": 0.2, "batch": 8}, "batch, lr"),
+        ({"seed": 1}, "noise, seed"),
+        ({"teacher": 21}, "teacher"),
+    ):
+        with pytest.raises(ValueError, match=f"with other {names}: delete it"):
+            fit(RING, (40, 2), nfe=4, **{**how, **other})
+    left[0] = 1000
+    went_on = fit(RING, (40, 2), nfe=4, **how)
+    assert left[0] == 1000 - 32  # the file was of iteration 8
+    assert not file.exists()
+    whole = fit(RING, (40, 2), nfe=4, **{**how, "checkpoint": None})
+    assert went_on.tableau == whole.tableau
+    assert went_on.losses == whole.losses
+    assert went_on.validation == whole.validation
+    assert went_on.calls == whole.calls
+    file.write_bytes(b"not a file of tensors")
+    with pytest.raises(ValueError, match="is not a file of a tuning"):
+        fit(RING, (40, 2), nfe=4, **how)
+
+
+def test_where_nothing_better_is_found_the_start_comes_back():
+    start = ds.plan(RING, nfe=4)
+    with pytest.warns(UserWarning, match="nothing learned is better than the start"):
+        tuning = fit(RING, (16, 2), solver=start, **{**QUICK, "batch": 4, "teacher": start})
+    assert tuning.tableau is tuning.start is start
+    assert not tuning.improved
+    assert tuning.after == tuning.before == 0
+
+
+def test_a_start_that_overflows_is_improved_on():
+    def loss(x, ends):  # not a number for the first run validated, and for the start
+        found = (x - ends).norm(dim=1)
+        start = ds.sample(RING, noise=noise(16, 2)[12:], nfe=4)
+        return found + math.nan if len(x) == 4 and torch.allclose(x, start) else found
+
+    tuning = fit(RING, noise=noise(16, 2), nfe=4, loss=loss, **{**QUICK, "batch": 12})
+    assert (tuning.before, tuning.validation[0][1]) == (math.inf, math.inf)
+    assert tuning.improved
+    assert tuning.after < math.inf
+
+
+def test_weights_alone_leave_the_times():
+    tuning = fit(RING, (40, 2), nfe=4, times=False, **QUICK)
+    assert tuning.improved
+    np.testing.assert_array_equal(tuning.tableau.calls[:, 0], tuning.start.calls[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing learned is better")  # it is not what this is about
+def test_networks_without_derivatives():
+    @torch.no_grad()
+    def closed(x, t):
+        return -x * t[:, None]
+
+    def rounded(x, t):
+        return -x * (1 + t.long()[:, None])
+
+    with pytest.raises(ValueError, match="no derivative by its input"):
+        fit(ds.adapt(closed, "condot", "velocity"), (8, 2), nfe=3, **QUICK)
+    for net, clock in ((rounded, "t"), (lambda x, t: -x * t[:, None] / 1000, "index")):
+        model = ds.adapt(net, "ddpm", "noise", clock=clock)
+        with pytest.raises(ValueError, match=r"no derivative by the time it is told \(clock='.*times=False"):
+            fit(model, (8, 2), nfe=3, **QUICK)
+        fit(model, (64, 2), nfe=3, times=False, **QUICK)
+
+
+def test_a_loss_that_is_not_finite_stops():
+    with pytest.raises(FloatingPointError, match="in iteration 0: a smaller lr"):
+        fit(RING, (8, 2), nfe=3, loss=lambda x, ends: x.sum() * math.nan, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "steps=None, nfe=None"),
+        ({"nfe": 1}, "nfe=1: at least 2"),
+        ({"nfe": 4, "iterations": 0}, "iterations=0: an integer of at least 1"),
+        ({"nfe": 4, "batch": 2.5}, "batch=2.5: an integer"),
+        ({"nfe": 4, "history": 1}, "history=1: an integer from 2 to 11"),
+        ({"nfe": 4, "history": 12}, "history=12: an integer from 2 to 11"),
+        ({"nfe": 4, "lr": 0}, "lr=0: a positive number"),
+        ({"nfe": 4, "held_out": 1}, "held_out=1: a share"),
+        ({"nfe": 4, "gradient": "adjoint"}, "gradient='adjoint' is unknown; accepted: direct, checkpoint"),
+        ({"nfe": 4, "teacher": True}, "teacher=True: a number of network calls"),
+        ({"nfe": 4, "teacher": "heun"}, "teacher='heun': a number of network calls"),
+        ({"nfe": 4, "teacher": torch.zeros(3, 2)}, r"teacher of shape \(3, 2\), torch.float32: .* \(8, 2\)"),
+        ({"nfe": 4, "teacher": ds.plan("condot", steps=9, stop=0.9)}, "from t=0 to 0.9: .* from t=0 to 1"),
+        ({"nfe": 4, "teacher": ds.plan("condot", "ddpm", steps=9)}, "a deterministic run"),
+        ({"nfe": 4, "start": 0.5}, "start=0.5: a run from part-way needs noise="),
+        ({"nfe": 4, "solver": ds.plan("condot", nfe=3)}, "nfe=4 cannot be given with a tableau"),
+        ({"nfe": 4, "shape": (1, 2)}, r"shape=\(1, 2\): at least 2 noises"),
+        ({"nfe": 4, "shape": None}, "shape=None"),
+        ({"nfe": 4, "seed": None, "checkpoint": "x"}, "checkpoint='x' with seed=None"),
+        ({"nfe": 4, "seed": [1, 2]}, r"seed=\[1, 2\]: an integer"),
+        ({"solver": ds.plan("edm", nfe=3)}, "was written for EDM"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ds.tune(RING, **{"shape": (8, 2), "seed": 0, "teacher": 10, "iterations": 1, **options})
+
+
+def test_nothing_global_is_touched():
+    state = torch.get_rng_state()
+    with torch.no_grad():  # as a user may have it
+        ds.tune(RING, (8, 2), nfe=3, **QUICK)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_docstring_says_what_is_there():
+    assert all(re.search(rf"\b{name}\b", fit.__doc__) for name in fit.__kwdefaults__)
