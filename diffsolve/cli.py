@@ -159,8 +159,8 @@ def bench(
     options: dict[str, Any] = {} if grid is None else {"grid": grid}
     table = metrics.sweep(
         net, shape[1:], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
-        batch=batch, seeds=seeds, cond=cond, guidance=guidance,
-        exact=exact, out=out, progress=_bar(progress), **options,
+        batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, progress=_bar(progress),
+        **options,
     )  # fmt: skip
     typer.echo(table)
     if plot is not None:
