@@ -193,7 +193,7 @@ class _Backwards(torch.autograd.Function):
         at = flow.model.path.nodes(tableau.calls[:, 0])
 
         def field(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (slope_a, slope_b), unit = tableau.d[i], float(rows.units[i])
+            (slope_a, slope_b), unit = rows.d[i], float(rows.units[i])
             n = len(parts[0])
             point = flow.place(at[np.full(n, i)], (np.full(n, slope_a), np.full(n, slope_b)), unit, parts[0])
             with torch.enable_grad():
