@@ -201,8 +201,8 @@ class Deflated(Trace):
         e_j = v_j^T (J - B_j) v_j + tr B_j
 
     is unbiased whatever B_j is, if it is made of the other directions V alone. It is a Nystrom approximation of
-    J - c I, from J V, which is there anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on
-    the span of V and c the median of their values,
+    J - c I, from J V, which is there anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on the
+    span of V, and c the median of their values,
 
         B_j = sum_i w_i g_i g_i^T,    g_i = (J - c I) V u_i,    w_i = d_i^5 / (d_i^6 + tau^6),
 

@@ -82,17 +82,14 @@ def test_every_frame(path, frame, mixture):
 def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(6, seed=3)
-    if path == "condot" and solver in ("unipc-2", "deis-2", "dpmpp-2m", "res-3s"):
-        with pytest.raises(ValueError, match="is singular at the data"):
-            ds.log_prob(model, x, solver=solver, steps=8)
-        return
     expected = truth(mixture, model.path, x)
     errors = []
     for steps in (16, 48) if solver == "dpmpp-2m" else (12, 24):
         found = ds.log_prob(model, x, solver=solver, steps=steps, grid="angle")
         errors.append((found.value - expected).abs().mean())
-    # In the exponential frames the divergence is large at one end, and so is its error.
     assert errors[1] < errors[0] / 2 or errors[1] < 1e-4
+    if path == "condot" and solver in ("unipc-2", "deis-2", "dpmpp-2m", "res-3s"):
+        return  # singular at the data: it begins a little before
     # The state is that of an ordinary run.
     torch.testing.assert_close(
         found.latent, ds.encode(model, x, solver=solver, steps=steps, grid="angle"), rtol=1e-9, atol=1e-9
