@@ -1,7 +1,7 @@
 r"""Learned runs against the best of those that are written down.
 
-    python benchmarks/tune.py mixtures     # results/tune.md: some five minutes on an idle core
-    python benchmarks/tune.py digits       # results/tune_digits.md: as long
+    python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core
+    python benchmarks/tune.py digits       # results/tune_digits.md: five or so
     python benchmarks/tune.py --quick      # little of both, to the terminal
 
 On exact mixtures, as in `accuracy.py` and on its particles: the mean over them of |x - x*| over the root mean square

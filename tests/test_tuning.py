@@ -327,6 +327,13 @@ def test_where_nothing_better_is_found_the_start_comes_back():
     assert tuning.after == tuning.before == 0
 
 
+def test_another_rounding_of_the_start_is_the_start():
+    with pytest.warns(UserWarning, match="nothing learned is better than the start"):
+        tuning = fit(RING, (16, 2), nfe=4, lr=1e-15, **QUICK)
+    assert tuning.tableau is tuning.start
+    assert not tuning.improved
+
+
 def test_a_start_that_overflows_is_improved_on():
     def loss(x, ends):  # not a number for the first run validated, and for the start
         found = (x - ends).norm(dim=1)

@@ -34,6 +34,7 @@ MOST = LIMIT - 1
 """The most values of a history: with the state they are the inputs of one combination."""
 VALIDATIONS = 20
 WARM = 10  # iterations in which the rate rises
+ROUNDING = 1e-6  # what is better by less is the start, written in another way
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def fit(
     done.validated(validate(student.tableau()))
     done.restore_best()
     learned, before, after = student.tableau(), validate(begun), done.best
-    if not after < before:
+    if not after < (1 - ROUNDING) * before:
         warnings.warn(
             f"{learned.solver}: nothing learned is better than the start, whose held-out loss is {before:.4g}; the "
             "tableau is the start itself",
