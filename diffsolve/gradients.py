@@ -164,8 +164,10 @@ def _adjoint(
         return rows.result(x)
     backward = augmented(solver(model.path, times[: last + 1][::-1], call_last=model.determined(float(times[0]))))
     if not np.array_equal(backward.d, backward.tableau.d):
-        raise ValueError(f"gradient='adjoint' with {tableau.solver!r}: its frame is singular at the noise end; accepted "
-                         "are 'direct' and 'checkpoint', or the frame 'straight' or 'trig'")  # fmt: skip
+        raise ValueError(
+            f"gradient='adjoint' with {tableau.solver!r}: its frame is singular at the noise end; accepted are "
+            "'direct' and 'checkpoint', or the frame 'straight' or 'trig'"
+        )
     names = [name for name, value in cond.items() if isinstance(value, Tensor) and value.requires_grad]
     weights = [p for p in model.net.parameters() if p.requires_grad] if isinstance(model.net, nn.Module) else []
     leaves = [*(cond[name] for name in names), *weights]
