@@ -180,7 +180,7 @@ def test_every_deterministic_solver_on_every_path(path, solver, mixture):
         for steps in (16, 32)
     )
     if solver.startswith(("rhoab", "tab")):  # polynomials in rho or t, on whose even steps they are at home
-        assert fine < coarse / 1.5
+        assert fine < 0.8 * coarse
     else:
         assert fine < 0.15
         assert fine < coarse or fine < 2e-6
@@ -220,3 +220,14 @@ def test_grids_that_miss_the_noise_end_are_refused(mixture):
         ds.log_prob(mixture_model(mixture), x, solver="deis-2", grid=[1.0, 0.5, 0.0])
     with pytest.raises(ValueError, match="steps=3 cannot be given with a tableau as solver"):
         ds.solve(model, noise=x, solver=ds.plan(model, "rk4", steps=3), steps=3, log_prob="model")
+
+
+def test_the_adjoint_refuses_a_frame_that_is_singular_at_the_noise_end(mixture):
+    with pytest.raises(ValueError, match="singular at the noise end"):
+        ds.solve(
+            mixture_model(mixture),
+            noise=torch.randn(2, 2).requires_grad_(),
+            solver="deis-2",
+            steps=4,
+            gradient="adjoint",
+        )
