@@ -86,13 +86,13 @@ def test_calls_against_torchdiffeq_at_equal_error(path, calls, most):
 @pytest.mark.parametrize("path", PREDICTS)
 def test_three_standard_errors_hold_the_truth_with_128_probes(path):
     """Where Jacobians are a multiple of the identity and a few directions, which skews Hutchinson's estimate: 99.3 % on
-    the mean over draws of the probes; of one draw the share over 512 points is known to half a percent."""
+    the mean over draws of the probes; of one draw the share over 256 points is known to a percent."""
     mixture = random_means(64)
     model = mixture_model(mixture, path, PREDICTS[path])
-    x = mixture.sample(512, seed=0)
-    found = fixed(model, x, "abm-4(frame='trig')", 40, trace="hutchinson(probes=128)", seed=2)
+    x = mixture.sample(256, seed=0)
+    found = fixed(model, x, "abm-5(frame='trig')", 80, trace="hutchinson(probes=128)", seed=2)
     off = (found.value - truth(mixture, model.path, x)).abs()
-    assert (off < 3 * found.stderr).double().mean() >= 0.98
+    assert (off < 3 * found.stderr).double().mean() >= 0.975
 
 
 def test_more_probes_hold_more_of_the_truth():
