@@ -186,12 +186,18 @@ def _adjoint(
     if last == 0:
         return rows.result(x)
     backward = augmented(solver(model.path, times[: last + 1][::-1], call_last=model.determined(float(times[0]))))
-    if not np.array_equal(backward.d, backward.tableau.d):
-        raise ValueError(
-            f"gradient='adjoint' with {tableau.solver!r}: its frame is singular at the noise end; accepted are "
-            "'direct' and 'checkpoint', or the frame 'straight' or 'trig'"
-        )
     first = int(np.flatnonzero(tableau.node == last)[-1]) + 1  # the call after that node
+    if len({*backward.tableau.frame}) > 1 or not np.array_equal(backward.d, backward.tableau.d):
+        why = "its frame is singular at an end, where the way back is of first order"
+    elif any(row[:, 3 + i : -1].any() for i, row in enumerate(tableau.weights[first:])):
+        why = "the step to the data, where the network cannot be called, uses calls before it"
+    else:
+        why = ""
+    if why:
+        raise ValueError(
+            f"gradient='adjoint' with {tableau.solver!r}: {why}; accepted are 'direct' and 'checkpoint', or a "
+            "Runge-Kutta method in the frame 'straight' or 'trig', or 'reversible-heun'"
+        )
     turned = replace(field, tableau=backward.tableau)
     middle: Tensor = _Backwards.apply(x, rows, first, backward, turned, *leaves)  # type: ignore[no-untyped-call]
     s, y, *_ = rows.stretch(first, tableau.nfe, middle, middle)

@@ -34,8 +34,11 @@ def test_1e_5_nats_where_no_sample_has_more_than_130_calls(path):
     assert (found.value - truth(mixture, model.path, x)).abs().mean() < 1e-5
 
 
-def torchdiffeq_curve(model, x, expected, tolerances):
-    """(calls, error) of its dopri5 on the native clock with the exact divergence, and our way to the data at its end."""
+def torchdiffeq_curve(model, x, expected, tolerances, to_data=True):
+    """(calls, error) of its dopri5 on the native clock with the exact divergence.
+
+    It begins at the last time with alpha x; `to_data` gives it our extrapolation from there, and a call for that.
+    """
     from torchdiffeq import odeint
 
     path, dim, calls = model.path, x.shape[1], [0]
@@ -46,7 +49,7 @@ def torchdiffeq_curve(model, x, expected, tolerances):
         out, pushed = traces._push(lambda y: ode(t, y), state[0], eye[:, None].expand(dim, *x.shape))
         return out.clone(), pushed.diagonal(dim1=0, dim2=2).sum(1).contiguous()
 
-    alpha, extra = float(path.alpha(path.t_last)), int(path.t_last != path.t_data)
+    alpha, extra = float(path.alpha(path.t_last)), int(to_data and path.t_last != path.t_data)
     start, known = alpha * x, dim * math.log(alpha)
     if extra:
         noise, half = Density.of(model, start, "rk4", "exact", Key(0), None, None).at_end(start, path.t_last)
@@ -68,7 +71,7 @@ def needed(curve, error):
     raise AssertionError(f"{error} is not on {curve}")
 
 
-@pytest.mark.parametrize(("path", "calls", "most"), [("condot", 60, 0.6), ("edm", 60, 0.45), ("vp", 40, 0.48)])
+@pytest.mark.parametrize(("path", "calls", "most"), [("condot", 60, 0.6), ("edm", 60, 0.45), ("vp", 60, 0.7)])
 def test_calls_against_torchdiffeq_at_equal_error(path, calls, most):
     """In calls of the batch one after another, which all samples here have."""
     mixture = ring()
@@ -82,17 +85,36 @@ def test_calls_against_torchdiffeq_at_equal_error(path, calls, most):
     assert calls <= most * needed(torchdiffeq_curve(model, x, expected, tolerances), error)
 
 
+@pytest.mark.parametrize("path", ["edm", "vp"])
+def test_half_the_calls_of_torchdiffeq_as_it_stands(path):
+    """At the tolerance of the usual recipe, 1e-5, and on vp with no more error than that."""
+    mixture = ring()
+    model = mixture_model(mixture, path, PREDICTS[path])
+    x = torch.cat([mixture.sample(64, seed=seed) for seed in range(4)])
+    expected = truth(mixture, model.path, x)
+    ((calls, error),) = torchdiffeq_curve(model, x, expected, (1e-5,), to_data=False)
+    found = fixed(model, x, "abm-4(frame='trig')", 50 if path == "vp" else 70)
+    assert found.nfe.max() <= 0.45 * calls
+    assert (found.value - expected).abs().mean() < error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PREDICTS)
 def test_three_standard_errors_hold_the_truth_with_128_probes(path):
-    """Where Jacobians are a multiple of the identity and a few directions, which skews Hutchinson's estimate: 99.3 % on
-    the mean over draws of the probes; of one draw the share over 256 points is known to a percent."""
+    """Where Jacobians are a multiple of the identity and a few directions, which skews Hutchinson's estimate.
+
+    Against the exact trace on the same few calls: many bars are shorter than the error of any solver.
+    """
     mixture = random_means(64)
     model = mixture_model(mixture, path, PREDICTS[path])
-    x = mixture.sample(256, seed=0)
-    found = fixed(model, x, "abm-5(frame='trig')", 80, trace="hutchinson(probes=128)", seed=2)
-    off = (found.value - truth(mixture, model.path, x)).abs()
-    assert (off < 3 * found.stderr).double().mean() >= 0.975
+    x = mixture.sample(512, seed=0)
+    exact = fixed(model, x, "abm-3(frame='trig')", 12, trace="exact")
+    inside = []
+    for seed in range(4):
+        found = fixed(model, x, "abm-3(frame='trig')", 12, trace="hutchinson(probes=128)", seed=seed)
+        off = (found.value - exact.value).abs()
+        inside.append((off < 3 * found.stderr + 1e-9).double().mean().item())
+    assert np.mean(inside) >= 0.99
 
 
 def test_more_probes_hold_more_of_the_truth():
@@ -224,7 +246,7 @@ def test_grids_that_miss_the_noise_end_are_refused(mixture):
 
 
 def test_the_adjoint_refuses_a_frame_that_is_singular_at_the_noise_end(mixture):
-    with pytest.raises(ValueError, match="singular at the noise end"):
+    with pytest.raises(ValueError, match="singular at an end"):
         ds.solve(
             mixture_model(mixture),
             noise=torch.randn(2, 2).requires_grad_(),

@@ -86,6 +86,30 @@ def test_the_adjoint_converges_to_the_exact_gradient(path, predicts):
     assert errors[1] < errors[0] / 8
 
 
+NAMES = [name for name in ds.solvers.names() if not ds.plan("vp", name, steps=4).stochastic]
+SOME = {"ab-3", "ddim", "dpm-2s", "dpmpp-2m", "euler", "heun", "res-3s", "unipc-3"}
+
+
+@pytest.mark.parametrize("solver", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("edm", "edm"), ("vp", "v")])
+def test_an_adjoint_converges_or_is_refused(path, predicts, solver):
+    """Never silently wrong: where the way back has no limit, the error says what to use instead."""
+    model = ds.adapt(Net(), path, predicts)
+
+    def error(steps):
+        (_, exact), (_, found) = (gradients(model, g, solver, steps, grid="angle") for g in ("direct", "adjoint"))
+        return max((a - b).abs().max() / a.abs().max() for a, b in zip(exact, found, strict=True))
+
+    try:
+        coarse = error(40)
+    except ValueError as refused:
+        with pytest.raises(ValueError, match="accepted are 'direct' and 'checkpoint'"):
+            raise refused
+        return
+    fine = error(160)
+    assert fine < 0.8 * coarse or fine < 1e-9  # methods of first order are only on the way to their slope here
+
+
 @pytest.mark.parametrize("steps", [1, 2, 9, 60])
 @pytest.mark.parametrize(
     ("path", "predicts"), [("condot", "velocity"), ("vp", "v"), ("edm", "edm"), ("vp", "noise"), ("condot", "denoised")]
