@@ -26,11 +26,11 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 import diffsolve as ds
-from diffsolve.evaluate import DATA
+from diffsolve.likelihood.traces import Exact, Hutchinson
+from diffsolve.metrics.bits import DATA
 from diffsolve.noise import Key
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, random_means, ring
-from diffsolve.traces import Exact, Hutchinson
 
 NETWORK = {"condot": "velocity", "edm": "denoised", "vp": "noise"}
 SAMPLES = {2: 64, 64: 32, 1024: 8}

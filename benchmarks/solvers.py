@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 import diffsolve as ds
-from diffsolve.frames import FRAMES
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, random_means, ring
 from diffsolve.solvers.sde import tau_named
+from diffsolve.tableau.frames import FRAMES
 
 INTERIOR = {"condot": (0.4, 0.85), "edm": (1.5, 0.2), "vp": (0.6, 0.12)}
 NETWORK = {"condot": "velocity", "edm": "denoised", "vp": "v"}

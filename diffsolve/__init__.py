@@ -1,26 +1,50 @@
-"""diffsolve: numerical ODE and SDE solvers for sampling from diffusion, score and flow-matching networks."""
+"""diffsolve: numerical ODE and SDE solvers for sampling from diffusion, score and flow-matching networks.
 
-from diffsolve import grids, paths, solvers
-from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
-from diffsolve.brownian import Brownian
-from diffsolve.dequantise import BitsPerDim, bits_per_dim
-from diffsolve.execute import Executor, State
-from diffsolve.guidance import Guidance
-from diffsolve.langevin import Chain, Langevin, annealed_langevin, langevin
-from diffsolve.likelihood import LogProb, log_prob
-from diffsolve.models import Model, adapt
-from diffsolve.noise import Key
-from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
-from diffsolve.planning import plan
-from diffsolve.reference import load
-from diffsolve.runs import Run, Step
-from diffsolve.sampling import diffuse, encode, sample, solve
-from diffsolve.starting import begin
-from diffsolve.tableau import Tableau
-from diffsolve.transitions import transition_log_prob
-from diffsolve.tuning import Tuning, tune
+Names are imported when they are first used, so that `import diffsolve` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffsolve import grids, integrations, metrics, models, paths, reference, solvers
+    from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
+    from diffsolve.api import diffuse, encode, reversible, sample, solve
+    from diffsolve.dynamics import Chain, Langevin, annealed_langevin, langevin
+    from diffsolve.execute.executor import Executor, State
+    from diffsolve.execute.plan import plan
+    from diffsolve.execute.results import Run, Step
+    from diffsolve.execute.start import begin
+    from diffsolve.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob, transition_log_prob
+    from diffsolve.models import Guidance, Model, adapt
+    from diffsolve.noise import Brownian, Key
+    from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
+    from diffsolve.reference import load
+    from diffsolve.tableau import Tableau
+    from diffsolve.tuning import Tuning, tune
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "adaptive": ("Adaptive", "AdaptiveRun", "AdaptiveSDE", "Status"),
+    "api": ("diffuse", "encode", "reversible", "sample", "solve"),
+    "dynamics": ("Chain", "Langevin", "annealed_langevin", "langevin"),
+    "execute.executor": ("Executor", "State"),
+    "execute.plan": ("plan",),
+    "execute.results": ("Run", "Step"),
+    "execute.start": ("begin",),
+    "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "log_prob", "transition_log_prob"),
+    "models": ("Guidance", "Model", "adapt"),
+    "noise": ("Brownian", "Key"),
+    "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
+    "reference": ("load",),
+    "tableau": ("Tableau",),
+    "tuning": ("Tuning", "tune"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = ("grids", "integrations", "metrics", "models", "paths", "reference", "solvers")
 
 __all__ = [
     "Adaptive",
@@ -45,6 +69,7 @@ __all__ = [
     "Step",
     "Tableau",
     "Tuning",
+    "__version__",
     "adapt",
     "annealed_langevin",
     "begin",
@@ -52,14 +77,34 @@ __all__ = [
     "diffuse",
     "encode",
     "grids",
+    "integrations",
     "langevin",
     "load",
     "log_prob",
+    "metrics",
+    "models",
     "paths",
     "plan",
+    "reference",
+    "reversible",
     "sample",
     "solve",
     "solvers",
     "transition_log_prob",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"diffsolve.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'diffsolve' has no attribute {name!r}")
+    import_module("diffsolve.integrations")  # which teaches `adapt` the objects of other libraries
+    value = getattr(import_module(f"diffsolve.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

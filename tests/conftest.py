@@ -4,16 +4,13 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: here its kernels run on the CPU, or not at all
 
-import peers
 import pytest
 import torch
+from support import peers
 
-import diffsolve as ds
 from diffsolve.reference.mixture import GaussianMixture
 
 torch.set_num_threads(1)
-
-PATHS = [*ds.paths.names(), "ddpm(zero_terminal_snr=True)", "rectified(shift=3.0)"]
 
 
 @pytest.fixture(scope="session")

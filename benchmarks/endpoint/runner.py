@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import grids, planning, solvers
+from diffsolve import grids, solvers
+from diffsolve.execute import plan as planning
 from diffsolve.tableau import Tableau
 from endpoint.problems import Course, Problem
 

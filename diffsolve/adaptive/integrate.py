@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from diffsolve.adaptive.options import Adaptive, Status
-from diffsolve.adaptive.replay import replay
+from diffsolve.adaptive.retrace import retrace
 from diffsolve.adaptive.solution import Solution, Step, packed
 from diffsolve.adaptive.step import Field, Parts, Table, index, inside, step, tensor, values, weighted
-from diffsolve.flow import per_sample
+from diffsolve.common.tensors import per_sample
 
 __all__ = ["Field", "Parts", "Solution", "integrate"]
 
@@ -39,7 +39,7 @@ def integrate(
     """Solve d parts / dv = field from v = start to v = stop, sample by sample; nothing is called beyond either.
 
     With gradients enabled the result is differentiable, for the steps as they were chosen: the accepted ones are then
-    made once more, with a graph (see `replay`).
+    made once more, with a graph (see `retrace`).
 
     Args:
         start: one for all samples, or one each.
@@ -52,7 +52,7 @@ def integrate(
     tolerances = tolerances or [(options.rtol, options.atol)] * len(parts)
     with torch.no_grad():
         found = _solve(field, parts, start, stop, options, wanted, budget, tolerances)
-    return replay(field, parts, found, options.table, wanted, checkpointed) if torch.is_grad_enabled() else found
+    return retrace(field, parts, found, options.table, wanted, checkpointed) if torch.is_grad_enabled() else found
 
 
 def _solve(

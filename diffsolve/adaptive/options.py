@@ -44,7 +44,7 @@ class Adaptive:
     Args:
         method: "bosh3", "dopri5", "tsit5" or "dopri8", or a `Butcher` with embedded weights.
         rtol, atol: the relative and absolute tolerance of z = x / c.
-        frame: the coordinates; a name in `diffsolve.frames.FRAMES`. "trig" and "straight" suit every path.
+        frame: the coordinates; a name in `diffsolve.tableau.frames.FRAMES`. "trig" and "straight" suit every path.
         first_step, max_step: in units of the frame's variable; found from the problem, and unbounded, if None.
         max_nfe: the most network calls per sample.
         pid: (kP, kI, kD) of the controller.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.adaptive.adjoint import Way, attached
+from diffsolve.adaptive.flow import Ends, Flow, Origin, ends, make_step
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
 from diffsolve.adaptive.options import Adaptive, Status, warn
-from diffsolve.flow import Ends, Flow, ends, make_step, per_sample
-from diffsolve.frames import FRAMES
-from diffsolve.guidance import Guidance
+from diffsolve.common.tensors import per_sample
 from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
+from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["AdaptiveRun", "run", "warn"]
+
+
+Adjoint = Callable[[Tensor, Tensor, Origin], Tensor]
+"""(z at the start, z at the end, its origin) -> z at the end with a gradient; see `diffsolve.gradients.adaptive`."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,23 @@ def run(
     cond: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
     gradient: str | None = None,
+    adjoint: Adjoint | None = None,
 ) -> AdaptiveRun:
     """Solve the probability-flow ODE from x at `start` to `stop`, in either direction.
 
     Where the frame is singular at an end, or the network does not determine the flow there, that end is one step of
-    first order (see `diffsolve.flow.ends`).
+    first order (see `diffsolve.adaptive.flow.ends`).
 
     Args:
         times: strictly monotone, from `start` to `stop`: where the trajectory is kept.
-        gradient: "direct", "checkpoint" or "adjoint", of x and, but for the last, of the trajectory; see
-            `diffsolve.gradients`.
+        gradient: "direct" or "checkpoint", of x and of the trajectory; see `diffsolve.gradients`. Or
+        adjoint: what gives the result the gradient of an adjoint equation.
 
     Warns:
         RuntimeWarning: if some samples do not get to the end, saying why and where.
     """
-    with torch.set_grad_enabled(gradient is not None):
-        return _run(model, x, options, start, stop, times, cond or {}, guidance, gradient)
+    with torch.set_grad_enabled(gradient is not None or adjoint is not None):
+        return _run(model, x, options, start, stop, times, cond or {}, guidance, gradient, adjoint)
 
 
 def _run(
@@ -87,6 +92,7 @@ def _run(
     cond: Mapping[str, Any],
     guidance: Guidance | None,
     gradient: str | None,
+    adjoint: Adjoint | None,
 ) -> AdaptiveRun:
     frame = FRAMES[options.frame]
     way = ends(model, frame, start, stop)
@@ -100,7 +106,7 @@ def _run(
     status, nfe = np.zeros(len(x), dtype=int), np.full(len(x), before)
     t, h = np.full(len(x), float(way.last)), np.zeros(len(x))
     if way.first != way.last:
-        x, solution = _between(flow, x, way, options, before, after, kept, gradient)
+        x, solution = _between(flow, x, way, options, before, after, kept, gradient, adjoint)
         status, nfe, h = solution.status, nfe + solution.nfe, solution.h
         with np.errstate(all="ignore"):
             t = np.asarray(frame.time(model.path, solution.v))
@@ -117,7 +123,15 @@ def _run(
 
 
 def _between(
-    flow: Flow, x: Tensor, way: Ends, options: Adaptive, before: int, after: int, kept: _Kept, gradient: str | None
+    flow: Flow,
+    x: Tensor,
+    way: Ends,
+    options: Adaptive,
+    before: int,
+    after: int,
+    kept: _Kept,
+    gradient: str | None,
+    adjoint: Adjoint | None,
 ) -> tuple[Tensor, Solution]:
     """The part of the way that the method itself makes: the state where each sample stopped, and how it got there."""
     path, frame = flow.model.path, flow.frame
@@ -134,14 +148,14 @@ def _between(
     inside = kept.inside(path, way)
     outputs = np.asarray(frame.v(path.nodes(inside))) if len(inside) else inside
     z = x / c0
-    with torch.set_grad_enabled(gradient in ("direct", "checkpoint")):
+    with torch.set_grad_enabled(gradient is not None):
         solution = integrate(
             field, (z,), v0, v1, options, outputs=outputs.tolist(), spent=before, reserve=after,
             checkpointed=gradient == "checkpoint",
         )  # fmt: skip
     end = solution.parts[0]
-    if gradient == "adjoint":
-        end = attached(z, end, Way(flow, options, pins, v0, solution.v))
+    if adjoint is not None:
+        end = adjoint(z, end, Origin(flow, options, pins, v0, solution.v))
     with np.errstate(all="ignore"):
         c = frame.c(path.nodes(np.asarray(frame.time(path, solution.v))))
     x = end * per_sample(torch.from_numpy(np.broadcast_to(c, len(x)).copy()).to(x.device, x.dtype), x)

@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.adaptive.flow import Flow
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.run import AdaptiveRun
-from diffsolve.brownian import Brownian
+from diffsolve.common.tensors import per_sample
 from diffsolve.execute import Wiener
-from diffsolve.flow import Flow, per_sample
-from diffsolve.frames import FRAMES
-from diffsolve.guidance import Guidance
 from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
+from diffsolve.noise.brownian import Brownian
 from diffsolve.paths import Position
 from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.sde import Constant, reverse
+from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["AdaptiveSDE", "run_sde"]
 

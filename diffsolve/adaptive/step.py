@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.flow import per_sample
+from diffsolve.common.tensors import per_sample
 from diffsolve.solvers.butcher import Butcher
 
 __all__ = ["Field", "Parts", "Table", "index", "inside", "step", "take", "tensor", "values", "weighted"]

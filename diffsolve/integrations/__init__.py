@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffsolve.models import Model
+from diffsolve.models import Model, register_adapter
 
 __all__ = ["recognise"]
 
 
+@register_adapter
 def recognise(thing: Any) -> Model | None:
     """The Model that another library's object is, where it tells its path and prediction; else None.
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.execute import Executor
+from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan
+from diffsolve.execute.results import Estimate, Seed
+from diffsolve.execute.start import begin
 from diffsolve.models import Model, adapt
 from diffsolve.paths import EDM, Custom, Discrete, Path, Rectified
-from diffsolve.planning import DEFAULT_SOLVER, GridLike, plan
-from diffsolve.runs import Estimate, Seed
 from diffsolve.solvers import Solver, resolve
-from diffsolve.starting import begin
 from diffsolve.tableau import Tableau
 
 __all__ = ["Scheduler", "model_of", "pipeline"]

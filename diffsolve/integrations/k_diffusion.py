@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffsolve.execute.start import begin
 from diffsolve.models import Model, adapt
 from diffsolve.paths import EDM, Path, Rectified
 from diffsolve.solvers import Solver, resolve
-from diffsolve.starting import begin
 
 __all__ = ["denoiser", "sampler"]
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsolve.brownian import Times
-from diffsolve.frames import convert
 from diffsolve.models import Model, undetermined
+from diffsolve.noise.brownian import Times
+from diffsolve.tableau.frames import convert
 
 __all__ = ["SDE", "Interval"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffsolve import noise
 from diffsolve.noise import Draw
+from diffsolve.noise import key as noise
 
 __all__ = ["accumulator", "same_layout", "seeds_on"]
 

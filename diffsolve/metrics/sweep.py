@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
-from diffsolve.guidance import Guidance
+from diffsolve.api.sampling import solve
+from diffsolve.execute.plan import plan
 from diffsolve.metrics import records
 from diffsolve.metrics.distances import Estimate, frechet, frechet_infinity, kid
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, Row, Table, row_of
 from diffsolve.models import Model, as_model
-from diffsolve.planning import plan
-from diffsolve.sampling import solve
+from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
 __all__ = ["Score", "sweep"]

@@ -5,10 +5,11 @@ solution, and iterations that guess all calls of a window at once reach it in fi
 tableau, multistep and stochastic ones included, because noise is a function of its row and known beforehand.
 """
 
+from diffsolve.execute.results import Rounds
 from diffsolve.parallel.anderson import Anderson
-from diffsolve.parallel.base import Parallel, Statistics
+from diffsolve.parallel.base import Parallel
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.parareal import Parareal
 from diffsolve.parallel.picard import Picard
 
-__all__ = ["Anderson", "Parallel", "Parareal", "Picard", "Ranks", "Statistics"]
+__all__ = ["Anderson", "Parallel", "Parareal", "Picard", "Ranks", "Rounds"]

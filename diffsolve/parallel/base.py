@@ -6,37 +6,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor, State
-from diffsolve.guidance import Guidance, picked
+from diffsolve.execute.results import Rounds
 from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance, picked
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
 
-__all__ = ["Calls", "Parallel", "Statistics", "finished", "flat", "in_order"]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a run in parallel took, against N calls one after another."""
-
-    rounds: int
-    """Sweeps over the window, or parareal iterations, until the last sample was done."""
-    calls: int
-    """Network evaluations, summed over the samples; over all ranks."""
-    wasted: int
-    """How many of them a sequential run would not have made."""
-    depth: int
-    """Batches that the network was called with one after another: the time of a run on enough workers."""
-    each: Tensor
-    """(B,): the rounds that each sample took."""
-    converged: Tensor
-    """(B,): whether each sample is within the tolerance; False only where `max_rounds` came first."""
+__all__ = ["Calls", "Parallel", "finished", "flat", "in_order"]
 
 
 class Parallel(ABC):
@@ -63,7 +45,7 @@ class Parallel(ABC):
     @abstractmethod
     def run(
         self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
-    ) -> tuple[Executor, Statistics]:
+    ) -> tuple[Executor, Rounds]:
         """Bring a run from its first call to its end.
 
         Args:
@@ -174,7 +156,7 @@ def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
 
 def in_order(
     ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None
-) -> tuple[Executor, Statistics]:
+) -> tuple[Executor, Rounds]:
     """One call after another: the executor itself."""
     n, batch = ex.tableau.nfe, len(ex.y)
     sample = torch.arange(batch, device=ex.y.device)
@@ -185,4 +167,4 @@ def in_order(
             points[ex.call] = flat(ex.y)
         moved(1)
     everyone = torch.ones(batch, dtype=torch.bool)
-    return ex, Statistics(n, calls.made, 0, calls.depth, torch.full((batch,), n), everyone)
+    return ex, Rounds(n, calls.made, 0, calls.depth, torch.full((batch,), n), everyone)

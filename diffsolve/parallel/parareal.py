@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffsolve import solvers
 from diffsolve.execute import Executor
-from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, flat, in_order
+from diffsolve.execute.results import Rounds
+from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, sweep
@@ -61,7 +62,7 @@ class Parareal(Parallel):
 
     def run(
         self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
-    ) -> tuple[Executor, Statistics]:
+    ) -> tuple[Executor, Rounds]:
         if len(ex.y) == 0:
             return in_order(ex, calls, moved, points)
         return _Blocks(self, ex, calls, points).run(moved)
@@ -114,7 +115,7 @@ class _Blocks:
             self.ends.append(self.G[b].copy())
         self.at = torch.zeros_like(self.everyone)
 
-    def run(self, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+    def run(self, moved: Callable[[int], object]) -> tuple[Executor, Rounds]:
         rounds, passed = 0, 0
         each = torch.zeros(len(self.at), dtype=torch.int64)
         while passed < self.n:
@@ -130,7 +131,7 @@ class _Blocks:
         network = [self.calls, *(calls for _, calls in self.coarse or ())]
         made, depth = sum(c.made for c in network), sum(c.depth for c in network)
         everyone = torch.ones(len(each), dtype=torch.bool)
-        statistics = Statistics(rounds, made, made - len(each) * self.ex.tableau.nfe, depth, each, everyone)
+        statistics = Rounds(rounds, made, made - len(each) * self.ex.tableau.nfe, depth, each, everyone)
         return finished(self.ex, y if self.rows.single else end.s.view_as(y), y), statistics
 
     def round(self, first: int) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor
+from diffsolve.execute.results import Rounds
 from diffsolve.kernels.window import Window
 from diffsolve.parallel.anderson import Anderson, Mixer
-from diffsolve.parallel.base import Calls, Parallel, Statistics, finished, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, shifted, sweep, take
 from diffsolve.parallel.secant import Slopes
@@ -49,9 +50,9 @@ class Picard(Parallel):
         atol: the same, absolute. Both are added in squares.
         finish: how much more is allowed of the expected change of what is left. 0 is the published rule: every point
             is to have changed by no more than tol and atol.
-        max_rounds: end after so many rounds in any case, with what there is by then; `Statistics.converged` says of
+        max_rounds: end after so many rounds in any case, with what there is by then; `Rounds.converged` says of
             which samples it is what was asked for.
-        frame: whose derivative is held fixed in a sweep, a name in `diffsolve.frames.FRAMES`. The velocity of the
+        frame: whose derivative is held fixed in a sweep, a name in `diffsolve.tableau.FRAMES`. The velocity of the
             straight path changes least along a run. Where the network does not determine it, its output is held.
         warm: the first guess of a point that enters the window: "extrapolate" runs on with the last derivative,
             "copy" takes the last point (as ParaDiGMS does), and a Tableau is run first, one call after another, for
@@ -91,7 +92,7 @@ class Picard(Parallel):
 
     def run(
         self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
-    ) -> tuple[Executor, Statistics]:
+    ) -> tuple[Executor, Rounds]:
         n = ex.tableau.nfe
         if len(ex.y) == 0 or (min(self.window, n) == 1 and (self.max_rounds or n) >= n):
             return in_order(ex, calls, moved, points)
@@ -138,7 +139,7 @@ class _Window:
         """(W, B): the calls in the window; N where it reaches past the end."""
         return (self.at + self.slot).clamp(max=self.N)
 
-    def run(self, moved: Callable[[int], object]) -> tuple[Executor, Statistics]:
+    def run(self, moved: Callable[[int], object]) -> tuple[Executor, Rounds]:
         rounds, passed = 0, 0
         while len(self.who):
             rounds += 1
@@ -154,7 +155,7 @@ class _Window:
         s = y if self.rows.single else self.end_s.view_as(y)
         batch, made = len(self.each), self.calls.made + self.warm.made
         depth = self.calls.depth + self.warm.depth
-        statistics = Statistics(rounds, made, made - batch * self.N, depth, self.each, self.converged)
+        statistics = Rounds(rounds, made, made - batch * self.N, depth, self.each, self.converged)
         return finished(self.ex, s, y), statistics
 
     def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

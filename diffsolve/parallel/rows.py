@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import conversion
-from diffsolve.frames import FRAMES
 from diffsolve.kernels.window import Window, window_update
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
+from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["Rows", "shifted", "step_variance", "sweep", "take"]
 

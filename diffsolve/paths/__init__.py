@@ -6,7 +6,7 @@ unless `adapt(..., clock=...)` says otherwise. Writing lambda = log(alpha / sigm
 noise end (`t_noise`, lambda smallest) to its data end (`t_data`, sigma = 0, lambda = +inf).
 """
 
-from diffsolve.names import Registry
+from diffsolve.common.registry import Registry
 from diffsolve.paths.base import Path, Position
 from diffsolve.paths.continuous import EDM, VE, VP, CondOT, Cosine, Rectified, SubVP
 from diffsolve.paths.custom import Custom

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffsolve.frames import PREDICTIONS
+from diffsolve.common.registry import Registry
 from diffsolve.models import Model, adapt
-from diffsolve.names import Registry
 from diffsolve.paths import Path, Position
 from diffsolve.paths import named as path_named
 from diffsolve.reference.mixture import GaussianMixture, ring
+from diffsolve.tableau.frames import PREDICTIONS
 
 __all__ = ["load", "mixture_model", "names"]
 

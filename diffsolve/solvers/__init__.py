@@ -8,7 +8,7 @@ from collections.abc import Callable
 from inspect import Signature, signature
 from typing import Any
 
-from diffsolve.names import Registry
+from diffsolve.common.registry import Registry
 from diffsolve.solvers.aliases import ALIASES, aliases, expand
 from diffsolve.solvers.auto import Auto
 from diffsolve.solvers.base import Solver

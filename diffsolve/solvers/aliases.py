@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
-from diffsolve.names import parse
+from diffsolve.common.registry import parse
 
 __all__ = ["aliases", "expand", "expand_grid"]
 

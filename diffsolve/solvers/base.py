@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from diffsolve.frames import FRAMES, Frame, singular
 from diffsolve.paths import Path, Position
 from diffsolve.tableau import Draft, Tableau
+from diffsolve.tableau.frames import FRAMES, Frame, singular
 
 __all__ = ["Solver", "end_frame", "frame_named"]
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffsolve.frames import FRAMES, Frame
 from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.runge_kutta import OneStep, Stages, thrifty
 from diffsolve.solvers.sde import Constant
+from diffsolve.tableau.frames import FRAMES, Frame
 
 __all__ = ["ExponentialRK", "Scheme", "dpm2", "dpm3", "etdrk4", "res2", "res3", "res5"]
 

@@ -11,9 +11,9 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from diffsolve.frames import VARIABLES, Frame
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.sde import Reverse
+from diffsolve.tableau.frames import VARIABLES, Frame
 
 __all__ = ["Integrals", "Step", "phi"]
 

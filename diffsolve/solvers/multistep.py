@@ -17,13 +17,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from diffsolve.frames import VARIABLES, Frame
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.solvers.butcher import HEUN, RK4
 from diffsolve.solvers.integrals import Integrals, Step, phi
 from diffsolve.solvers.sde import Constant, Tau, frame_of, tau_named
 from diffsolve.tableau import Combination, Draft
+from diffsolve.tableau.frames import VARIABLES, Frame
 
 __all__ = ["IPNDM", "PNDM", "DPMpp", "Multistep", "UniPC"]
 
@@ -38,8 +38,8 @@ class Multistep(Solver):
     Args:
         points: how many values of d the predictor uses: one number, or one for each step of the run. A step uses
             no more than there are.
-        frame: the coordinates; see `diffsolve.frames`.
-        variable: where the polynomial lives: a name in `diffsolve.frames.VARIABLES`, or None for the frame's v.
+        frame: the coordinates; see `diffsolve.tableau.frames`.
+        variable: where the polynomial lives: a name in `diffsolve.tableau.frames.VARIABLES`, or None for the frame's v.
         corrector: how many values the corrector uses, the newest included; 0 for none, -1 for `points` + 1. Where a
             step has k points less than the most, its corrector has k less too, but at least two.
         lower_final: use no more than n - i values in step i of n, so that the last step is of first order. True

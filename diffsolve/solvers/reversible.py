@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffsolve.frames import FRAMES
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.tableau import Combination, Draft
+from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["ReversibleHeun"]
 
@@ -25,7 +25,7 @@ class ReversibleHeun(Solver):
     The network is called at every node, the last one included. Where it may not be called there, or the frame is
     singular at an end, the pair is made one, and the step there is by the rule for the ends and cannot be undone.
 
-    `run.x` is z, and `run.state.s` the y that goes with it; the way back starts from both, as `diffsolve.reversible`
+    `run.x` is z, and `run.state.s` the y that goes with it; the way back starts from both, as `ds.reversible`
     does. gradient="adjoint" undoes the steps: exact gradients at the memory of one state.
 
     Source: Kidger, Foster, Li and Lyons, 2105.13493, section 3.

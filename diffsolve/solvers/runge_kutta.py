@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from diffsolve.frames import FRAMES, Frame
 from diffsolve.paths import Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.solvers.butcher import HEUN, MIDPOINT, RALSTON, RK4, Butcher
 from diffsolve.solvers.sde import frame_of
 from diffsolve.tableau import Combination, Draft
+from diffsolve.tableau.frames import FRAMES, Frame
 
 __all__ = ["HEUN", "MIDPOINT", "RALSTON", "RK4", "Butcher", "OneStep", "RungeKutta", "Stages", "thrifty"]
 

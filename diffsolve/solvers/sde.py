@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from diffsolve.frames import FRAMES, Frame
 from diffsolve.paths import Path, Position
+from diffsolve.tableau.frames import FRAMES, Frame
 
 __all__ = ["ERSDE", "Constant", "Diffusion", "Interval", "Reverse", "Tau", "reverse", "tau_named"]
 

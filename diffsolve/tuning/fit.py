@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.guidance import Guidance, picked
+from diffsolve.api.sampling import sample
+from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
+from diffsolve.execute.start import initial
 from diffsolve.kernels.combine import LIMIT
 from diffsolve.models import Model, as_model
+from diffsolve.models.guidance import Guidance, picked
 from diffsolve.noise import Key
-from diffsolve.planning import DEFAULT_SOLVER, GridLike, plan, refuse
-from diffsolve.sampling import sample
 from diffsolve.solvers import Solver
-from diffsolve.starting import initial
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.progress import Progress
 from diffsolve.tuning.student import Student

@@ -1,7 +1,7 @@
 r"""What is learned: the times of a run's network calls, and the weights of their outputs.
 
-Let z = x / c and v = dz/du in the straight frame (`diffsolve.frames`), so that dz/du = v is the probability flow of any
-path. A run that calls the network once at each of N times, and is linear in all it has seen, is
+Let z = x / c and v = dz/du in the straight frame (`diffsolve.tableau.frames`), so that dz/du = v is the probability
+flow of any path. A run that calls the network once at each of N times, and is linear in all it has seen, is
 
     z_{i+1} = z_0 + sum_{j <= i} B_ij v_j,    sum_j B_ij = u_{i+1} - u_0,    i = 0..N-1.
 
@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffsolve.execute import bind
-from diffsolve.frames import FRAMES, convert
-from diffsolve.guidance import Guidance
 from diffsolve.kernels import combine
 from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Draft, Tableau
+from diffsolve.tableau.frames import FRAMES, convert
 
 __all__ = ["Student", "flattened"]
 

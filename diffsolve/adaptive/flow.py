@@ -1,0 +1,231 @@
+"""The probability-flow ODE of a model in the coordinates of a frame, each sample at its own time.
+
+In a frame z = x / c, dz/dv = d (see `diffsolve.tableau.frames`). The network's output gives d as p x + q out, so that
+
+    dz/dv = p c z + q out(c z),      div_z d = p c D + q c div_x out
+
+for D numbers per sample: only the network's own divergence has to be estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.adaptive.options import Adaptive
+from diffsolve.common.tensors import per_sample
+from diffsolve.execute import conversion
+from diffsolve.grids import CUT
+from diffsolve.models import Model, undetermined
+from diffsolve.models.guidance import Guidance
+from diffsolve.paths import Position
+from diffsolve.tableau.frames import FRAMES, Frame, singular
+
+__all__ = ["Ends", "Flow", "Origin", "Point", "ends", "first_order", "make_step"]
+
+Rows = np.ndarray | None
+"""Which samples of the batch are meant; None for all of them."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where each of n samples stands: what its derivative is made of. Tensors of shape (n, 1, ..)."""
+
+    c: Tensor
+    p: Tensor
+    q: Tensor
+    output: Callable[[Tensor], Tensor]
+    """The network, guided and told its clock: a function of x alone."""
+    growth: Tensor
+    """(2, n), float64: p c and q c, of which div_z d = p c D + q c div_x out."""
+
+    def derivative(self, x: Tensor, out: Tensor) -> Tensor:
+        """d = p x + q out, in the dtype of x."""
+        return torch.addcmul(self.p * x, self.q, out.to(x.dtype))
+
+    def divergence(self, traces: Tensor, numbers: int) -> Tensor:
+        """div_z d of each sample, float64, from (n, m) values of div_x out; x has so many numbers."""
+        linear, gain = self.growth[:, :, None]
+        rate: Tensor = linear * numbers + gain * traces.to(gain.dtype)
+        return rate
+
+
+@dataclass(frozen=True)
+class Flow:
+    """dz/dv = d of `model` in `frame`, with its conditions and guidance.
+
+    Where a sample leaves the batch, tensors in `cond` whose first axis is the whole batch lose its row.
+    """
+
+    model: Model
+    frame: Frame
+    batch: int
+    dims: int
+    """The number of axes of x."""
+    cond: Mapping[str, Any] = field(default_factory=dict)
+    guidance: Guidance | None = None
+
+    def point(self, v: np.ndarray, like: Tensor, rows: Rows = None, pins: Sequence[tuple[float, float]] = ()) -> Point:
+        """The samples `rows` at the values v of the frame's variable.
+
+        Args:
+            v: (n,), float64.
+            like: a tensor of the dtype and device to compute in.
+            pins: (v, t) of the ends, whose times are known exactly.
+        """
+        with np.errstate(all="ignore"):
+            t = np.asarray(self.frame.time(self.model.path, v))
+        for end, time in pins:
+            t = np.where(v == end, time, t)
+        # The path's own derivatives cost two passes of autograd.
+        at = self.model.path.nodes(t, slopes=self.model.predicts == "velocity" or self.frame.name == "native")
+        with np.errstate(all="ignore"):
+            d, c = self.frame.d(at), self.frame.c(at)
+        return self.place(at, d, c, like, rows)
+
+    def place(self, at: Position, d: tuple[Any, Any], c: Any, like: Tensor, rows: Rows = None) -> Point:
+        """The samples at positions `at`, for derivatives d = (a, b) in coordinates z = x / c."""
+        p, q = conversion(d, self.model, at)
+        bad = ~(np.isfinite(p) & np.isfinite(q))
+        if bad.any():
+            raise undetermined(self.model.predicts, self.frame.name, at.t[bad])
+        scale = self.model.input_scale(at)
+        columns = np.stack([np.broadcast_to(w, at.t.shape) for w in (c, p, q, 1.0 if scale is None else scale)])
+        shape = (4, -1, *[1] * (self.dims - 1))
+        c_, p_, q_, scale_ = torch.from_numpy(columns).to(like.device, like.dtype).view(shape)
+        told = self.model.told(torch.from_numpy(np.array(at.t)))
+        told = told.to(like.device, self.model.time_dtype(like.dtype))
+        with np.errstate(divide="ignore"):
+            rho = at.sigma / at.alpha
+
+        cond = _select(self.cond, rows, self.batch)
+        uncond = {} if self.guidance is None else _select(self.guidance.uncond, rows, self.batch)
+
+        def output(x: Tensor) -> Tensor:
+            return self._network(x if scale is None else x * scale_, told, rho, cond, uncond)
+
+        wide = torch.float32 if like.device.type == "mps" else torch.float64
+        growth = torch.from_numpy(columns[1:3] * columns[0]).to(like.device, wide)
+        return Point(c_, p_, q_, output, growth)
+
+    def _network(
+        self, x: Tensor, told: Tensor, rho: np.ndarray, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+    ) -> Tensor:
+        guidance = self.guidance
+        if guidance is None:
+            return self.model.call(x, told, cond)
+        inside = (rho >= guidance.interval[0]) & (rho <= guidance.interval[1])
+        scales = np.where(inside, guidance.scale, 1.0)
+        if (scales == 1).all():
+            return self.model.call(x, told, cond)
+        with_, without = guidance.pair(self.model, x, told, cond, uncond)
+        scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
+        out = without + per_sample(scale, with_) * (with_ - without)
+        if guidance.rescale:  # 1 where there is no guidance
+            ratio = with_.flatten(1).std(1) / out.flatten(1).std(1)
+            out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, guidance.rescale), out)
+        return out
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a solve came from: what its adjoint needs."""
+
+    flow: Flow
+    options: Adaptive
+    pins: Sequence[tuple[float, float]]
+    """(v, t) of its ends."""
+    start: float
+    """v at which it began."""
+    ended: np.ndarray
+    """(B,): v at which each sample stopped."""
+
+    def derivative(self, v: np.ndarray, rows: np.ndarray) -> Callable[[Tensor], Tensor]:
+        """z -> d of the samples `rows` at v."""
+
+        def d(z: Tensor) -> Tensor:
+            # The rows of the conditions are picked here, where there is a graph.
+            point = self.flow.point(v, z, rows, self.pins)
+            x = point.c * z
+            return point.derivative(x, point.output(x))
+
+        return d
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a run goes, on the path's clock: a first-order step `start` to `first`, the frame's own method to `last`,
+    and a first-order step to `stop`; each is left out where its ends are equal."""
+
+    start: float
+    first: float
+    last: float
+    stop: float
+
+
+def ends(model: Model, frame: Frame, start: float, stop: float) -> Ends:
+    """Where the frame is regular and the network determines it between two times, in either direction.
+
+    Off the data the frame's method begins or ends at the path's last time, or at lambda = log 1000 if there is none,
+    and at a noise end where it cannot be used at lambda = -log 1000.
+
+    Raises:
+        ValueError: for times beyond the path, equal ones, or an end from which the network knows no way.
+    """
+    path = model.path
+    for name, t in (("start", start), ("stop", stop)):
+        if not path.within(t):
+            raise ValueError(f"{name}={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
+    if start == stop:
+        raise ValueError(f"start={start!r}, stop={stop!r}: two different times are accepted")
+
+    def inner(t: float) -> float:
+        at = path.nodes(np.array([t]))
+        with np.errstate(all="ignore"):
+            v, c = frame.v(at), frame.c(at)
+        if model.determined(t) and not singular(frame, path, at) and np.isfinite(v).all() and (c > 0).all():
+            return t
+        if t == path.t_data:
+            return float(path.time(CUT)) if path.t_last == t else path.t_last
+        if float(at.alpha[0]) > 0:
+            raise undetermined(model.predicts, frame.name, t)
+        return float(path.time(-CUT))
+
+    found = Ends(start, inner(start), inner(stop), stop)
+    way = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
+    way = way if float(path.lam(start)) < float(path.lam(stop)) else -way
+    if (found.last - found.first) * way <= 0:  # nothing is left between the two: one first-order step
+        return Ends(start, start, start, stop)
+    return found
+
+
+def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) -> tuple[Point, float, float]:
+    """(point, ratio, gain) of the rule for the ends: x_t = ratio x_s + gain d, d the denoised, or out of sigma = 0 the
+    noise; `point` has c = 1. x is that of the samples `rows`."""
+    here, there = (flow.model.path.nodes(np.array([time])) for time in (s, t))
+    frame = FRAMES["denoised" if here.sigma[0] > 0 else "noise"]
+    with np.errstate(all="ignore"):
+        ratio, gain = frame.step(here, there)
+    at = flow.model.path.nodes(np.full(len(x), s))
+    return flow.place(at, frame.d(at), 1.0, x, rows), float(ratio[0]), float(gain[0])
+
+
+def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) -> Tensor:
+    """x_t by one network call at s; see `first_order`."""
+    point, ratio, gain = first_order(flow, x, s, t, rows)
+    return ratio * x + gain * point.derivative(x, point.output(x))
+
+
+def _select(given: Mapping[str, Any], rows: Rows, batch: int) -> Mapping[str, Any]:
+    if rows is None or len(rows) == batch:
+        return given
+    index = torch.from_numpy(rows)
+    return {
+        name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+        for name, value in given.items()
+    }

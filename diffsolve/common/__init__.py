@@ -1,0 +1,1 @@
+"""What everything else shares: names with options, argument checks, files, tensors."""

@@ -1,0 +1,225 @@
+r"""Langevin dynamics at a noise level, and its use as a corrector.
+
+One step at the path's time t, with s = grad log p_t and standard normals z:
+
+.. math:: x' = x + h\, s(x) + \sqrt{2 h}\, z .
+
+The step is h = `step` sigma_t^2, or set by a signal-to-noise ratio, h = 2 (snr |z| / |s|)^2 with the norms of each
+sample. Since the Jacobian of s is nowhere below -1 / sigma_t^2, any `step` < 2 is stable where p_t is log-concave.
+
+References:
+    Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete approximations",
+    Bernoulli 2, 1996 (ULA and MALA). Song and Ermon, 1907.05600 and 2006.09011 (annealed). Song et al., 2011.13456,
+    algorithms 4 and 5 (the corrector; there the norms are means over the batch, here each sample has its own).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsolve import grids
+from diffsolve.models import Model
+from diffsolve.noise import Key, Stream
+
+__all__ = ["Chain", "Langevin", "annealed_langevin", "langevin"]
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """How to make Langevin steps; as `ds.solve(..., corrector=ds.Langevin(snr=0.16))` a predictor-corrector sampler.
+
+    Args:
+        steps: how many, at each node.
+        step: h = step sigma^2; or
+        snr: h = 2 (snr |z| / |score|)^2, sample by sample (2011.13456 uses 0.16 for VE, 0.01 to 0.05 for VP).
+    """
+
+    steps: int = 1
+    step: float | None = None
+    snr: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps={self.steps!r}: an integer of at least 1 is accepted")
+        if (self.step is None) == (self.snr is None):
+            raise ValueError(f"step={self.step!r}, snr={self.snr!r}: exactly one of them is accepted")
+        for name in ("step", "snr"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+            ):
+                raise ValueError(f"{name}={value!r}: a positive number is accepted")
+
+    def move(self, x: Tensor, score: Tensor, z: Tensor, sigma: float) -> Tensor:
+        """x + h score + sqrt(2 h) z, with one h for all samples or one for each."""
+        if self.step is not None:
+            h = self.step * sigma**2
+            return torch.add(x, score, alpha=h).add_(z, alpha=math.sqrt(2 * h))
+        assert self.snr is not None
+        one = (-1, *[1] * (x.dim() - 1))
+        # A score of 0 is at a mode: then the largest step that the signal allows has no meaning, and none is made.
+        ratio = _norm(z) / _norm(score).where(_norm(score) > 0, math.inf)
+        h_root = (math.sqrt(2) * self.snr * ratio).view(one)  # sqrt(h)
+        return x + h_root**2 * score + math.sqrt(2) * h_root * z
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What `langevin` returns."""
+
+    x: Tensor
+    nfe: int
+    """Network calls made."""
+    key: Key
+    """Of its noise: `seed=chain.key` repeats it."""
+    acceptance: Tensor | None
+    """(B,): the share of each sample's proposals that was accepted; None without a `log_density`."""
+
+
+@torch.no_grad()
+def langevin(
+    model: Model,
+    x: Tensor,
+    t: float,
+    *,
+    steps: int,
+    step: float | None = None,
+    snr: float | None = None,
+    log_density: Callable[[Tensor], Tensor] | None = None,
+    seed: int | Sequence[int] | Key | None = None,
+    index: int = 0,
+    first: int = 0,
+    cond: Mapping[str, Any] | None = None,
+) -> Chain:
+    r"""Langevin dynamics at the noise level of the path's time t: ULA, or MALA where a log-density is given.
+
+    The unadjusted chain (ULA) keeps p_t up to a bias: variance v of a Gaussian becomes v / (1 - h / 2v). With a
+    log-density the proposal y is accepted with probability
+
+    .. math:: \min\Big(1, \frac{p(y)}{p(x)} \exp\big(\tfrac12 |z|^2 - \tfrac1{4h} |x - y - h s(y)|^2\big)\Big),
+
+    which keeps that density exactly, whatever the step, and even where the network's score is not its gradient.
+
+    Args:
+        x: (B, *): where to start; it is not written to.
+        t: on the path's clock; sigma(t) must be above 0.
+        steps, step, snr: as in `ds.Langevin`. A snr makes the step depend on x: only without `log_density`.
+        log_density: of x, up to a constant, with shape (B,): `lambda x: mixture.log_prob(x, alpha, sigma)`, say.
+        seed, index: as in `ds.solve`; sample i depends on its own key alone.
+        first: the number of the first step: a chain of 5 steps, and 3 more with `first=5`, are a chain of 8.
+        cond: keyword arguments for the network.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, by name.
+    """
+    how = Langevin(steps, step, snr)
+    sigma = _level(model, t)
+    if log_density is not None and snr is not None:
+        raise ValueError(f"snr={snr!r} with log_density: a step that depends on x is not reversible; use step=")
+    key, cond = Key.of(seed, index), cond or {}
+
+    def draw(i: int, stream: Stream, shape: Sequence[int]) -> Tensor:
+        return key.normal(shape, row=first + i, stream=stream, dtype=x.dtype, device=x.device)
+
+    if log_density is None:
+        for i in range(steps):
+            x = how.move(x, model.score(x, t, **cond), draw(i, Stream.LANGEVIN, x.shape), sigma)
+        return Chain(x, steps, key, None)
+
+    assert step is not None
+    h, one = step * sigma**2, (-1, *[1] * (x.dim() - 1))
+    accepted = torch.zeros(len(x), device=x.device)
+    score, density = model.score(x, t, **cond), _density(log_density, x)
+    for i in range(steps):
+        z = draw(i, Stream.LANGEVIN, x.shape)
+        y = how.move(x, score, z, sigma)
+        score_y, density_y = model.score(y, t, **cond), _density(log_density, y)
+        back = torch.add(x - y, score_y, alpha=-h)
+        gain = density_y - density + (_norm(z) ** 2 / 2 - _norm(back) ** 2 / (4 * h)).to(density.dtype)
+        # log u of a uniform u: that of the probability below a standard normal.
+        u = torch.special.log_ndtr(draw(i, Stream.ACCEPT, (len(x),)).to(density.dtype))
+        take = u < gain  # False for a NaN, so that a proposal out of the density's support is refused
+        x, score = (torch.where(take.view(one), new, old) for new, old in ((y, x), (score_y, score)))
+        density = torch.where(take, density_y, density)
+        accepted += take
+    return Chain(x, steps + 1, key, accepted / steps)
+
+
+@torch.no_grad()
+def annealed_langevin(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    levels: int | Sequence[float] = 10,
+    steps: int = 100,
+    step: float = 0.1,
+    denoise: bool = True,
+    seed: int | Sequence[int] | Key | None = None,
+    index: int = 0,
+    cond: Mapping[str, Any] | None = None,
+) -> Chain:
+    """Samples by Langevin dynamics at falling noise levels (Song and Ermon, 1907.05600, algorithm 1), on any path.
+
+    At each level `steps` steps of h = step sigma^2: theirs are of epsilon sigma_i^2 / sigma_L^2 = 2 h, so their
+    epsilon is 2 step sigma_L^2. From one level to the next x / alpha is kept, as on their path (alpha = 1).
+
+    Args:
+        shape: of the batch; it starts from the noise that `ds.sample` starts from.
+        levels: times on the path's clock, noise first; or how many, evenly spaced in lambda from the noise end.
+        denoise: end with the denoised estimate at the last level (2006.09011), one more call.
+        seed, index, cond: as in `ds.solve`.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, by name.
+    """
+    path = model.path
+    if not isinstance(levels, int):
+        times = [float(t) for t in levels]
+    elif isinstance(levels, bool) or levels < 1:
+        raise ValueError(f"levels={levels!r}: an integer of at least 1, or times, are accepted")
+    else:
+        times = grids.named("uniform-lambda")(path, levels)[:-1].tolist()
+    sigmas = [_level(model, t) for t in times]
+    lams = path.lam(times).tolist()
+    if any(a >= b for a, b in zip(lams, lams[1:], strict=False)):
+        raise ValueError(f"levels={times}: times from the noise to the data are accepted")
+    key = Key.of(seed, index)
+    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    x = key.normal(shape, stream=Stream.PRIOR, dtype=dtype, device=model.device).mul_(path.prior_std(times[0]))
+    alphas, calls = path.alpha(times).tolist(), 0
+    for i, t in enumerate(times):
+        if i:
+            # Where alpha = 0 all is noise, and that is what is kept.
+            x = x * (alphas[i] / alphas[i - 1] if alphas[i - 1] else sigmas[i] / sigmas[i - 1])
+        chain = langevin(model, x, t, steps=steps, step=step, seed=key, first=i * steps, cond=cond)
+        x, calls = chain.x, calls + chain.nfe
+    if denoise:
+        x, calls = model.denoised(x, times[-1], **(cond or {})), calls + 1
+    return Chain(x, calls, key, None)
+
+
+def _level(model: Model, t: float) -> float:
+    if not model.path.within(t):
+        raise ValueError(f"t={t!r}: from {model.path.t_noise} to {model.path.t_data} is accepted")
+    sigma = float(model.path.sigma(t))
+    if sigma == 0:
+        raise ValueError(f"t={t!r}: sigma is 0 there, and the score not determined; a noisier time is accepted")
+    return sigma
+
+
+def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    values = log_density(x)
+    if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"log_density returned {got}: a tensor of shape ({len(x)},) is accepted")
+    return values
+
+
+def _norm(x: Tensor) -> Tensor:
+    return (x.flatten(1) if x.dim() > 1 else x[:, None]).square().sum(1).sqrt()

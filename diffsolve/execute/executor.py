@@ -1,0 +1,233 @@
+"""The executor: a small state machine that hands out (y, t), takes the network's output, and updates.
+
+`ds.sample` is this machine and a loop around it. A program that owns the loop itself (a scheduler of another
+library, a serving engine) drives it from outside:
+
+    ex = ds.begin(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
+    while not ex.done:
+        ex.advance(net(*ex.query()))
+    ex.y                                                    # the samples
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffsolve import kernels
+from diffsolve.execute.bind import Program
+from diffsolve.kernels import Guided, Row
+from diffsolve.noise import Draw, Key, Stream
+from diffsolve.tableau import Tableau
+
+__all__ = ["Executor", "State", "Wiener"]
+
+
+class Wiener(Protocol):
+    """A Brownian path of the state's shape: `ds.Brownian`, or torchsde's `BrownianInterval`."""
+
+    shape: Any
+
+    def __call__(self, ta: float, tb: float) -> Tensor:
+        """W(tb) - W(ta)."""
+
+
+def _check_path(brownian: Wiener, tableau: Tableau, x: Tensor | None) -> None:
+    assert x is not None
+    if tuple(brownian.shape) != tuple(x.shape):
+        raise ValueError(
+            f"brownian has shape {tuple(brownian.shape)}; that of the state, {tuple(x.shape)}, is accepted"
+        )
+    noisy = tableau.weights[:, :, -1].any(-1)
+    if tableau.entry[:, 1].any() or not (tableau.clock[noisy, 1] > tableau.clock[noisy, 0]).all():
+        raise ValueError(f"brownian with {tableau.solver}: a solver whose noise is that of one SDE is accepted")
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two calls: enough to go on, bit for bit. `save` writes it as safetensors."""
+
+    call: int
+    """The number of the next call."""
+    s: Tensor
+    y: Tensor
+    history: tuple[Tensor, ...]
+    """What is kept of the past calls, newest first."""
+    key: Key
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file: the whole file or none of it."""
+        from safetensors.torch import save_file
+
+        tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
+        tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
+        about = {"call": self.call, **asdict(self.key), "format": "diffsolve.state/1"}
+        temporary = f"{os.fspath(path)}.partial"
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(about)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> State:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("state", "{}"))
+        if about.get("format") != "diffsolve.state/1":
+            raise ValueError(f"path={os.fspath(path)!r} is not a saved diffsolve state")
+        seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
+        history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
+        key = Key(seed, about["index"], about.get("antithetic", False), about.get("shared", False))
+        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, key)
+
+
+class Executor:
+    """Runs a program: `query` it, call the network, give its output to `advance`, until `done`.
+
+    What `query` and `y` give is written in place by `advance`: clone it to keep it. There is no host
+    synchronisation, and after the first calls no allocation but for noise.
+
+    Args:
+        program: from `bind`.
+        x: the start, which is not written to. Or
+        state: where an earlier run of the same program stopped.
+        told: (N,), the network's clock for every call; the path's own clock if None.
+        dtype: that of the network's input, if not the state's.
+        brownian: where the noise comes from, if not from draws keyed by the row. It is no part of `state`.
+
+    Raises:
+        ValueError: if the noise of the tableau is not that of one Brownian path, or the path is of another shape.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        x: Tensor | None,
+        key: Key,
+        *,
+        state: State | None = None,
+        told: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        brownian: Wiener | None = None,
+    ) -> None:
+        self.program, self.tableau, self.key = program, program.tableau, key
+        if brownian is not None:
+            _check_path(brownian, self.tableau, x if state is None else state.y)
+        self._brownian = brownian
+        self._spare: Tensor | None = None
+        if state is None:
+            assert x is not None
+            self.call = 0
+            self._s = self._y = x.clone()
+            self._history: tuple[Tensor, ...] = ()
+        else:
+            if not 0 <= state.call <= self.tableau.nfe:
+                raise ValueError(f"state.call={state.call}: the tableau has {self.tableau.nfe} calls")
+            self.call, self.key = state.call, state.key
+            self._s = state.s.clone()
+            self._y = self._s if state.y is state.s else state.y.clone()
+            self._history = tuple(h.clone() for h in state.history)
+        y = self._y
+        self._rows = program.rows_on(y)
+        self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
+        self._told = self._clock[:, None].expand(-1, len(y)).unbind()
+        # The network's input, where it is not y itself.
+        self._feed = torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
+        if state is None:
+            self._update(self._rows[0], y, ())
+        elif self._feed is not None:
+            torch.mul(y, self._rows[self.call].scale, out=self._feed)
+
+    @property
+    def done(self) -> bool:
+        """Whether the last call has been answered; y is then the result."""
+        return self.call == self.tableau.nfe
+
+    @property
+    def y(self) -> Tensor:
+        """The state at the next call; the result once `done`."""
+        return self._y
+
+    def query(self) -> tuple[Tensor, Tensor]:
+        """(x, t) for the network: its input, and the clock of each sample, shape (B,)."""
+        return self._y if self._feed is None else self._feed, self._told[self.call]
+
+    @property
+    def state(self) -> State:
+        """A copy of everything that the rest of the run depends on."""
+        s = self._s.clone()
+        y = s if self._y is self._s else self._y.clone()
+        return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
+
+    @property
+    def start(self) -> dict[Any, Tensor]:
+        """What the calls to come depend on, before the first of them: the tensors s and, if it is another, y."""
+        return {"s": self._s} if self._y is self._s else {"s": self._s, "y": self._y}
+
+    def again(self, start: Mapping[Any, Any]) -> Executor:
+        """An executor of the same run at its first call, with tensors such as `start` gives."""
+        state = State(0, start["s"], start.get("y", start["s"]), (), self.key)
+        dtype = None if self._feed is None else self._feed.dtype
+        return Executor(self.program, None, self.key, state=state, told=self._clock, dtype=dtype)
+
+    def correct(self, y: Tensor) -> None:
+        """Put another network input in the place of this one; the state too where they are one tensor."""
+        self._y.copy_(y)
+        if self._feed is not None:
+            torch.mul(self._y, self._rows[self.call].scale, out=self._feed)
+
+    def finish(self, x: Tensor) -> None:
+        """Stand at the end of a run that was made elsewhere, with its result."""
+        self.call, self._s, self._y = self.tableau.nfe, x, x
+
+    def advance(self, out: Tensor | Guided) -> None:
+        """Take the network's output at (y, t) and move on to the next call."""
+        if isinstance(out, Guided):
+            out = replace(out, cond=self._apart(out.cond), uncond=self._apart(out.uncond))
+        else:
+            out = self._apart(out)
+        self.call += 1
+        with torch.no_grad():
+            self._update(self._rows[self.call], out, self._shift() if self.program.depth else ())
+
+    def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor]) -> None:
+        z = self._noise(self.call) if row.noise else None
+        live = (self._s, self._y, out, z, *history)
+        self._s, self._y, self._spare = kernels.linear_update(live, row, self._spare, self._feed)
+
+    def noise(self, row: int, like: Tensor | None = None) -> Tensor:
+        """The standard normals of a row: 0 is the entry, i + 1 that of call i."""
+        like = self._y if like is None else like
+        if self._brownian is not None:
+            start, stop = self.tableau.clock[row - 1].tolist()
+            increment = self._brownian(start, stop).to(like)
+            return torch.div(increment, math.sqrt(stop - start))  # not in place: the path may keep it
+        return Draw(self.key, row, Stream.ROW).tensor(like)
+
+    def _apart(self, out: Tensor) -> Tensor:
+        """The output; a copy if the network handed its input back, which is about to be overwritten."""
+        if torch.compiler.is_compiling():  # which knows no addresses: a view of the input is not noticed there
+            return out.clone() if out is self._y or out is self._s else out
+        memory = out.untyped_storage().data_ptr()
+        own = memory in (self._y.untyped_storage().data_ptr(), self._s.untyped_storage().data_ptr())
+        return out.clone() if own else out
+
+    def _shift(self) -> tuple[Tensor, ...]:
+        """The history with a place for the newest in front: that of the oldest."""
+        *younger, last = self._history or (None,)
+        full = len(self._history) == self.program.depth
+        slot = last if full and last is not None else torch.empty_like(self._y)
+        self._history = (slot, *younger) if full else (slot, *self._history)
+        return self._history
+
+    def _noise(self, row: int) -> Draw | Tensor:
+        """A row's noise: still to be drawn, so that a kernel can make it on the way, or drawn from the path."""
+        return Draw(self.key, row, Stream.ROW) if self._brownian is None else self.noise(row)

@@ -1,0 +1,116 @@
+"""What a run gives back, and what hooks and callbacks see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from diffsolve.execute.bind import conversion
+from diffsolve.execute.executor import Executor, State
+from diffsolve.models import Model, undetermined
+from diffsolve.noise import Key
+from diffsolve.tableau import Tableau
+
+__all__ = ["Estimate", "Rounds", "Run", "Seed", "Step", "seed_of"]
+
+Seed = int | Sequence[int] | Key
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network call, as hooks and callbacks see it."""
+
+    call: int
+    """The number of the call, from 0."""
+    calls: int
+    """How many there will be."""
+    t: float
+    """Where it was made, on the path's clock."""
+    alpha: float
+    sigma: float
+    x: Tensor
+    """The network's input (hook), or the next one (callback: in the end the result). Clone it to keep it."""
+    denoised: Tensor | None
+    """The estimate of x_0 at the call; None where the network does not determine it."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What a run in parallel took, against N calls one after another."""
+
+    rounds: int
+    """Sweeps over the window, or parareal iterations, until the last sample was done."""
+    calls: int
+    """Network evaluations, summed over the samples; over all ranks."""
+    wasted: int
+    """How many of them a sequential run would not have made."""
+    depth: int
+    """Batches that the network was called with one after another: the time of a run on enough workers."""
+    each: Tensor
+    """(B,): the rounds that each sample took."""
+    converged: Tensor
+    """(B,): whether each sample is within the tolerance; False only where `max_rounds` came first."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `solve` returns."""
+
+    x: Tensor
+    """The result; after `max_calls`, the input of the next call."""
+    tableau: Tableau
+    nfe: int
+    """Network calls made."""
+    seed: Seed
+    """What was given, or the seed drawn in its place: `solve(..., seed=run.seed)` repeats the run."""
+    trajectory: Tensor | None
+    """(n + 1, B, ...): the states at the grid nodes reached, the start first; or (N + 1, B, ...), every network input
+    and the result. None unless asked for."""
+    log_prob: Tensor | None
+    """(N, B): the log-density of each call's Gaussian transition, 0 where it has no noise; None unless asked for."""
+    executor: Executor
+    parallel: Rounds | None = None
+    """What it took, if the run was made in parallel."""
+
+    @property
+    def state(self) -> State:
+        """A copy of where the run stands: `solve(model, solver=run.tableau, state=run.state)` goes on from there."""
+        return self.executor.state
+
+    @property
+    def times(self) -> np.ndarray:
+        """(n + 1,): the grid, on the path's clock."""
+        return self.tableau.times
+
+    @property
+    def done(self) -> bool:
+        """Whether every call has been made."""
+        return self.executor.done
+
+
+class Estimate:
+    """The denoised estimate of each call, for hooks and callbacks."""
+
+    def __init__(self, model: Model, tableau: Tableau, needed: bool) -> None:
+        self.tableau, at = tableau, model.path.nodes(tableau.calls[:, 0])
+        p, q = conversion((np.ones_like(at.t), np.zeros_like(at.t)), model, at)
+        known = np.isfinite(p) & np.isfinite(q)
+        if needed and not known.all():
+            raise undetermined(model.predicts, "denoised", at.t[~known])
+        self.weights = [pair if good else None for *pair, good in zip(p.tolist(), q.tolist(), known, strict=True)]
+
+    def __call__(self, i: int, y: Tensor, out: Tensor) -> Step:
+        weights = self.weights[i]
+        denoised = None if weights is None else (y * weights[0] + out * weights[1]).to(y.dtype)
+        t, alpha, sigma = self.tableau.calls[i].tolist()
+        return Step(i, self.tableau.nfe, t, alpha, sigma, y, denoised)
+
+
+def seed_of(given: Seed | None, key: Key) -> Seed:
+    """What repeats the run: a Key where one was given or the seed alone would not do."""
+    if isinstance(given, Key) or key.antithetic or key.shared:
+        return key
+    return key.seed if isinstance(key.seed, int) else list(key.seed)

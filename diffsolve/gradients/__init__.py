@@ -1,0 +1,5 @@
+"""Gradients through runs: of fixed grids, and of adaptive solves."""
+
+from diffsolve.gradients.fixed import GRADIENTS, differentiable, finished
+
+__all__ = ["GRADIENTS", "differentiable", "finished"]

@@ -1,0 +1,105 @@
+"""The adjoint of an adaptive solve: the state and its cotangent, solved backwards with the same options.
+
+    dz/dv = d,    da/dv = -(dd/dz)^T a
+
+Each sample has its own steps, which are chosen by the errors of its z and a. a enters divided by its root mean square,
+sample by sample, so that the unit of the loss does not matter to the tolerances. What the samples share, the network's
+parameters and the conditions p, is no part of that state. Its gradient is the integral
+
+    dL/dp = -integral of (dd/dp)^T a dv
+
+along the steps that were accepted, by the weights of the method, in a second pass over them: as accurate as if it were
+part of the state, without a copy of it per sample, and never the reason for a smaller step (Kidger, Chen and Lyons,
+2009.09457, on leaving it out of the error's norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from diffsolve.adaptive.flow import Origin
+from diffsolve.adaptive.integrate import integrate
+from diffsolve.adaptive.options import Status, warn
+from diffsolve.adaptive.solution import Step
+from diffsolve.adaptive.step import Parts, Table, step, take, tensor
+from diffsolve.common.tensors import per_sample
+from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
+
+__all__ = ["attached"]
+
+
+def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
+    """`end`, what a solve made of z, with the gradient of the adjoint.
+
+    Raises:
+        ValueError: if the network depends on tensors that no gradient would reach.
+    """
+    leaves = leaves_of(origin.flow.model, origin.flow.cond, origin.flow.guidance)
+    rows = np.arange(len(z))
+    check_leaves(origin.derivative(np.full(len(z), origin.start), rows), z, leaves)
+    found: Tensor = _Backwards.apply(z, end, origin, *leaves)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Backwards(torch.autograd.Function):
+    """Nothing but the last state is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, end: Tensor, origin: Origin, *leaves: Tensor) -> Tensor:
+        ctx.origin, ctx.leaves = origin, leaves
+        ctx.save_for_backward(end)
+        return end.view_as(end)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        (end,), origin, leaves = ctx.saved_tensors, ctx.origin, ctx.leaves
+        size = a.flatten(1).double().square().mean(1).sqrt() if a.dim() > 1 else a.double().abs()
+        size = per_sample(torch.where(size > 0, size, 1.0).to(a), a)
+
+        def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
+            z, a = parts
+            d, pulled = pull(origin.derivative(v, rows), z, a)
+            return d, -pulled
+
+        start = (end, a / size)
+        found = integrate(field, start, origin.ended, origin.start, origin.options)
+        warn([Status(int(code)) for code in found.status], found.v, found.h, "adjoints", "v")
+        done = per_sample(torch.from_numpy(found.status == Status.DONE).to(a.device), a)
+        lost = 0.0 if bool(done.all()) else torch.nan
+        totals = [torch.full_like(leaf, lost) for leaf in leaves]
+        if leaves:
+            _quadrature(origin, start, found.steps, Table(origin.options.table), size, leaves, totals)
+        return torch.where(done, found.parts[1] * size, torch.nan), None, None, *totals
+
+
+def _quadrature(
+    origin: Origin, state: Parts, steps: Sequence[Step], table: Table, size: Tensor, leaves: Sequence[Tensor],
+    totals: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """Add dL/dp along the steps to the totals."""
+    rows = np.arange(len(size))
+    for made in steps:
+        state, rows = take(state, np.searchsorted(rows, made.rows)), made.rows
+        weight = per_sample(tensor(made.h, size), size) * take((size,), rows)[0]
+
+        def stage(i: int, parts: Parts, v: np.ndarray, made: Step = made, weight: Tensor = weight) -> Parts:
+            z, a = parts
+            derivative = origin.derivative(v, made.rows)
+            if not table.b[i]:
+                d, pulled = pull(derivative, z, a)
+                return d, -pulled
+            # One pass through the network for both: in p the samples are summed with their weights.
+            share = table.b[i] * weight
+            d, pulled, *found = pull(derivative, z, share * a, leaves)
+            for total, g in zip(totals, found, strict=True):
+                total.sub_(g)
+            return d, -pulled / share
+
+        _, state = step(stage, table, state, made.v, made.h, made.end)

@@ -1,0 +1,73 @@
+"""Cotangents through one derivative: in the state, and in whatever else the network depends on.
+
+The adjoint of dz/dv = d(z, p) is a = dL/dz with (Pontryagin; Chen et al., 1806.07366)
+
+    da/dv = -(dd/dz)^T a,    dL/dp = -integral of (dd/dp)^T a dv from the end to the start
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
+
+__all__ = ["check_leaves", "leaves_of", "pull"]
+
+
+def leaves_of(model: Model, cond: Mapping[str, Any], guidance: Guidance | None) -> list[Tensor]:
+    """What a gradient is wanted for: tensors in the conditions, at any depth, and the network's parameters."""
+    weights = model.net.parameters() if isinstance(model.net, nn.Module) else ()
+    given = [cond, {} if guidance is None else guidance.uncond, list(weights)]
+    return list({id(t): t for t in _tensors(given) if t.requires_grad}.values())
+
+
+def pull(
+    derivative: Callable[[Tensor], Tensor], x: Tensor, a: Tensor, leaves: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
+    """(d(x), (dd/dx)^T a, (dd/dp)^T a of each leaf p); no graph is kept."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        d = derivative(x)
+    wanted = [x, *leaves]
+    pulled = torch.autograd.grad(d, wanted, a, allow_unused=True)
+    return d.detach(), *(torch.zeros_like(p) if g is None else g for g, p in zip(pulled, wanted, strict=True))
+
+
+def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequence[Tensor]) -> None:
+    """That a gradient can reach all that the network depends on, by one call of it.
+
+    Raises:
+        ValueError: if it depends on another tensor that requires a gradient, one of a closure say.
+    """
+    with torch.enable_grad():
+        d = derivative(x.detach())
+    known = {id(leaf) for leaf in leaves}
+    seen = {leaf.grad_fn for leaf in leaves if leaf.grad_fn is not None}
+    queue = [d.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        queue.extend(before for before, _ in node.next_functions)
+        found = getattr(node, "variable", None)
+        if found is not None and id(found) not in known:
+            raise ValueError(
+                f"gradient='adjoint': the network depends on a tensor of shape {tuple(found.shape)} that is neither in "
+                "cond nor among the parameters of the nn.Module given as net; make it one, or use gradient='checkpoint'"
+            )
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, Mapping):
+        yield from _tensors(list(given.values()))
+    elif isinstance(given, list | tuple):
+        for value in given:
+            yield from _tensors(value)

@@ -1,0 +1,303 @@
+r"""Gradients through a run: with respect to the noise it starts from, the conditions, and the network's parameters.
+
+| gradient     | keeps                                  | network calls            | is                        |
+|--------------|----------------------------------------|--------------------------|---------------------------|
+| "direct"     | every call's graph: N of them          | N, and a backward each   | exact                     |
+| "checkpoint" | sqrt(N) states, sqrt(N) graphs at once | 2 N, and a backward each | exact                     |
+| "adjoint"    | one state, one graph at once           | 2 N, and a backward each | exact as the steps shrink |
+
+The first two run the rows of the executor's program without writing in place, in the executor's order of operations:
+their values are those of a run without gradients, bit for bit. The adjoint (Chen et al., 1806.07366) solves
+
+    dz/dv = d,    da/dv = -(dd/dz)^T a,    dg/dv = -(dd/dp)^T a
+
+backwards with the same solver on the grid turned round, for the network's parameters and conditions p. With a solver
+whose steps can be undone (`reversible-heun`) it undoes them, and is exact but for their rounding: of a row
+
+    [s', y'] = w [s, y, d(y)]
+
+the combination of s' and y' that is free of d gives y, one call of the network d, and either of them s.
+
+An adaptive solve (`diffsolve.adaptive`) finds its steps without a graph and makes the accepted ones once more with it:
+one more call each; its adjoint is solved with steps of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from diffsolve.adaptive.flow import Flow
+from diffsolve.execute import Executor, Program, State, bind
+from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
+from diffsolve.kernels.update import OUT, S, Terms, Y, Z
+from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
+from diffsolve.noise import Key, Stream
+from diffsolve.solvers import Solver
+from diffsolve.tableau import Tableau
+from diffsolve.tableau.augmented import Augmented, augmented
+from diffsolve.tableau.frames import FRAMES
+
+__all__ = ["GRADIENTS", "differentiable"]
+
+GRADIENTS = ("direct", "checkpoint", "adjoint")
+
+Network = Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]
+
+
+def differentiable(
+    model: Model,
+    tableau: Tableau,
+    solver: Solver | None,
+    x: Tensor,
+    key: Key,
+    cond: Mapping[str, Any],
+    guidance: Guidance,
+    gradient: str,
+) -> tuple[Tensor, Tensor]:
+    """s and y after the last call of a run from x, with a graph.
+
+    Args:
+        solver: what wrote the tableau, which the adjoint runs backwards.
+        gradient: one of `GRADIENTS`.
+    """
+    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy())).to(x.device, model.time_dtype(x.dtype))
+    rows = _Rows(bind(tableau, model), guidance.around(model, tableau), told, cond, key)
+    with torch.enable_grad():
+        if gradient == "direct":
+            return rows.result(x)
+        if gradient == "checkpoint":
+            return rows.result(x, math.ceil(math.sqrt(tableau.nfe)))
+        return _adjoint(model, tableau, solver, x, rows, cond, guidance)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a program, without writing in place. A state is (s, y, history, newest first)."""
+
+    program: Program
+    network: Network
+    told: Tensor
+    cond: Mapping[str, Any]
+    key: Key
+
+    def result(self, x: Tensor, segment: int = 0) -> tuple[Tensor, Tensor]:
+        """The last s and y; with checkpoints between segments of so many calls."""
+        state: tuple[Tensor, ...] = self.begin(x)
+        calls = self.program.tableau.nfe
+        if not segment:
+            state = self.stretch(0, calls, *state)
+        else:
+            for first in range(0, calls, segment):
+                state = checkpoint(self.stretch, first, min(first + segment, calls), *state, use_reentrant=False)
+        return state[0], state[1]
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """s and y before the first call."""
+        live = [x, x, x, x]
+        if self.program.tableau.entry[:, 1].any():
+            live[Z] = self._noise(0, x)
+        entry = self.program.rows[0]
+        return self._update(live, entry.s, entry.y)
+
+    def stretch(self, first: int, last: int, s: Tensor, y: Tensor, *history: Tensor) -> tuple[Tensor, ...]:
+        """The calls from `first` up to `last`."""
+        for i in range(first, last):
+            row, scaled = self.program.rows[i + 1], self.program.scaled
+            x = y * self.program.rows[i].scale if scaled else y
+            out = self.network(i, x, self.told[i].expand(len(y)), self.cond)
+            live = [s, y, out, y]
+            if row.noise:
+                live[Z] = self._noise(i + 1, y)
+            if self.program.depth:
+                history = (self._keep(row.keep, y, out), *history)[: self.program.depth]
+                live.extend(history)
+            s, y = self._update(live, row.s, row.y)
+        return s, y, *history
+
+    @staticmethod
+    def _keep(keep: tuple[float, float] | None, y: Tensor, out: Tensor) -> Tensor:
+        p, q = keep or (1.0, 0.0)
+        return y if q == 0 else out.to(y.dtype) if p == 0 else torch.add(out, y, alpha=p).to(y.dtype)
+
+    @staticmethod
+    def _update(live: Sequence[Tensor], s: Terms | None, y: Terms) -> tuple[Tensor, Tensor]:
+        """`kernels.linear_update`, with results of their own."""
+        if s is None:
+            used = {place for place, _ in y}
+            both = _combine(y, live, live[Y] if S not in used and Y in used else live[S])
+            return both, both
+        return _combine(s, live, live[S]), _combine(y, live, None)
+
+    def _noise(self, row: int, like: Tensor) -> Tensor:
+        return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)
+
+
+def _combine(terms: Terms, live: Sequence[Tensor], into: Tensor | None) -> Tensor:
+    """The sum of weight * live[place], the terms in the order in which the executor adds them up."""
+    if not terms:
+        return torch.zeros_like(live[S])
+    own = next((k for k, (place, _) in enumerate(terms) if live[place] is into), None)
+    if own is None:
+        (place, weight), *rest = sorted(terms, key=lambda term: (term[0] == OUT, term[1] != 1))
+    else:
+        (place, weight), rest = terms[own], [*terms[:own], *terms[own + 1 :]]
+    total = live[place].to(live[S].dtype)
+    if weight != 1:
+        total = total * weight
+    for place, weight in rest:
+        total = torch.add(total, live[place], alpha=weight)
+    return total
+
+
+def _adjoint(
+    model: Model,
+    tableau: Tableau,
+    solver: Solver | None,
+    x: Tensor,
+    rows: _Rows,
+    cond: Mapping[str, Any],
+    guidance: Guidance,
+) -> tuple[Tensor, Tensor]:
+    if tableau.stochastic:
+        raise ValueError(f"gradient='adjoint': {tableau.solver} draws noise on the way; accepted: direct, checkpoint")
+    leaves = leaves_of(model, cond, guidance)
+    field = _Field(tableau, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
+    check_leaves(field.derivative(0, x), x, leaves)
+    first, last = _undoable(tableau)
+    if last - first >= max(1, tableau.nfe - 2):  # the others are first-order steps at the ends
+        s, y = _Undoing.apply(*rows.stretch(0, first, *rows.begin(x)), rows, first, last, field, *leaves)  # type: ignore[no-untyped-call]
+        s, y = rows.stretch(last, tableau.nfe, s, y)
+        return s, y
+    if solver is None:
+        raise ValueError(f"gradient='adjoint' with the tableau {tableau.solver!r}: a solver that can be turned round")
+    times, last = tableau.times, len(tableau.times) - 1
+    if not model.determined(float(times[-1])):  # the last step, from which there is no way back, has a graph of its own
+        last -= 1
+    if last == 0:
+        return rows.result(x)
+    backward = augmented(solver(model.path, times[: last + 1][::-1], call_last=model.determined(float(times[0]))))
+    first = int(np.flatnonzero(tableau.node == last)[-1]) + 1  # the call after that node
+    if len({*backward.tableau.frame}) > 1 or not np.array_equal(backward.d, backward.tableau.d):
+        why = "its frame is singular at an end, where the way back is of first order"
+    elif any(row[:, 3 + i : -1].any() for i, row in enumerate(tableau.weights[first:])):
+        why = "the step to the data, where the network cannot be called, uses calls before it"
+    else:
+        why = ""
+    if why:
+        raise ValueError(
+            f"gradient='adjoint' with {tableau.solver!r}: {why}; accepted are 'direct' and 'checkpoint', or a "
+            "Runge-Kutta method in the frame 'straight' or 'trig', or 'reversible-heun'"
+        )
+    turned = replace(field, tableau=backward.tableau)
+    middle: Tensor = _Backwards.apply(x, rows, first, backward, turned, *leaves)  # type: ignore[no-untyped-call]
+    s, y, *_ = rows.stretch(first, tableau.nfe, middle, middle)
+    return s, y
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The derivatives that the calls of a tableau give."""
+
+    tableau: Tableau
+    flow: Flow
+
+    def derivative(self, i: int, like: Tensor, unit: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """z -> d of call i, at x = unit z."""
+        n = len(like)
+        at = self.flow.model.path.nodes(np.full(n, self.tableau.calls[i, 0]))
+        a, b = self.tableau.d[i]
+        point = self.flow.place(at, (np.full(n, a), np.full(n, b)), unit, like)
+        return lambda z: point.derivative(z * unit, point.output(z * unit))
+
+
+class _Backwards(torch.autograd.Function):
+    """The run up to a node; backwards, the augmented equation. Nothing but the node's state is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: _Rows, calls: int, backward: Augmented, field: _Field, *leaves: Tensor
+    ) -> Tensor:
+        ctx.backward_, ctx.field, ctx.leaves = backward, field, leaves
+        _, y, *_ = rows.stretch(0, calls, *rows.begin(x))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), rows, field, leaves = ctx.saved_tensors, ctx.backward_, ctx.field, ctx.leaves
+        totals, shares = [torch.zeros_like(leaf) for leaf in leaves], rows.shares.tolist()
+
+        def slopes(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z, a = parts
+            d, pulled, *found = pull(field.derivative(i, z, float(rows.units[i])), z, a, leaves)
+            for total, g in zip(totals, found, strict=True):
+                total.sub_(g, alpha=shares[i])
+            return d, -pulled
+
+        _, a = rows.run(slopes, (x, a))
+        return a / float(rows.units[-1]), None, None, None, None, *totals
+
+
+class _Undoing(torch.autograd.Function):
+    """Rows that can be undone; backwards they are, one after another. Nothing but the last s and y is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, s: Tensor, y: Tensor, rows: _Rows, first: int, last: int, field: _Field, *leaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.calls, ctx.field, ctx.leaves = range(first, last), field, leaves
+        s, y = rows.stretch(first, last, s, y)
+        ctx.save_for_backward(s, y)
+        return s, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a_s: Tensor, a_y: Tensor) -> tuple[Tensor | None, ...]:
+        (s, y), field, leaves = ctx.saved_tensors, ctx.field, ctx.leaves
+        totals = [torch.zeros_like(leaf) for leaf in leaves]
+        for i in reversed(ctx.calls):
+            w = field.tableau.weights[i, :, :3].tolist()
+            on_s, on_y = _free(w)
+            before = on_s * s + on_y * y
+            d, pulled, *shares = pull(field.derivative(i, before), before, w[0][2] * a_s + w[1][2] * a_y, leaves)
+            (known, way) = (s, w[0]) if w[0][0] else (y, w[1])
+            s, y = (known - way[1] * before - way[2] * d) / way[0], before
+            a_s, a_y = w[0][0] * a_s + w[1][0] * a_y, w[0][1] * a_s + w[1][1] * a_y + pulled
+            for total, share in zip(totals, shares, strict=True):
+                total.add_(share)
+        return a_s, a_y, None, None, None, None, *totals
+
+
+def _free(w: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The weights on s' and y' that make y of them, without d or s."""
+    (_, b, e), (_, q, f) = w
+    return f / (f * b - e * q), -e / (f * b - e * q)
+
+
+def _undoable(tableau: Tableau) -> tuple[int, int]:
+    """The longest stretch of calls whose s and y can be found from what they lead to."""
+    first = best = (0, 0)
+    for i, w in enumerate(tableau.weights):
+        (a, b, e), (p, q, f) = w[:, :3].tolist()
+        alone = tableau.history == 1 and not w[:, 3:].any() and abs(f * a - e * p) <= 1e-12 * (abs(f * a) + abs(e * p))
+        first = (first[0], i + 1) if alone and f * b != e * q and (a or p) else (i + 1, i + 1)
+        best = max(best, first, key=lambda stretch: stretch[1] - stretch[0])
+    return best
+
+
+def finished(program_of: Tableau, model: Model, s: Tensor, y: Tensor, key: Key) -> Executor:
+    """An executor at the end of a run with that result."""
+    end = y.detach()
+    state = State(program_of.nfe, end if s is y else s.detach(), end, (), key)
+    return Executor(bind(program_of, model), None, key, state=state)

@@ -1,0 +1,40 @@
+"""Where the steps go."""
+
+from diffsolve.common.registry import Registry
+from diffsolve.grids.base import CUT, Grid
+from diffsolve.grids.spaced import Spaced
+from diffsolve.grids.warps import Angle, Beta, Karras, Power, Shifted, Uniform, Warp
+
+__all__ = ["CUT", "Angle", "Beta", "Grid", "Karras", "Power", "Shifted", "Spaced", "Uniform", "Warp", "named", "names"]
+
+registry: Registry[Grid] = Registry(
+    "grid",
+    Grid,
+    {
+        "angle": Angle,
+        "beta": Beta,
+        "exponential": lambda: Uniform("lambda"),
+        "karras": Karras,
+        "leading": lambda offset=0: Spaced("leading", offset),
+        "linspace": lambda: Spaced("linspace"),
+        "polynomial": lambda power=2.0, variable="t": Power(variable, power),
+        "quadratic": lambda: Power("t", 2.0),
+        "shifted": lambda shift=3.0, variable="t": Shifted(variable, shift),
+        "trailing": lambda: Spaced("trailing"),
+        "uniform-lambda": lambda: Uniform("lambda"),
+        "uniform-rho": lambda: Uniform("rho"),
+        "uniform-t": lambda: Uniform("t"),
+        "uniform-theta": lambda: Uniform("theta"),
+        "uniform-u": lambda: Uniform("u"),
+    },
+)
+
+
+def named(grid: str | Grid) -> Grid:
+    """The grid of that name, as in `"karras(rho=5)"`; a `Grid` is returned as it is."""
+    return registry.resolve(grid)
+
+
+def names() -> list[str]:
+    """The names that `grid=` accepts."""
+    return registry.names()

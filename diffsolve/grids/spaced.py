@@ -1,0 +1,59 @@
+"""The spacings of tables of betas: leading, trailing, linspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffsolve.grids.base import Grid
+from diffsolve.paths import Path
+
+__all__ = ["Spaced"]
+
+
+@dataclass(frozen=True)
+class Spaced(Grid):
+    """The spacings of tables: n calls at rows of 0..T-1, then the end (Lin et al., 2305.08891, table 2).
+
+    leading:  0, m, 2m, .. with m = T // n, plus `offset`
+    trailing: T - 1, T - 1 - T/n, ..
+    linspace: n rows from 0 to T - 1, both included
+
+    Row T - 1 is the start, row 0 the last time before the end. A continuous clock is divided into T = 1000 rows
+    and not rounded. `leading` begins below the noise end, which is its known flaw.
+    """
+
+    spacing: str = "trailing"
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("leading", "trailing", "linspace"):
+            raise ValueError(f"spacing={self.spacing!r}: leading, trailing or linspace is accepted")
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int) or self.offset < 0:
+            raise ValueError(f"offset={self.offset!r}: an integer of at least 0 is accepted")
+        if self.offset and self.spacing != "leading":
+            raise ValueError(f"offset={self.offset!r}: only the leading spacing has an offset")
+
+    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+        end = path.t_data if stop is None else stop
+        count = round(start - end) if path.integer else 1000
+        if path.integer:
+            low = end + 1
+        else:
+            low = path.t_last if stop is None and path.t_last != end else end + (start - end) / count
+        if steps > count:
+            raise ValueError(f"steps={steps}: at most {count} are accepted, the rows from {start} to {end}")
+        i = np.arange(steps, 0, -1)
+        if self.spacing == "leading":
+            rows = (i - 1) * float(count // steps) + self.offset
+        elif self.spacing == "trailing":
+            rows = i * count / steps
+        else:
+            rows = np.linspace(0, count - 1, steps)[::-1] if steps > 1 else np.array([count - 1.0])
+        if path.integer:
+            rows = np.round(rows)
+        if self.spacing == "trailing":  # rounded before, as in the paper: halves go to the even side
+            rows = rows - 1
+        times = low + rows * ((start - low) / (count - 1) if count > 1 else 0.0)
+        return np.append(np.where(rows > count - 1 - 1e-9, start, times), end)

@@ -1,0 +1,60 @@
+"""What a density costs and is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from diffsolve.adaptive import Status
+from diffsolve.execute.results import Seed
+
+__all__ = ["DensityRun", "LogProb"]
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """Log-densities in nats, and what they cost; arrays of shape (B,)."""
+
+    value: Tensor
+    """(B,), float64: the log-density of each sample, differentiable if asked for."""
+    stderr: Tensor
+    """(B,), float64: its standard error by the spread of the trace's estimates: 0 if exact, NaN of one probe."""
+    latent: Tensor
+    """What the samples became at the noise end, or came from."""
+    nfe: np.ndarray
+    """Network calls of each sample."""
+    jvps: np.ndarray
+    """Jacobian-vector products of each sample."""
+    solver_error: np.ndarray
+    """What an adaptive solver believes its own error to be, at most; NaN for a fixed grid."""
+    status: tuple[Status, ...]
+    """How each sample's solve ended; the value is NaN where not at the end."""
+    stop: float
+    """The time on the path's clock at which the density is taken: the data end, or the early-stopping time."""
+    numbers: int
+    """D, the numbers of a sample."""
+
+    def bits_per_dim(self, bin_width: float = 2 / 256) -> Tensor:
+        """-log2 of the probability of a bin, per number: -value / (D ln 2) - log2(bin_width).
+
+        Args:
+            bin_width: of the integer values that were dequantised, in units of x: 2 / 256 for 8 bits in [-1, 1], which
+                adds 7, and 1 / 256 in [0, 1], which adds 8.
+        """
+        if not 0 < bin_width < math.inf:
+            raise ValueError(f"bin_width={bin_width!r}: a positive number is accepted")
+        return -self.value / (self.numbers * math.log(2)) - math.log2(bin_width)
+
+
+@dataclass(frozen=True)
+class DensityRun:
+    """What `solve` returns for `log_prob="model"`."""
+
+    x: Tensor
+    """The samples."""
+    log_prob: LogProb
+    """Their log-densities under the model, and what they cost."""
+    seed: Seed

@@ -1,0 +1,325 @@
+r"""The divergence of a network: the trace of its Jacobian J, exactly or by random directions.
+
+Every estimate here is made of m equally good ones, (n, m) for n samples: their mean is the trace, or an unbiased
+estimate of it, and their spread says how good. The directions are drawn once and kept along the whole path, so that an
+adaptive solver sees a smooth right-hand side.
+
+The variance of one estimate v^T J v is 2 (|S|^2 - sum S_ii^2) with Rademacher directions and 2 |S|^2 with Gaussian
+ones, where S is the symmetric part of J and |.| the Frobenius norm.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from diffsolve.common.registry import Registry
+from diffsolve.noise import Key, Stream
+
+__all__ = ["Deflated", "Exact", "HutchPP", "Hutchinson", "Trace", "named"]
+
+Network = Callable[[Tensor], Tensor]
+
+
+class Trace(ABC):
+    """How the trace is found."""
+
+    chunk: int
+    """The most directions in one forward pass: memory grows with it."""
+
+    @abstractmethod
+    def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
+        """(m, B, ..): what is drawn once for a whole path; None if nothing is."""
+
+    @abstractmethod
+    def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(net(x), (n, m) estimates of the trace in float64)."""
+
+    @abstractmethod
+    def count(self, numbers: int) -> int:
+        """Jacobian-vector products per network call, for so many numbers in a sample."""
+
+    @property
+    @abstractmethod
+    def estimates(self) -> int:
+        """m, the number of estimates."""
+
+    def stderr(self, values: Tensor, numbers: int) -> Tensor:
+        """The standard error of the mean of the estimates, (n, m), of traces for so many numbers in a sample."""
+        count = values.shape[1]
+        return values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+
+
+@dataclass(frozen=True)
+class Exact(Trace):
+    """sum_i e_i^T J e_i: as many Jacobian-vector products as a sample has numbers, `chunk` of them at a time."""
+
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        _check(chunk=self.chunk)
+
+    def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
+        return None
+
+    def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
+        numbers = x[0].numel() if len(x) else 0
+        out, trace = None, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for first in range(0, max(numbers, 1), self.chunk):
+            size = min(self.chunk, numbers - first)
+            # The i-th column of J for all samples at once: a direction is the same for every one of them.
+            basis = torch.zeros(size, numbers, dtype=x.dtype, device=x.device)
+            basis[torch.arange(size), torch.arange(first, first + size)] = 1
+            basis = basis.view(size, 1, *x.shape[1:]).expand(size, *x.shape)
+            out, pushed = _push(net, x, basis)
+            columns = pushed.reshape(size, len(x), numbers)[:, :, first : first + size]
+            trace = trace + columns.diagonal(dim1=0, dim2=2).double().sum(1)
+        assert out is not None
+        return out, trace[:, None]
+
+    def count(self, numbers: int) -> int:
+        return numbers
+
+    @property
+    def estimates(self) -> int:
+        return 1
+
+    def stderr(self, values: Tensor, numbers: int) -> Tensor:
+        return torch.zeros_like(values[:, 0])
+
+
+@dataclass(frozen=True)
+class Hutchinson(Trace):
+    """v^T J v for `probes` directions of independent numbers of mean 0 and variance 1.
+
+    Args:
+        probes: how many; the standard error falls with their root, and cannot be told from one.
+        kind: "rademacher", +1 or -1; "gaussian"; or "sphere", Gaussian directions scaled to length sqrt(D), which keeps
+            the estimate unbiased and takes the variance of the isotropic part of J away.
+        chunk: the most in one forward pass.
+
+    Sources: Hutchinson, Commun. Stat. Simul. 19 (1990); frozen along the path as in FFJORD, 1810.01367.
+    """
+
+    probes: int = 8
+    kind: str = "rademacher"
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        _check(probes=self.probes, chunk=self.chunk)
+        _check_kind(self.kind)
+
+    def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
+        return _draw(self.probes, self.kind, shape, key, like)
+
+    def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert directions is not None
+        out, pushed = _chunked(net, x, directions, self.chunk)
+        return out, _dot(directions, pushed).T
+
+    def count(self, numbers: int) -> int:
+        return self.probes
+
+    @property
+    def estimates(self) -> int:
+        return self.probes
+
+
+@dataclass(frozen=True)
+class HutchPP(Trace):
+    """Hutch++: the trace on the range of J S exactly, and Hutchinson's estimate on what is left.
+
+    With S of k = probes / 3 directions, Q an orthonormal basis of J S, and w one of k more, Gaussian and then projected
+    onto the complement of Q and scaled to length sqrt(D - k):
+
+        tr(Q^T J Q) + w^T J w
+
+    It pays where few eigenvalues make up most of J.
+
+    Args:
+        probes: Jacobian-vector products in all, a multiple of 3.
+
+    Source: Meyer, Musco, Musco and Woodruff, 2010.09649, algorithm 1.
+    """
+
+    probes: int = 12
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        _check(probes=self.probes, chunk=self.chunk)
+        if self.probes % 3:
+            raise ValueError(f"probes={self.probes!r}: a multiple of 3 is accepted")
+
+    def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
+        k, numbers = self.probes // 3, shape[1:].numel()
+        if k >= numbers:
+            raise ValueError(
+                f"probes={self.probes!r}: fewer than {3 * numbers} are accepted for {numbers} numbers a sample"
+            )
+        return _draw(2 * k, "gaussian", shape, key, like)
+
+    def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert directions is not None
+        sketch, v = directions.chunk(2)
+        out, pushed = _chunked(net, x, sketch, self.chunk)
+        # (n, D, k): the basis of each sample. It is not differentiated: any fixed one gives an unbiased estimate.
+        basis = torch.linalg.qr(pushed.detach().flatten(2).permute(1, 2, 0).double()).Q
+        q = basis.permute(2, 0, 1).to(x.dtype).reshape(sketch.shape)
+        flat = v.flatten(2).permute(1, 2, 0).double()
+        rest = flat - basis @ (basis.mT @ flat)
+        rest = rest * (rest.shape[1] - rest.shape[2]) ** 0.5 / rest.norm(dim=1, keepdim=True)
+        rest = rest.permute(2, 0, 1).to(x.dtype).reshape(v.shape)
+        both = torch.cat([q, rest])
+        _, moved = _chunked(net, x, both, self.chunk)
+        on_range, beyond = _dot(both, moved).chunk(2)
+        return out, (on_range.sum(0) + beyond).T
+
+    def count(self, numbers: int) -> int:
+        return self.probes
+
+    @property
+    def estimates(self) -> int:
+        return self.probes // 3
+
+
+@dataclass(frozen=True)
+class Deflated(Trace):
+    r"""Hutchinson's estimate with Rademacher directions, each relieved of the outliers that the others see in J.
+
+        e_j = v_j^T (J - B_j) v_j + tr B_j
+
+    is unbiased whatever B_j is, if it is made of the other directions V alone. It is a Nystrom approximation of
+    J - c I, from J V, which is there anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on the
+    span of V, and c the median of their values,
+
+        B_j = sum_i w_i g_i g_i^T,    g_i = (J - c I) V u_i,    w_i = d_i^5 / (d_i^6 + tau^6),
+
+    where tau is 5 times the median of |d_i|: what does not stand out of the bulk is left alone. So it is exact, to
+    rounding, for a multiple of the identity plus a few eigenvectors, fewer than about a third of the probes; it is
+    Hutchinson's estimate where nothing stands out, at the price of probes eigenvalue problems of size probes per sample
+    and call. B is not differentiated: gradients are those of Hutchinson's estimate.
+
+    Args:
+        probes: how many, at most the numbers of a sample; of fewer than 4 nothing can stand out.
+        chunk: the most in one forward pass.
+
+    Source: leaving one out, Epperly, Tropp and Webber, 2301.07825; the shift and the cut are of this library.
+    """
+
+    probes: int = 16
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        _check(probes=self.probes, chunk=self.chunk)
+
+    def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
+        numbers = shape[1:].numel()
+        if self.probes > numbers:
+            raise ValueError(f"probes={self.probes!r}: at most {numbers} are accepted for {numbers} numbers a sample")
+        return _draw(self.probes, "rademacher", shape, key, like)
+
+    def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert directions is not None
+        out, pushed = _chunked(net, x, directions, self.chunk)
+        found = _dot(directions, pushed).T
+        if self.probes > 3:
+            with torch.no_grad():
+                v, jv = (part.reshape(*part.shape[:2], -1).permute(1, 2, 0).double() for part in (directions, pushed))
+                found = found + _outliers(v.mT @ v, v.mT @ jv, jv.mT @ jv)
+        return out, found
+
+    def count(self, numbers: int) -> int:
+        return self.probes
+
+    @property
+    def estimates(self) -> int:
+        return self.probes
+
+
+registry: Registry[Trace] = Registry(
+    "trace", Trace, {"deflated": Deflated, "exact": Exact, "hutch++": HutchPP, "hutchinson": Hutchinson}
+)
+
+
+def named(trace: str | Trace) -> Trace:
+    """ "exact", "hutchinson(probes=16)", "hutch++", or a `Trace`, which is returned as it is."""
+    return registry.resolve(trace)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in ("rademacher", "gaussian", "sphere"):
+        raise ValueError(f"kind={kind!r}: 'rademacher', 'gaussian' or 'sphere' is accepted")
+
+
+def _draw(count: int, kind: str, shape: torch.Size, key: Key, like: Tensor) -> Tensor:
+    v = torch.empty(count, *shape, dtype=like.dtype, device=like.device)
+    for row in range(count):
+        key.normal(shape, row=row, stream=Stream.PROBE, out=v[row])
+    if kind == "rademacher":
+        return torch.where(v < 0, -1.0, 1.0).to(v)
+    if kind == "sphere":
+        v *= (shape[1:].numel() / _dot(v, v)).sqrt().to(v).view(*v.shape[:2], *[1] * (v.dim() - 2))
+    return v
+
+
+def _outliers(gram: Tensor, h: Tensor, squares: Tensor) -> Tensor:
+    """tr B_j - v_j^T B_j v_j of each direction j (n, m), from V^T V, V^T J V and (J V)^T J V; see `Deflated`."""
+    m = h.shape[1]
+    others = torch.tensor([[i for i in range(m) if i != j] for j in range(m)], device=h.device)
+    rows, columns = others[:, :, None], others[:, None]
+    gram_, h_, squares_ = (part[:, rows, columns] for part in (gram, h, squares))  # (n, m, m - 1, m - 1)
+    # Directions that depend on each other, as there are for few numbers, are no reason to fail.
+    ridge = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None, None]
+    inverse = torch.linalg.inv(torch.linalg.cholesky(gram_ + ridge * torch.eye(m - 1).to(gram)))
+    values, vectors = torch.linalg.eigh(inverse @ ((h_ + h_.mT) / 2) @ inverse.mT)
+    u = inverse.mT @ vectors
+    c = values.median(-1, keepdim=True).values
+    # |g|^2 below loses what is under 1e-16 of |J v|^2, so that the smallest d are not to be divided by.
+    size = (squares.diagonal(dim1=1, dim2=2).sum(1) / gram.diagonal(dim1=1, dim2=2).sum(1)).sqrt()[:, None, None]
+    size = size.clamp(min=1e-30)
+    d = (values - c) / size
+    tau = 5 * d.abs().median(-1, keepdim=True).values + 1e-6
+    weight = d**5 / (d**6 + tau**6) / size
+    c = c[..., None]
+    lengths = (u * ((squares_ - c * (h_ + h_.mT) + c * c * gram_) @ u)).sum(2)
+    each = torch.arange(m, device=h.device)[:, None]
+    across = ((h[:, each, others] - c[..., 0] * gram[:, each, others])[:, :, None] @ u)[:, :, 0]
+    found: Tensor = (weight * (lengths - across.square())).sum(-1)
+    return found
+
+
+def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """(net(x), J v) for directions v of shape (m, n, ..); the network itself is run once."""
+
+    def along(v: Tensor) -> tuple[Tensor, Tensor]:
+        out, pushed = jvp(net, (x,), (v,))[:2]
+        return out, pushed
+
+    found: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
+    return found
+
+
+def _chunked(net: Network, x: Tensor, directions: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    out, parts = None, []
+    for piece in torch.split(directions, chunk):
+        out, pushed = _push(net, x, piece)
+        parts.append(pushed)
+    assert out is not None
+    return out, parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(m, n) inner products over each sample's numbers, summed in float64."""
+    return (a * b).flatten(2).double().sum(2) if a.dim() > 2 else (a * b).double()

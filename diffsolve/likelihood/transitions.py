@@ -1,0 +1,101 @@
+r"""Log-probabilities of a stochastic run: what policy-gradient training of a sampler needs.
+
+A row of a tableau that adds noise is a Gaussian transition from all network inputs so far to the next,
+
+    p(y_{i+1} | y_0 .. y_i) = N(mean_i, w_i^2),
+    log p = -|y_{i+1} - mean_i|^2 / (2 w_i^2) - n log w_i - (n / 2) log 2 pi,
+
+with w_i the weight of the row's noise in y and n the elements of a sample. A row without noise is a function of what
+was before, and counts 0. The sum over rows is the log-density of the path of network inputs, which is
+what DDPO (Black et al., 2305.13301, eq. 4) and Flow-GRPO (Liu et al., 2505.05470) differentiate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.common.tensors import normal_log_density
+from diffsolve.execute import bind, conversion
+from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
+from diffsolve.tableau import Tableau
+
+__all__ = ["transition_log_prob"]
+
+
+def transition_log_prob(
+    model: Model,
+    trajectory: Tensor,
+    tableau: Tableau,
+    *,
+    rows: Sequence[int] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    guidance: float | Guidance | None = None,
+) -> Tensor:
+    """log p(y_{i+1} | y_0 .. y_i) of a stored run, again and with gradients.
+
+        run = ds.solve(model, shape, solver="ddim(eta=1.0)", steps=10, seed=0, trajectory="calls", log_prob=True)
+        now = ds.transition_log_prob(model, run.trajectory, run.tableau)      # == run.log_prob, with gradients
+        ratio = (now - run.log_prob).exp()
+
+    The trajectory is data: gradients go to the network's parameters (and to tensors in `cond`), through the
+    predictions that a row uses, those of a multistep history included.
+
+    Args:
+        trajectory: (N + 1, B, ...), every network input and the result: `Run.trajectory` of `trajectory="calls"`.
+        tableau: `Run.tableau`.
+        rows: only these rows, in rising order. The network is called for them and for what they depend on: for
+            nothing else by methods of one call and no history, for all rows before them by others.
+        cond, guidance: as in `solve`.
+
+    Returns:
+        (N, B), or (len(rows), B): 0 in rows without noise.
+
+    Raises:
+        ValueError: if the trajectory has not N + 1 states, or a row does not exist.
+    """
+    n = tableau.nfe
+    if not isinstance(trajectory, Tensor) or len(trajectory) != n + 1 or trajectory.dim() < 2:
+        shape = tuple(trajectory.shape) if isinstance(trajectory, Tensor) else type(trajectory).__name__
+        raise ValueError(f"trajectory={shape}: the {n + 1} network inputs that trajectory='calls' keeps are accepted")
+    wanted = list(range(n)) if rows is None else list(rows)
+    if not all(isinstance(i, int) and 0 <= i < n for i in wanted) or wanted != sorted(set(wanted)):
+        raise ValueError(f"rows={rows!r}: rising numbers from 0 to {n - 1} are accepted")
+    bind(tableau, model)  # its errors
+    network, at = Guidance.of(guidance).around(model, tableau), model.path.nodes(tableau.calls[:, 0])
+    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, at)
+    scale = model.input_scale(at)
+    device, dtype = trajectory.device, trajectory.dtype
+    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy())).to(device, model.time_dtype(dtype))
+
+    alone = tableau.history == 1 and bool((tableau.weights[:, 0] == tableau.weights[:, 1]).all())
+    s = trajectory[0]
+    history: list[Tensor] = []
+    found: list[Tensor] = []
+    for i in wanted if alone else range(max(wanted, default=-1) + 1):
+        y, after = trajectory[i], trajectory[i + 1]
+        out = network(i, y if scale is None else y * float(scale[i]), told[i].expand(len(y)), cond or {})
+        history = [float(p[i]) * y + float(q[i]) * out.to(dtype), *history[: tableau.history - 1]]
+        live = [y if alone else s, y, *history]
+        on_s, on_y = tableau.weights[i]
+        if on_s[-1] and not on_y[-1]:
+            raise ValueError(f"tableau={tableau.solver!r}: the noise of call {i} is not seen in its next network input")
+        mean, std = _combined(on_y, live), float(on_y[-1])
+        z = (after - mean) / std if std else torch.zeros_like(after)
+        s = _combined(on_s, live) + float(on_s[-1]) * z
+        if i in wanted:
+            found.append(normal_log_density(z, std) if std else normal_log_density(z, 1.0) * 0)
+    return torch.stack(found) if found else trajectory.new_zeros(0, trajectory.shape[1])
+
+
+def _combined(weights: np.ndarray, live: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(live[0])
+    for weight, tensor in zip(weights[:-1].tolist(), live, strict=False):
+        if weight:
+            total = total + weight * tensor
+    return total

@@ -1,0 +1,105 @@
+"""Models from what a user has in hand: a bare network, or another library's object that knows its own path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsolve.models.model import CLOCKS, Clock, Model, check_prediction, first_parameter
+from diffsolve.paths import Path
+from diffsolve.paths import named as path_named
+
+__all__ = ["ADAPTERS", "Adapter", "adapt", "as_model", "register_adapter"]
+
+Adapter = Callable[[Any], "Model | None"]
+"""The Model that an object is, or None for an object that the adapter does not know."""
+
+ADAPTERS: list[Adapter] = []
+"""What `as_model` asks, in order; `diffsolve.integrations` fills it, and so may other packages."""
+
+
+def register_adapter(adapter: Adapter) -> Adapter:
+    """Let `ds.adapt` and every function that takes a model recognise objects of another library.
+
+    @ds.models.register_adapter
+    def mine(thing):
+        return ds.adapt(thing.net, "edm", "denoised") if isinstance(thing, MyDenoiser) else None
+    """
+    if not callable(adapter):
+        raise TypeError(f"adapter={adapter!r}: a function of one object is accepted")
+    if adapter not in ADAPTERS:
+        ADAPTERS.append(adapter)
+    return adapter
+
+
+def adapt(
+    net: Callable[..., Tensor],
+    path: str | Path | None = None,
+    predicts: str | None = None,
+    *,
+    clock: str | Clock = "t",
+    sigma_data: float = 0.5,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Make any callable `net(x, t, **cond)` a Model that `ds.sample` accepts.
+
+    Args:
+        net: gets x of the state's shape and the clock as a float tensor of shape (B,) on x's device, and
+            returns a tensor of x's shape. It must not write to x. Alone, without path and predicts, an object that
+            knows them: a diffusers pipeline, a k-diffusion denoiser, a network of the EDM code base, a flow_matching
+            `ModelWrapper`; see `diffsolve.integrations`.
+        path: the Gaussian path it was trained on: a name such as "condot", "edm", "ddpm", or a `ds.paths` object.
+        predicts: "noise", "denoised", "score", "velocity" (dx/dt along the path's own clock), "v" (Salimans and
+            Ho) or "edm" (the raw output of an EDM network, which sees x scaled by c_in and the clock c_noise).
+        clock: what the network is told; a name in `diffsolve.models.CLOCKS` or a function of the path's t
+            (float64). The default is t itself, or c_noise for a raw EDM network.
+        sigma_data: the data's standard deviation, which a raw EDM network was scaled by.
+        dtype: the dtype of x that the network wants. By default that of its first floating parameter, or,
+            without parameters, the state's. Times are never rounded to half precision.
+    """
+    if path is None and predicts is None:
+        if clock != "t" or sigma_data != 0.5 or dtype is not None:
+            raise ValueError(
+                f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}: they need path and predicts"
+            )
+        return as_model(net)
+    if not callable(net):
+        raise TypeError(f"net={net!r}: a callable net(x, t, **cond) is accepted")
+    if path is None or predicts is None:
+        raise TypeError(f"path={path!r}, predicts={predicts!r}: both are accepted, or neither of a known object")
+    check_prediction("predicts", predicts)
+    if isinstance(clock, str) and clock not in CLOCKS:
+        raise ValueError(f"clock={clock!r} is unknown; accepted: {', '.join(CLOCKS)}, or a function of t")
+    if not isinstance(clock, str) and not callable(clock):
+        raise TypeError(f"clock={clock!r}: a name or a function of t is accepted")
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data={sigma_data!r}: a positive number is accepted")
+    if dtype is None:
+        parameter = first_parameter(net)
+        dtype = None if parameter is None else parameter.dtype
+    elif not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype={dtype!r}: a floating torch.dtype is accepted")
+    if predicts == "edm" and clock == "t":
+        clock = "c_noise"
+    return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype)
+
+
+def as_model(model: object) -> Model:
+    """A Model as it is, or what an object of another library is as one.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(model, Model):
+        return model
+    for adapter in ADAPTERS:
+        found = adapter(model)
+        if found is not None:
+            return found
+    raise TypeError(
+        f"model={type(model).__name__}: a Model is accepted (ds.adapt(net, path, predicts) makes one), a diffusers "
+        "pipeline, a k-diffusion denoiser, a network of the EDM code base or a flow_matching ModelWrapper"
+    )

@@ -1,0 +1,123 @@
+"""Classifier-free guidance: two outputs of the network, combined before the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.kernels import Guided
+from diffsolve.models.model import Model
+from diffsolve.tableau import Tableau
+
+__all__ = ["Guidance", "picked"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """out = uncond + scale (cond - uncond) (Ho and Salimans, 2207.12598; there w = scale - 1).
+
+    Every prediction is linear in the network's output at given x, so this is the same whatever the network predicts.
+    A guided step evaluates the network twice but counts as one call; where the scale is 1 it is evaluated once.
+
+    Args:
+        scale: 1 is no guidance.
+        uncond: the keyword arguments of the unconditional call; none by default.
+        interval: (low, high) of rho = sigma / alpha outside of which there is no guidance (Kynkaanniemi et al.,
+            2404.07724).
+        batched: evaluate both in one call of twice the batch; needs arguments that are tensors with the batch first,
+            the same ones in both.
+        rescale: phi in [0, 1]: bring the output that far back to the standard deviation of the conditional one, sample
+            by sample (Lin et al., 2305.08891, section 3.4).
+    """
+
+    scale: float
+    uncond: Mapping[str, Any] = field(default_factory=dict)
+    interval: tuple[float, float] = (0.0, math.inf)
+    batched: bool = False
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale!r}: a finite number is accepted")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale={self.rescale!r}: a number from 0 to 1 is accepted")
+        if not isinstance(self.uncond, Mapping):
+            raise TypeError(f"uncond={self.uncond!r}: a mapping of the network's keyword arguments is accepted")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval={self.interval!r}: two noise levels, 0 <= low < high, are accepted")
+
+    @staticmethod
+    def of(value: float | Guidance | None) -> Guidance:
+        """What `guidance=` means: a scale, a Guidance, or none."""
+        return value if isinstance(value, Guidance) else Guidance(1.0 if value is None else value)
+
+    def active(self, tableau: Tableau) -> list[bool]:
+        """Which calls of a run are guided."""
+        with np.errstate(divide="ignore"):
+            rho = tableau.calls[:, 2] / tableau.calls[:, 1]
+        low, high = self.interval
+        active: list[bool] = ((rho >= low) & (rho <= high) & (self.scale != 1)).tolist()
+        return active
+
+    def outputs(self, model: Model, tableau: Tableau) -> Callable[..., Tensor | Guided]:
+        """The guided network of a run: (number of the call, x, clock, cond) -> output, or both outputs, not yet one.
+
+        The unconditional arguments may be given after cond, in place of `uncond`.
+        """
+        guided = self.active(tableau)
+
+        def call(
+            i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any] = self.uncond
+        ) -> Tensor | Guided:
+            if not guided[i]:
+                return model.call(x, told, cond)
+            return Guided(*self.pair(model, x, told, cond, uncond), self.scale, self.rescale)
+
+        return call
+
+    def around(self, model: Model, tableau: Tableau) -> Callable[..., Tensor]:
+        """The same with the two outputs made one."""
+        outputs = self.outputs(model, tableau)
+
+        def call(*given: Any) -> Tensor:
+            out = outputs(*given)
+            return out if isinstance(out, Tensor) else out.tensor()
+
+        return call
+
+    def pair(
+        self, model: Model, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The network's outputs with and without the condition."""
+        if not self.batched:
+            return model.call(x, told, cond), model.call(x, told, uncond)
+        both = {name: torch.cat([cond[name], uncond[name]]) for name in _same_names(cond, uncond)}
+        with_, without = model.call(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
+        return with_, without
+
+
+def _same_names(cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> set[str]:
+    if cond.keys() != uncond.keys():
+        raise ValueError(f"uncond={sorted(uncond)}: batched guidance needs the arguments of cond={sorted(cond)}")
+    return set(cond)
+
+
+def picked(value: Any, sample: Tensor, size: int) -> Any:
+    """Conditioning arguments for some of a batch of `size`.
+
+    A tensor (in mappings, lists and tuples too) whose first dimension is the batch size has one entry per sample, and
+    those of `sample` are picked; all else is passed on unchanged.
+    """
+    if isinstance(value, Tensor):
+        return value[sample.to(value.device)] if value.dim() > 0 and len(value) == size else value
+    if isinstance(value, Mapping):
+        return {name: picked(part, sample, size) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(picked(part, sample, size) for part in value)
+    return value

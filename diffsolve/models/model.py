@@ -1,0 +1,189 @@
+"""Any network becomes a `Model`: a callable, the path it was trained on, and what its output means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsolve.paths import Path, Position
+from diffsolve.tableau.frames import PREDICTIONS, convert
+
+__all__ = ["CLOCKS", "Clock", "Model", "check_prediction", "first_parameter", "undetermined"]
+
+Clock = Callable[[Tensor], Tensor]
+
+CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+    "t": lambda path, t: t,
+    "1-t": lambda path, t: 1 - t,
+    "1000t": lambda path, t: 1000 * t,
+    "index": lambda path, t: t.round(),
+    "sigma": lambda path, t: path.sigma(t),
+    "rho": lambda path, t: path.rho(t),
+    "c_noise": lambda path, t: path.rho(t).log() / 4,
+    "lambda": lambda path, t: path.lam(t),
+}
+"""What the network may want to be told instead of the path's clock t:
+
+1-t      the clock in the other direction          1000t    thousands, as diffusers' flow models
+index    t rounded to a row of the table           sigma    the weight of the noise
+rho      sigma / alpha: k-diffusion's sigma        c_noise  log(rho) / 4, as raw EDM networks
+lambda   log(alpha / sigma)
+"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its path and prediction; `adapt` makes one. Immutable and hashable.
+
+    The network is called as `net(x, c, **cond)`, with c of shape (B,): the clock of each sample.
+    """
+
+    net: Callable[..., Tensor]
+    path: Path
+    predicts: str
+    clock: str | Clock
+    sigma_data: float
+    dtype: torch.dtype | None
+    """The dtype that the network wants x in; None for whatever the state has."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's first parameter lives; the CPU for a network without parameters."""
+        parameter = first_parameter(self.net)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def coefficients(self, p: Position) -> tuple[Any, Any]:
+        """(a, b) of what the network predicts at p: a x_0 + b eps."""
+        return PREDICTIONS[self.predicts](p, self.sigma_data)
+
+    def determined(self, t: float) -> bool:
+        """Whether the network may be called at t, and its output there gives the data and the noise both."""
+        if t == self.path.t_data and self.path.t_last != self.path.t_data:
+            return False
+        p = self.path.nodes(np.array([t]))
+        with np.errstate(all="ignore"):
+            a, b = self.coefficients(p)
+            det = p.alpha * b - p.sigma * a
+        return bool(np.isfinite(det).all() and (det != 0).all())
+
+    def told(self, t: Tensor) -> Tensor:
+        """The network's clock, float64, at the path's times t."""
+        if not isinstance(self.clock, str):
+            return torch.as_tensor(self.clock(t), dtype=torch.float64)
+        return CLOCKS[self.clock](self.path, t)
+
+    def input_scale(self, p: Position) -> Any:
+        """What x is multiplied by before the network: c_in / alpha for a raw EDM network, else None."""
+        if self.predicts != "edm":
+            return None
+        return (p.sigma**2 + (self.sigma_data * p.alpha) ** 2) ** -0.5
+
+    def time_dtype(self, state: torch.dtype) -> torch.dtype:
+        """Times reach the network in float32, or float64 where it computes in that; never in half precision."""
+        return torch.float64 if (self.dtype or state) == torch.float64 else torch.float32
+
+    def __call__(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """The network's output at x and the path's times t (one for all samples, or one each)."""
+        t = _times(t, x)
+        scale = self.input_scale(self.path.at(t))
+        if scale is not None:
+            x = x * _like(scale, x)
+        return self.call(x, self.told(t).to(x.device, self.time_dtype(x.dtype)), cond)
+
+    def call(self, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The bare network at an input already scaled and a clock already told; the output is checked for shape."""
+        out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), told, **cond)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"net returned {type(out).__name__}: a tensor of shape {tuple(x.shape)} is accepted")
+        if out.shape != x.shape:
+            raise ValueError(f"net returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}: they must agree")
+        if not out.is_floating_point():
+            raise TypeError(f"net returned dtype {out.dtype}: a floating dtype is accepted")
+        return out
+
+    def predict(self, what: str, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """The network's prediction as another: `what` is one of `diffsolve.tableau.frames.PREDICTIONS`.
+
+        Raises:
+            ValueError: where the network does not determine it: at alpha = 0 noise does not give the denoised,
+                at sigma = 0 the denoised does not give the noise.
+        """
+        check_prediction("what", what)
+        t = _times(t, x)
+        out = self(x, t, **cond)
+        if what == self.predicts:
+            return out
+        p = self.path.at(t)
+        on_x, on_out = convert(PREDICTIONS[what](p, self.sigma_data), self.coefficients(p), p.alpha, p.sigma)
+        if not bool((on_x.isfinite() & on_out.isfinite()).all()):
+            raise undetermined(self.predicts, what, t)
+        return _like(on_x, x) * x + _like(on_out, x) * out
+
+    def denoised(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """E[x_0 | x_t = x]."""
+        return self.predict("denoised", x, t, **cond)
+
+    def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """E[eps | x_t = x]."""
+        return self.predict("noise", x, t, **cond)
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """grad log p_t(x)."""
+        return self.predict("score", x, t, **cond)
+
+    def velocity(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """dx/dt of the probability-flow ODE on the path's clock."""
+        return self.predict("velocity", x, t, **cond)
+
+    def as_ode(self, **cond: Any) -> nn.Module:
+        """dx/dt as a module f(t, x) for `torchdiffeq.odeint` and `odeint_adjoint`, in either direction."""
+        module: nn.Module = _integration("torchdiffeq").ODE(self, cond)
+        return module
+
+    def as_sde(self, tau: float = 1.0, **options: Any) -> nn.Module:
+        """The SDE with this path's marginals, for `torchsde.sdeint`: see `diffsolve.integrations.torchsde.SDE`."""
+        module: nn.Module = _integration("torchsde").SDE(self, tau, **options)
+        return module
+
+
+def _integration(name: str) -> Any:
+    """A module of `diffsolve.integrations`, which stand above the models: looked up when it is asked for."""
+    return import_module(f"diffsolve.integrations.{name}")
+
+
+def undetermined(source: str, target: str, t: Any) -> ValueError:
+    """The error for a conversion that an end of the path does not allow."""
+    return ValueError(
+        f"a network that predicts {source!r} does not determine {target!r} at t={np.ravel(t).tolist()[:4]}: at "
+        "alpha = 0 noise says nothing of the data, and at sigma = 0 the data says nothing of noise or score. Start "
+        "or stop short of that end, or use a network that predicts 'v' or 'velocity'"
+    )
+
+
+def check_prediction(argument: str, name: str) -> None:
+    if name not in PREDICTIONS:
+        raise ValueError(f"{argument}={name!r} is unknown; accepted: {', '.join(PREDICTIONS)}")
+
+
+def first_parameter(net: object) -> Tensor | None:
+    if not isinstance(net, nn.Module):
+        return None
+    return next((p for p in net.parameters() if p.is_floating_point()), None)
+
+
+def _times(t: float | Tensor, x: Tensor) -> Tensor:
+    times = torch.as_tensor(t, dtype=torch.float64)
+    if times.dim() > 1 or (times.dim() == 1 and len(times) not in (1, len(x))):
+        raise ValueError(f"t has shape {tuple(times.shape)}: () or ({len(x)},) is accepted for a batch of {len(x)}")
+    return times.expand(len(x))
+
+
+def _like(weight: Tensor, x: Tensor) -> Tensor:
+    """Per-sample weights, to be multiplied with x."""
+    return weight.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,249 @@
+"""The tableau: a run of a solver, written down as weights before the network is called once.
+
+A general linear method with one row per network call (i = 0..N-1):
+
+    entry:  [s, y_0] = entry @ [x, z]
+    d_i     = a_i x_0 + b_i eps                      from the network at (y_i, t_i), see `frames.convert`
+    [s', y_{i+1}] = weights[i] @ [s, y_i, d_i, d_{i-1}, .., d_{i-K+1}, z_i]
+
+s is the state, y the next network input (in the end, the result), z standard normals. K is the history.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from diffsolve.paths import Position
+from diffsolve.tableau.frames import FRAMES
+
+__all__ = ["DRIFT", "Tableau"]
+
+FORMAT = "diffsolve.tableau/1"
+DRIFT = "drift"
+"""In the place of a frame: d is the drift of an SDE on the path's clock, c = 1, v = t."""
+_STEPS = {**FRAMES, DRIFT: FRAMES["native"]}
+
+
+@dataclass(frozen=True, eq=False)
+class Tableau:
+    """An immutable run of a solver. Arrays are float64 and read-only; equality is bit for bit.
+
+    Raises:
+        ValueError: when built, if shapes disagree or the weights are not exact for a constant prediction.
+    """
+
+    solver: str
+    """What wrote it, as text."""
+    path: str
+    """The path it was written for, as text."""
+    order: int
+    """The order of convergence declared for it."""
+    grid: np.ndarray
+    """(n + 1, 3): t, alpha, sigma of the nodes."""
+    calls: np.ndarray
+    """(N, 3): t, alpha, sigma at which the network is called."""
+    frame: tuple[str, ...]
+    """The frame whose derivative d_i is, per call."""
+    d: np.ndarray
+    """(N, 2): a_i, b_i."""
+    node: np.ndarray
+    """(N,): the grid node that y stands at after the row, or -1 between nodes."""
+    entry: np.ndarray
+    """(2, 2): s and y_0 from x and z."""
+    weights: np.ndarray
+    """(N, 2, K + 3): s' and y' from s, y, d_i .. d_{i-K+1}, z."""
+    clock: np.ndarray
+    """(N, 2): (q, q') where a row's z is the increment of one Brownian motion from clock q to q', over sqrt(q' - q);
+    (0, 0) for a z of its own."""
+
+    def __post_init__(self) -> None:
+        for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
+                            ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2))):  # fmt: skip
+            array = np.array(getattr(self, name), dtype=np.int64 if name == "node" else np.float64)
+            if array.ndim != len(shape) or any(
+                want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
+            ):
+                raise ValueError(f"{name} has shape {array.shape}; {shape} is needed for {self.nfe} calls")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        if self.nfe == 0 or len(self.grid) < 2 or self.history < 1:
+            raise ValueError(
+                "a tableau needs a call, two nodes and a history of 1; "
+                f"got {self.nfe}, {len(self.grid)}, {self.history}"
+            )
+        if len(self.frame) != self.nfe or not set(self.frame) <= {*FRAMES, DRIFT}:
+            known = ", ".join([*FRAMES, DRIFT])
+            raise ValueError(f"frame={self.frame!r}: one of {known} is needed for each of {self.nfe} calls")
+        self.check()
+
+    @property
+    def nfe(self) -> int:
+        """The number of network calls."""
+        return len(self.calls)
+
+    @property
+    def steps(self) -> int:
+        """The number of grid intervals."""
+        return len(self.grid) - 1
+
+    @property
+    def history(self) -> int:
+        """K, the number of predictions that a row may use."""
+        return int(np.shape(self.weights)[2]) - 3
+
+    @property
+    def times(self) -> np.ndarray:
+        """(n + 1,): the grid on the path's clock."""
+        return self.grid[:, 0]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise enters after the start."""
+        return bool(self.entry[:, 1].any() or self.weights[:, :, -1].any())
+
+    def check(self, tolerance: float = 1e-9) -> None:
+        """That every network input and the result are exact for a constant d, frame by frame.
+
+        In a stretch of calls of one frame, z = x / c must move by (v_t - v_s) d; where the frame changes, or noise
+        was added, the state alone is handed on. A stochastic tableau in frames that are exact for a point mass is
+        held to its mean too, y = alpha x_0.
+
+        Raises:
+            ValueError: naming the first call whose input is wrong by more than `tolerance`, and what the clock's own
+                rounding is worth near sigma = 0.
+        """
+        sigma = np.append(self.calls[:, 2], self.grid[-1, 2])
+        # Near the data a clock like 1 - sigma does not tell positions apart that a step in lambda does.
+        allowed = tolerance + 2.0**-51 * np.maximum.accumulate(1 / np.where(sigma > 0, sigma, 1.0))
+        traces = [self._trace_constant()]
+        if self.stochastic and set(self.frame) <= {"denoised", "noise", "straight"}:
+            traces.append(self._trace_mean())
+        for found, wanted, size in traces:
+            # Relative to the largest term summed so far: far extrapolation has huge weights that cancel.
+            error = np.abs(found - wanted).max(-1) / np.maximum(1, np.maximum.accumulate(size))
+            bad = ~(error <= allowed)
+            if bad.any():
+                i = int(np.flatnonzero(bad)[0])
+                what = "the result" if i == self.nfe else f"the input of call {i}"
+                raise ValueError(f"weights of {self.solver}: {what} is off by {error[i]:.3g} for a constant prediction")
+
+    def _trace_constant(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every y, what it should be, and the size of the terms: vectors over x, d, d of the next frame, .."""
+        stretch = np.cumsum([0] + [f != g for f, g in zip(self.frame, self.frame[1:], strict=False)])
+        points = [_position(row) for row in (*self.calls, self.grid[-1])]
+        wanted = np.zeros((self.nfe + 1, stretch[-1] + 2))
+        anchor, start = wanted[0].copy(), points[0]
+        anchor[0] = self.entry[1, 0]
+        wanted[0] = anchor
+        d = np.eye(len(anchor))[1 + stretch]
+        found, size = self._propagate(self.entry[:, :1] * np.eye(len(anchor))[0], d)
+        for i, frame in enumerate(self.frame):
+            if i and frame != self.frame[i - 1]:
+                anchor, start = found[i], points[i]
+            if self.weights[i, 1, -1] and frame != DRIFT:  # noise was added beyond the end of a stretch
+                wanted[i + 1] = anchor = found[i + 1]
+                start = points[i + 1]
+                continue
+            ratio, gain = _STEPS[frame].step(start, points[i + 1])
+            wanted[i + 1] = ratio * anchor
+            wanted[i + 1, 1 + stretch[i]] += gain
+        return found, wanted, size
+
+    def _trace_mean(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same for a point mass at x_0 = 1: the mean of y is alpha."""
+        found, size = self._propagate(self.entry[:, :1] * self.grid[0, 1], self.d[:, :1])
+        return found, np.append(self.calls[:, 1], self.grid[-1, 1])[:, None], size
+
+    def _propagate(self, start: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every y, and the largest sum of absolute terms of each row, for given vectors s and y_0, d_i and no noise."""
+        inputs = np.zeros((self.history + 3, start.shape[1]))
+        inputs[:2] = start
+        found, size = np.empty((self.nfe + 1, start.shape[1])), np.ones(self.nfe + 1)
+        found[0] = start[1]
+        for i, weights in enumerate(self.weights):
+            inputs[3:-1] = inputs[2:-2].copy()
+            inputs[2] = d[i]
+            size[i + 1] = (np.abs(weights) @ np.abs(inputs)).max()
+            inputs[:2] = weights @ inputs
+            found[i + 1] = inputs[1]
+        return found, size
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tableau):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.solver, self.path, self.weights.tobytes(), self.calls.tobytes()))
+
+    def to_json(self) -> str:
+        """The tableau as JSON text; floats survive bit for bit."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
+        return json.dumps({"format": FORMAT, **plain})
+
+    @classmethod
+    def from_json(cls, text: str) -> Tableau:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: if the text is not such a tableau.
+        """
+        try:
+            plain: dict[str, Any] = json.loads(text)
+            if plain.pop("format") != FORMAT:
+                raise KeyError("format")
+            return cls(**{**plain, "frame": tuple(plain["frame"])})
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a {FORMAT} file: {error!r}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tableau as JSON: the whole file or none of it."""
+        target = FilePath(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(self.to_json())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tableau:
+        """Read what `save` wrote."""
+        return cls.from_json(FilePath(path).read_text())
+
+    def __str__(self) -> str:
+        frames = ", ".join(dict.fromkeys(self.frame))
+        head = (
+            f"{self.solver} on {self.path}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
+            f"history {self.history}, d = {frames}"
+        )
+        columns = ["s", "y", "d", *(f"d-{j}" for j in range(1, self.history)), "z"]
+        lines = [
+            head,
+            f"{'call':>4} {'t':>11} {'alpha':>9} {'sigma':>9}    " + "".join(f"{c:>11}" for c in columns),
+        ]
+        for i, (t, alpha, sigma) in enumerate(self.calls):
+            s, y = self.weights[i]
+            lines.append(f"{i:4d} {t:11.6g} {alpha:9.5g} {sigma:9.5g} y' " + _cells(y))
+            if not np.array_equal(s, y):
+                lines.append(f"{'':36} s' " + _cells(s))
+        t, alpha, sigma = self.grid[-1]
+        return "\n".join([*lines, f" end {t:11.6g} {alpha:9.5g} {sigma:9.5g}"])
+
+
+def _position(row: np.ndarray) -> Position:
+    t, alpha, sigma = row
+    return Position(t, alpha, sigma, math.nan, math.nan)
+
+
+def _cells(weights: np.ndarray) -> str:
+    return "".join(f"{w:11.5g}" if w else f"{'.':>11}" for w in weights)

@@ -1,0 +1,114 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from support import PATHS
+
+import diffsolve as ds
+from diffsolve import grids, paths
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("grid", grids.names())
+def test_any_grid_on_any_path(path, grid):
+    path, grid = paths.named(path), grids.named(grid)
+    for steps in [*range(1, 31), 100]:
+        t = grid(path, steps)
+        assert t.shape == (steps + 1,)
+        assert (np.diff(t) * math.copysign(1, path.t_data - path.t_noise) > 0).all()
+        assert t[-1] == path.t_data
+        assert t[0] == path.t_noise or getattr(grid, "spacing", "") == "leading"
+        if steps > 2 and path.t_last != path.t_data and not isinstance(grid, grids.Spaced):
+            assert t[-2] == path.t_last
+        assert np.array_equal(t, grid(path, steps))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("grid", grids.names())
+def test_part_of_the_way(path, grid):
+    path, grid = paths.named(path), grids.named(grid)
+    start, stop = (path.t_noise + w * (path.t_last - path.t_noise) for w in (0.3, 0.8))
+    if path.integer:
+        start, stop = round(start), round(stop)
+    for steps in (1, 2, 7):
+        t = grid(path, steps, start=start, stop=stop)
+        assert t.shape == (steps + 1,)
+        assert t[-1] == stop
+        assert t[0] == start or getattr(grid, "spacing", "") == "leading"
+
+
+def test_formulas():
+    edm, i = paths.EDM(), np.arange(8)
+    karras = (80 ** (1 / 7) + i / 7 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(grids.named("karras")(edm, 8), [*karras, 0], rtol=1e-12)
+    exponential = np.exp(np.linspace(math.log(80), math.log(0.002), 8))
+    np.testing.assert_allclose(grids.named("exponential")(edm, 8), [*exponential, 0], rtol=1e-12)
+    np.testing.assert_allclose(grids.named("uniform-t")(paths.CondOT(), 4), [0, 0.25, 0.5, 0.75, 1])
+    s = np.linspace(1, 0, 9)
+    flow = paths.Rectified(shift=3.0)
+    np.testing.assert_allclose(grids.named(flow.grid)(flow, 8), 3 * s / (1 + 2 * s), atol=1e-15)
+    np.testing.assert_allclose(grids.named("quadratic")(flow, 8), s**2, atol=1e-15)
+    theta = np.arctan2(*(f(grids.named("uniform-theta")(edm, 9, stop=0.002)).numpy() for f in (edm.sigma, edm.alpha)))
+    np.testing.assert_allclose(np.diff(theta), np.diff(theta)[0], rtol=1e-9)
+
+
+def test_spacings_of_a_table():
+    path = paths.named("ddpm")
+    assert grids.named("trailing")(path, 4).tolist() == [999, 749, 499, 249, -1]
+    assert grids.named("leading")(path, 4).tolist() == [750, 500, 250, 0, -1]
+    assert grids.named("leading(offset=1)")(path, 4).tolist() == [751, 501, 251, 1, -1]
+    assert grids.named("linspace")(path, 4).tolist() == [999, 666, 333, 0, -1]
+    assert grids.named("trailing")(path, 1000).tolist() == list(range(999, -2, -1))
+    assert all(float(t).is_integer() for n in range(1, 101) for t in grids.named("trailing")(path, n))
+
+
+def test_own_times_are_used_bit_for_bit(mixture):
+    times = [80.0, 10.0, 1.0 / 3.0, 0.0]
+    for grid in (times, tuple(times), np.array(times), torch.tensor(times, dtype=torch.float64)):
+        tableau = ds.plan("edm", "euler", grid=grid)
+        assert tableau.times.tolist() == times
+    assert ds.plan("edm", "euler", grid=times, steps=3).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: grids.named("karas"), r"grid='karas' is unknown; did you mean 'karras'"),
+        (lambda: grids.named("karras(rh=3)"), "unknown option 'rh'; accepted options: rho"),
+        (lambda: grids.named("karras(rho=0)"), "rho=0: a positive number"),
+        (lambda: grids.Uniform("sigmas"), "variable='sigmas' is unknown; accepted: t, lambda"),
+        (lambda: grids.named("karras")(paths.EDM(), 0), "steps=0"),
+        (lambda: grids.named("karras")(paths.EDM(), 2.5), "steps=2.5"),
+        (lambda: grids.named("karras")(paths.EDM(), 5, start=90.0), "start=90.0 is beyond the ends"),
+        (lambda: grids.named("karras")(paths.EDM(), 5, start=1.0, stop=2.0), "start must lie on the noisier side"),
+        (lambda: grids.named("trailing")(paths.named("ddpm"), 1001), "at most 1000"),
+        (lambda: grids.Spaced("trailing", offset=1), "offset=1: only the leading"),
+        (lambda: grids.named("leading(offset='a')"), "offset='a': an integer of at least 0"),
+        (lambda: grids.named("leading(offset=-1)"), "offset=-1: an integer of at least 0"),
+        (lambda: grids.named("leading(offset=0.5)"), "offset=0.5: an integer of at least 0"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0, 90.0, 0.0]), "strictly"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0, 1.0, 1.0]), "strictly"),
+        (lambda: ds.plan("edm", "euler", grid=[90.0, 1.0, 0.0]), "times between t_noise=80.0"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0]), "at least 2 times"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0, float("nan"), 0.0]), "strictly"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0, 1.0, 0.0], steps=5), "steps=5: the grid given has 2 steps"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0, 1.0, 0.0], nfe=5), "nfe=5 cannot be given with a grid"),
+        (lambda: ds.plan("edm", "euler", grid=object()), "grid=<object"),
+    ],
+)
+def test_errors_name_what_is_wrong(make, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        make()
+
+
+@pytest.mark.parametrize("grid", grids.names())
+@pytest.mark.parametrize("steps", [1, 5, pytest.param(range(1, 31), marks=pytest.mark.slow)])
+def test_every_solver_on_every_grid(grid, steps):
+    """No combination fails; each tableau passes its own check when it is built."""
+    for path, n in itertools.product(("edm", "ddpm", "condot"), [steps] if isinstance(steps, int) else steps):
+        path = paths.named(path)
+        times = grids.named(grid)(path, n)
+        for name in ds.solvers.names():
+            assert np.isfinite(ds.solvers.named(name)(path, times).weights).all(), (name, path, n)

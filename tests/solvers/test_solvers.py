@@ -1,0 +1,379 @@
+"""Solvers: order by proof and by measurement, agreement with plain loops, finiteness, and that mutants die."""
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from support import PATHS
+from support.loops import LOOPS, Schedule
+
+import diffsolve as ds
+from diffsolve import paths
+from diffsolve.noise import Key, Stream
+from diffsolve.reference import mixture_model
+from diffsolve.solvers import Multistep, UniPC
+from diffsolve.solvers.integrals import phi
+from diffsolve.solvers.runge_kutta import RK4, Butcher, RungeKutta
+from diffsolve.tableau.frames import FRAMES, VARIABLES
+
+RK = ["euler", "heun", "midpoint", "ralston", "rk4"]
+ONE_STEP = [f"{name}(frame={frame!r})" for name in RK for frame in FRAMES]
+# The other points of their families are in test_multistep.py.
+POINTS = {"ab-5", "ab-6", "unip-1", "unip-2", "unip-4", "unip-5", "unip-6", "unipc-5", "unipc-6", "ipndm-1", "ipndm-2", "ipndm-3",
+          "ipndm-4", "deis-3", "res-3m", "unip-3",
+          "abm-1", "abm-2", "abm-4", "abm-5", "abm-6", "deis-1", "deis-2", "res-2m", "plms",
+          *(f"{kind}-{r}" for kind in ("tab", "rhoab") for r in (1, 2, 3, 4) if (kind, r) != ("tab", 3))}  # fmt: skip
+NAMES = [name for name in ds.solvers.names() if name not in POINTS]
+STOCHASTIC = [name for name in NAMES if ds.plan("vp", name, steps=12).stochastic]
+SPECS = [*NAMES, *ONE_STEP, "ddim(eta=1.0)", "unipc-3(frame='noise')", "unipc-3(lower_final=False)",
+         "dopri5(frame='noise')", "tsit5(frame='native')", "dopri8(frame='denoised')", "res-2s(frame='noise')",
+         "res-3s(frame='noise')", "etdrk-4s(frame='noise')", "res-5s(frame='noise')"]  # fmt: skip
+TIMES = {
+    "edm": [80.0, 20.0, 6.0, 2.0, 0.9, 0.3, 0.1, 0.002, 0.0],
+    "condot": [0.0, 0.1, 0.3, 0.45, 0.7, 0.8, 0.95, 1.0],
+    "vp": [1.0, 0.8, 0.65, 0.5, 0.3, 0.1, 0.01],
+    "ddpm": [999.0, 800.0, 540.0, 300.0, 120.0, 20.0, -1.0],
+}
+KEY = Key(5)
+
+
+def loop_result(spec, path, times, mixture, x):
+    """The answer of the plain loop of that solver."""
+    path = paths.named(path)
+    sched = Schedule(path)
+
+    def D(x, t):
+        a, s = sched(t)
+        return mixture.expectations(x, a, s)[0]
+
+    def at_data(x, t, v):  # sigma = 0: only a velocity network gets here
+        data, eps = mixture.expectations(x, *sched(t))
+        return {True: eps - data, False: math.cos(v) * eps - math.sin(v) * data}["straight" in spec]
+
+    loop = LOOPS[spec]
+    loop.at_data = at_data
+    noise = lambda i: KEY.normal(x.shape, row=i + 1, stream=Stream.ROW, dtype=x.dtype)  # noqa: E731
+    return loop(sched, D, x, times, noise)
+
+
+@pytest.mark.parametrize("path", list(TIMES))
+@pytest.mark.parametrize("spec", list(LOOPS))
+def test_agrees_with_the_loop_of_its_paper(spec, path, mixture):
+    predicts = {"edm": "denoised", "ddpm": "noise", "vp": "v", "condot": "velocity"}[path]
+    model = mixture_model(mixture, path, predicts)
+    x = 2 * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * model.path.prior_std()
+    ours = ds.sample(model, noise=x, solver=spec, grid=TIMES[path], seed=5)
+    expected = loop_result(spec, path, TIMES[path], mixture, x)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("spec", list(LOOPS))
+def test_mutants_die(spec, mixture):
+    """A relative change of 1e-4 in any one weight is caught, by the tableau's own check or by the plain loop.
+
+    So is any pair of weights of a row changed so that constants stay exact, which only the loop can catch.
+    """
+    path = "vp"
+    tableau = ds.plan(path, spec, grid=TIMES[path])
+    model = mixture_model(mixture, path, "v")
+    x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    expected = loop_result(spec, path, TIMES[path], mixture, x)
+
+    def caught(weights):
+        try:
+            mutant = replace(tableau, weights=weights)
+        except ValueError:
+            return True
+        result = ds.sample(model, noise=x, solver=mutant, seed=5)
+        return bool(((result - expected).abs() > 1e-10).any())
+
+    assert not caught(tableau.weights)
+    places = np.argwhere(tableau.weights)
+    for i, side, column in places:
+        if side == 0 and i + 1 == tableau.nfe:
+            continue  # the state after the last call is not read
+        weights = tableau.weights.copy()
+        weights[i, side, column] *= 1 + 1e-4
+        if np.array_equal(tableau.weights[i, 0], tableau.weights[i, 1]):
+            weights[i] = weights[i, 1] if side else weights[i, 0]
+        assert caught(weights), f"weights[{i}, {side}, {column}]"
+    for i in range(tableau.nfe):
+        d = [c for c in range(2, 2 + tableau.history) if tableau.weights[i, :, c].any()]
+        for one, two in zip(d, d[1:], strict=False):
+            weights = tableau.weights.copy()
+            weights[i, :, one] += 1e-3
+            weights[i, :, two] -= 1e-3
+            assert caught(weights), f"weights[{i}, :, {one} and {two}]"
+
+
+def composition(tableau):
+    """(A, b) of one Runge-Kutta step, read off the run-time weights by following z and every k through the rows."""
+    frame, count = FRAMES[tableau.frame[0]], tableau.nfe
+    points = [paths.Position(*row, math.nan, math.nan) for row in (*tableau.calls, tableau.grid[-1])]
+    h = frame.v(points[-1]) - frame.v(points[0])
+    basis = np.eye(count + 1)
+    s = y = basis[0] * frame.c(points[0])  # z itself is basis[0]
+    rows, d = [], np.zeros((tableau.history, count + 1))
+    for i in range(count):
+        rows.append(y / frame.c(points[i]))
+        d = np.vstack([basis[i + 1], d[:-1]])
+        s, y = tableau.weights[i] @ np.vstack([s, y, d, 0 * y])
+    rows.append(y / frame.c(points[-1]))
+    rows = np.array(rows)
+    np.testing.assert_allclose(rows[:, 0], 1, rtol=1e-12)
+    return rows[:-1, 1:] / h, rows[-1, 1:] / h
+
+
+@pytest.mark.parametrize("frame", list(FRAMES))
+@pytest.mark.parametrize("name", RK[1:])
+def test_runge_kutta_order_conditions_on_the_weights_used(name, frame):
+    tableau = ds.plan("vp", f"{name}(frame={frame!r})", grid=[0.7, 0.4])
+    A, b = composition(tableau)
+    c = A.sum(1)
+    conditions = {
+        1: [(b.sum(), 1)],
+        2: [(b @ c, 1 / 2)],
+        3: [(b @ c**2, 1 / 3), (b @ A @ c, 1 / 6)],
+        4: [(b @ c**3, 1 / 4), (b * c @ A @ c, 1 / 8), (b @ A @ c**2, 1 / 12), (b @ A @ A @ c, 1 / 24)],
+    }
+    order = ds.solvers.named(name).order
+    for k in range(1, order + 1):
+        for found, wanted in conditions[k]:
+            assert found == pytest.approx(wanted, abs=1e-12)
+    if order < 4:
+        assert any(abs(found - wanted) > 1e-3 for found, wanted in conditions[order + 1])
+    # And each stage is called where its row sum says.
+    f = FRAMES[frame]
+    v = [f.v(paths.Position(*row, math.nan, math.nan)) for row in (*tableau.calls, tableau.grid[-1])]
+    np.testing.assert_allclose((np.array(v[:-1]) - v[0]) / (v[-1] - v[0]), c, atol=1e-12)
+
+
+@pytest.mark.parametrize("frame", ["denoised", "noise", "straight", "trig", "lambda", "native"])
+@pytest.mark.parametrize("variable", [None, *VARIABLES])
+@pytest.mark.parametrize(("points", "corrector"), [(1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (2, 3), (3, 4)])
+def test_multistep_weights_are_exact_for_polynomials(frame, variable, points, corrector):
+    """With d any polynomial of degree < p in the variable, each step past the start gives the exact integral."""
+    mpmath = pytest.importorskip("mpmath")
+    path = paths.VP()
+    grid = path.nodes(np.array([0.8, 0.7, 0.62, 0.5, 0.42, 0.35, 0.25, 0.2, 0.1]))
+    tableau = Multistep(points, frame, variable, corrector)(path, grid.t)
+    f = FRAMES[frame]
+    w = f.v if variable is None else VARIABLES[variable]
+    degree = max(points, corrector) - 1 if corrector else points - 1
+    values = (w(grid) - w(grid).min()) / np.ptp(w(grid))
+
+    def exact(i, power):
+        """The integral of w^power dv over step i, to many digits, by Gauss-Legendre in pieces of t."""
+        x, mass = np.polynomial.legendre.leggauss(40)
+        t = grid.t[i] + (grid.t[i + 1] - grid.t[i]) * (x + 1) / 2
+        p = path.nodes(t)
+        dv = f.slope(p) * (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)
+        inner = (w(p) - w(grid).min()) / np.ptp(w(grid))
+        return (inner**power * dv * mass).sum() * (grid.t[i + 1] - grid.t[i]) / 2
+
+    del mpmath
+    for power in range(points):
+        s = y = 1.0 * f.c(grid[0])  # z = 1
+        z, d = 1.0, np.zeros(tableau.history)
+        for i in range(tableau.nfe):
+            d = np.append(values[i] ** power, d[:-1])
+            before = s if corrector else y
+            s, y = tableau.weights[i] @ np.array([s, y, *d, 0.0])
+            z_before = before / f.c(grid[max(i - bool(corrector), 0)])
+            # The state that the step starts from is on the exact solution once enough values are known.
+            if i + 1 >= points:
+                start = s / f.c(grid[i]) if corrector and i + 1 < tableau.nfe else None
+                if start is None and not corrector:
+                    start = z_before
+                if start is not None:
+                    assert y / f.c(grid[i + 1]) - start == pytest.approx(exact(i, power), rel=1e-9, abs=1e-11)
+            if corrector and power <= degree and i >= corrector - 1 and i + 1 < tableau.nfe:
+                assert s / f.c(grid[i]) - z_before == pytest.approx(exact(i - 1, power), rel=1e-9, abs=1e-11)
+        del z
+
+
+@lru_cache
+def exact_run(mixture, path, start, stop):
+    """(x at start, its exact image at stop)."""
+    pair = lambda t: (float(path.alpha(t)), float(path.sigma(t)))  # noqa: E731
+    x = math.hypot(*pair(start)) * torch.randn(24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return x, mixture.flow(x, pair(start), pair(stop))
+
+
+def measured_order(mixture, path, predicts, solver, start, stop, steps, grid="uniform-theta"):
+    """The slope of log error against log steps."""
+    model = mixture_model(mixture, path, predicts)
+    x, exact = exact_run(mixture, model.path, start, stop)
+    where = {} if stop == model.path.t_data else {"stop": stop}
+    errors = [
+        float((ds.sample(model, noise=x, solver=solver, steps=n, grid=grid, start=start, **where) - exact).norm())
+        for n in steps
+    ]
+    return float(np.polyfit(np.log(steps), -np.log(errors), 1)[0])
+
+
+INTERIOR = {"condot": (0.4, 0.85, "velocity"), "edm": (1.5, 0.2, "denoised"), "vp": (0.6, 0.12, "noise")}
+DECLARED = [*(name for name in NAMES if name not in STOCHASTIC), *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='noise', variable='t')",
+            "ab-3(frame='denoised', variable='lambda')", "ab-2(corrector=2)", "ab-2(corrector=3)",
+            "ab-3(corrector=4)", "unipc-1(lower_final=False)", "unipc-2(lower_final=False)",
+            "unipc-3(lower_final=False)", "unipc-3(bh='bh1', lower_final=False)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", list(INTERIOR))
+@pytest.mark.parametrize("solver", DECLARED)
+def test_order_between_interior_times(solver, path, mixture):
+    start, stop, predicts = INTERIOR[path]
+    declared = ds.solvers.named(solver).order
+    steps = {1: (128, 256), 2: (256, 512), 3: (384, 768), 4: (48, 96), 5: (48, 72), 8: (8, 12)}[declared]
+    measured = measured_order(mixture, path, predicts, solver, start, stop, steps)
+    assert measured > declared - 0.15
+    # Orders above 4 meet the rounding of float64 before their slope settles from above; test_exponential proves them.
+    assert measured < declared + 0.15 or declared > 4
+
+
+TO_THE_DATA = {  # (path, network, solver): the order down to sigma = 0
+    ("condot", "velocity", "rk4"): 4,
+    ("condot", "velocity", "rk4(frame='trig')"): 4,
+    ("condot", "velocity", "rk4(frame='native')"): 4,
+    ("condot", "velocity", "rk4(frame='noise')"): 2,
+    ("condot", "velocity", "heun"): 2,
+    ("condot", "velocity", "ab-2"): 2,
+    ("condot", "velocity", "euler"): 1,
+    ("condot", "denoised", "rk4"): 2,
+    ("edm", "denoised", "ab-2"): 2,
+    ("edm", "denoised", "rk4"): 0,
+}
+
+
+@pytest.mark.parametrize(("path", "predicts", "solver"), list(TO_THE_DATA))
+def test_order_down_to_the_data(path, predicts, solver, mixture):
+    """A regular frame keeps its order at sigma = 0; a first-order last step there has error h^2.
+
+    On EDM the last step, from sigma_min, does not shrink with the number of steps: order 0, at a tiny error.
+    """
+    start, _, _ = INTERIOR[path]
+    steps = (24, 48) if "rk4" in solver else (128, 256)
+    grid = "uniform-u" if path == "condot" else "uniform-theta"
+    order = measured_order(mixture, path, predicts, solver, start, paths.named(path).t_data, steps, grid)
+    assert order == pytest.approx(TO_THE_DATA[path, predicts, solver], abs=0.2)
+
+
+def test_phi():
+    mpmath = pytest.importorskip("mpmath")
+    for z in (-20.0, -3.0, -1e-3, -1e-9, 0.5):
+        for k in (1, 2, 3):
+            with mpmath.workdps(60):
+                exact = (mpmath.e**z - sum(mpmath.mpf(z) ** j / mpmath.factorial(j) for j in range(k))) / mpmath.mpf(
+                    z
+                ) ** k
+            assert phi(k, z) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_equivalences(mixture):
+    """What the docstrings call the same is the same."""
+    times = TIMES["vp"]
+    table = lambda spec: ds.plan("vp", spec, grid=times)  # noqa: E731
+    model, x = mixture_model(mixture, "vp", "v"), torch.randn(4, 2, dtype=torch.float64)
+    run = lambda spec: ds.sample(model, noise=x, solver=spec, grid=times)  # noqa: E731
+    for spec in ("euler", "euler(frame='noise')", "euler(frame='denoised')", "dpmpp-2m(lower_final=True)"):
+        if "dpm" not in spec:
+            torch.testing.assert_close(run(spec), run("ddim"), rtol=1e-12, atol=1e-12)
+    two_m, unip = table("dpmpp-2m"), UniPC(2, corrector=0, lower_final=False)(paths.VP(), times)
+    np.testing.assert_allclose(unip.weights, two_m.weights, rtol=1e-12, atol=1e-14)
+    exact = table("ab-3(frame='denoised', variable='lambda')")
+    np.testing.assert_allclose(
+        UniPC(3, corrector=0, lower_final=False)(paths.VP(), times).weights[3:], exact.weights[3:], rtol=1e-12
+    )
+    assert not np.allclose(table("dpmpp-3m").weights, exact.weights, rtol=1e-3)
+    own = RungeKutta(Butcher("mine", RK4.a, RK4.b, 4), "trig")
+    torch.testing.assert_close(run(own), run("rk4(frame='trig')"), rtol=0, atol=0)
+
+
+def test_histories_are_as_small_as_the_methods_allow():
+    wanted = {"euler": 1, "heun": 1, "midpoint": 1, "ralston": 1, "rk4": 2, "ab-3": 3, "dpmpp-2m": 2, "dpmpp-3m": 3, "ddim": 1,
+              "unipc-1": 2, "unipc-3": 4}  # fmt: skip
+    for name, history in wanted.items():
+        assert ds.plan("condot", name, steps=8).history == history, name
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("spec", SPECS)
+def test_finite_for_any_number_of_steps_in_both_directions(spec, path):
+    """The rule for the ends: sigma = 0 and alpha = 0 make no NaN, and every row passes its own check."""
+    path, solver = paths.named(path), ds.solvers.named(spec)
+    stochastic = spec in (*STOCHASTIC, "ddim(eta=1.0)")
+    for steps in range(1, 31):
+        tableau = ds.plan(path, solver, steps=steps)
+        tables = [tableau]
+        if not stochastic and steps in (1, 2, 3, 8):
+            tables.append(solver(path, tableau.times[::-1]))
+        for table in tables:
+            for array in (table.weights, table.d):
+                assert np.isfinite(array).all()
+            assert table.steps == steps
+            nodes = list(range(1, steps + 1))
+            assert table.node[table.node >= 0].tolist() == (nodes[-1:] if spec.startswith("edm-") else nodes)
+        called = tableau.calls[:, 0]
+        assert path.t_last == path.t_data or path.t_data not in called
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("condot", "denoised"), ("edm", "denoised"), ("cosine", "v"),
+                                                ("ddpm(zero_terminal_snr=True)", "v"), ("ddpm", "noise"), ("ve", "score")])  # fmt: skip
+def test_samples_are_finite_down_to_the_data(spec, path, predicts, mixture):
+    model = mixture_model(mixture, path, predicts)
+    for steps in (1, 2, 5, 8):
+        x = ds.sample(model, (7, 2), solver=spec, steps=steps, seed=0)
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("path", ["edm", "ddpm", "condot", "vp"])
+def test_ddim_keeps_the_marginals_of_a_point(eta, path):
+    """For data at a point D is constant, and each step must carry N(alpha x_0, sigma^2) into the next one exactly."""
+    path = paths.named(path)
+    tableau = ds.plan(path, f"ddim(eta={eta})", steps=9)
+    for i, (s, t) in enumerate(zip(tableau.grid, tableau.grid[1:], strict=False)):
+        on_s, on_y, on_d, on_z = tableau.weights[i, 1]
+        on_x = on_s + on_y
+        if tableau.frame[i] == "denoised":
+            assert on_x * s[1] + on_d == pytest.approx(t[1], abs=1e-12)
+            assert (on_x * s[2]) ** 2 + on_z**2 == pytest.approx(t[2] ** 2, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ds.solvers.named("uni-pc-3"), "solver='uni-pc-3' is unknown; did you mean 'unipc-3'"),
+        (lambda: ds.solvers.named("ddim(etta=1)"), "unknown option 'etta'; accepted options: eta"),
+        (lambda: ds.solvers.named("ddim(eta=1.5)"), "eta=1.5: a number from 0 to 1"),
+        (lambda: ds.solvers.named("heun(frame='sigma')"), "frame='sigma' is unknown; accepted: denoised, noise"),
+        (lambda: Multistep(0), "points=0: an integer from 1 to 8"),
+        (lambda: Multistep(2, variable="tau"), "variable='tau' is unknown"),
+        (lambda: UniPC(2, frame="straight"), "frame='straight'"),
+        (lambda: UniPC(2, bh="bh3"), "bh='bh3'"),
+        (lambda: Butcher("bad", ((), (1,)), (1, 1), 2), "must sum to 1"),
+        (lambda: Butcher("bad", ((), (1, 2)), (0, 1), 2), "rows of 0, 1"),
+        (lambda: Butcher("bad", ((), (2,)), (0, 1), 2), "no stage leaves the step"),
+        (lambda: ds.plan("edm", "heun", nfe=0), "nfe=0"),
+        (lambda: ds.plan("condot", "rk4", nfe=3), "nfe=3: .* needs at least 4"),
+        (lambda: ds.plan("edm", "euler", steps=3, nfe=3), "steps=3, nfe=3: exactly one"),
+        (lambda: ds.plan("edm", "euler"), "steps=None, nfe=None: exactly one"),
+        (lambda: ds.solvers.named("ddim(eta=1.0)")(paths.EDM(), [0.002, 80.0]), "only eta=0 runs from the data"),
+    ],
+)
+def test_errors_name_what_is_wrong(make, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        make()
+
+
+@pytest.mark.parametrize("solver", ds.solvers.names())
+def test_the_budget_of_calls_is_kept_and_used(solver):
+    for path in ("edm", "condot", "ddpm"):
+        step = ds.solvers.named(solver).calls
+        for nfe in range(max(4, step), 24):
+            made = ds.plan(path, solver, nfe=nfe).nfe
+            assert nfe - step < made <= nfe or (solver == "restart" and made <= nfe)
