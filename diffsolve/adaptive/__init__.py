@@ -8,8 +8,18 @@ alone.
 
 from diffsolve.adaptive.integrate import integrate
 from diffsolve.adaptive.options import METHODS, Adaptive, Status
-from diffsolve.adaptive.run import AdaptiveRun, run
-from diffsolve.adaptive.sde import AdaptiveSDE, run_sde
+from diffsolve.adaptive.run import AdaptiveRun, solve_ode
+from diffsolve.adaptive.sde import AdaptiveSDE, solve_sde
 from diffsolve.adaptive.solution import Solution
 
-__all__ = ["METHODS", "Adaptive", "AdaptiveRun", "AdaptiveSDE", "Solution", "Status", "integrate", "run", "run_sde"]
+__all__ = [
+    "METHODS",
+    "Adaptive",
+    "AdaptiveRun",
+    "AdaptiveSDE",
+    "Solution",
+    "Status",
+    "integrate",
+    "solve_ode",
+    "solve_sde",
+]

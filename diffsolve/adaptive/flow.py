@@ -26,9 +26,9 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.paths import Position
 from diffsolve.tableau.frames import FRAMES, Frame, singular
 
-__all__ = ["Ends", "Flow", "Origin", "Point", "ends", "first_order", "make_step"]
+__all__ = ["Flow", "Origin", "Point", "RegularInterval", "first_order", "make_step", "regular_interval"]
 
-Rows = np.ndarray | None
+SampleIndex = np.ndarray | None
 """Which samples of the batch are meant; None for all of them."""
 
 
@@ -48,10 +48,10 @@ class Point:
         """d = p x + q out, in the dtype of x."""
         return torch.addcmul(self.p * x, self.q, out.to(x.dtype))
 
-    def divergence(self, traces: Tensor, numbers: int) -> Tensor:
+    def divergence(self, traces: Tensor, dim: int) -> Tensor:
         """div_z d of each sample, float64, from (n, m) values of div_x out; x has so many numbers."""
         linear, gain = self.growth[:, :, None]
-        rate: Tensor = linear * numbers + gain * traces.to(gain.dtype)
+        rate: Tensor = linear * dim + gain * traces.to(gain.dtype)
         return rate
 
 
@@ -65,22 +65,24 @@ class Flow:
     model: Model
     frame: Frame
     batch: int
-    dims: int
+    ndim: int
     """The number of axes of x."""
     cond: Mapping[str, Any] = field(default_factory=dict)
     guidance: Guidance | None = None
 
-    def point(self, v: np.ndarray, like: Tensor, rows: Rows = None, pins: Sequence[tuple[float, float]] = ()) -> Point:
+    def point(
+        self, v: np.ndarray, like: Tensor, rows: SampleIndex = None, exact_times: Sequence[tuple[float, float]] = ()
+    ) -> Point:
         """The samples `rows` at the values v of the frame's variable.
 
         Args:
             v: (n,), float64.
             like: a tensor of the dtype and device to compute in.
-            pins: (v, t) of the ends, whose times are known exactly.
+            exact_times: (v, t) of the ends, whose times are known exactly.
         """
         with np.errstate(all="ignore"):
             t = np.asarray(self.frame.time(self.model.path, v))
-        for end, time in pins:
+        for end, time in exact_times:
             t = np.where(v == end, time, t)
         # The path's own derivatives cost two passes of autograd.
         at = self.model.path.nodes(t, slopes=self.model.predicts == "velocity" or self.frame.name == "native")
@@ -88,7 +90,7 @@ class Flow:
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)
 
-    def place(self, at: Position, d: tuple[Any, Any], c: Any, like: Tensor, rows: Rows = None) -> Point:
+    def place(self, at: Position, d: tuple[Any, Any], c: Any, like: Tensor, rows: SampleIndex = None) -> Point:
         """The samples at positions `at`, for derivatives d = (a, b) in coordinates z = x / c."""
         p, q = conversion(d, self.model, at)
         bad = ~(np.isfinite(p) & np.isfinite(q))
@@ -96,10 +98,10 @@ class Flow:
             raise undetermined(self.model.predicts, self.frame.name, at.t[bad])
         scale = self.model.input_scale(at)
         columns = np.stack([np.broadcast_to(w, at.t.shape) for w in (c, p, q, 1.0 if scale is None else scale)])
-        shape = (4, -1, *[1] * (self.dims - 1))
+        shape = (4, -1, *[1] * (self.ndim - 1))
         c_, p_, q_, scale_ = torch.from_numpy(columns).to(like.device, like.dtype).view(shape)
-        told = self.model.told(torch.from_numpy(np.array(at.t)))
-        told = told.to(like.device, self.model.time_dtype(like.dtype))
+        network_time = self.model.network_time(torch.from_numpy(np.array(at.t)))
+        network_time = network_time.to(like.device, self.model.time_dtype(like.dtype))
         with np.errstate(divide="ignore"):
             rho = at.sigma / at.alpha
 
@@ -107,23 +109,23 @@ class Flow:
         uncond = {} if self.guidance is None else _select(self.guidance.uncond, rows, self.batch)
 
         def output(x: Tensor) -> Tensor:
-            return self._network(x if scale is None else x * scale_, told, rho, cond, uncond)
+            return self._network(x if scale is None else x * scale_, network_time, rho, cond, uncond)
 
         wide = torch.float32 if like.device.type == "mps" else torch.float64
         growth = torch.from_numpy(columns[1:3] * columns[0]).to(like.device, wide)
         return Point(c_, p_, q_, output, growth)
 
     def _network(
-        self, x: Tensor, told: Tensor, rho: np.ndarray, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+        self, x: Tensor, network_time: Tensor, rho: np.ndarray, cond: Mapping[str, Any], uncond: Mapping[str, Any]
     ) -> Tensor:
         guidance = self.guidance
         if guidance is None:
-            return self.model.call(x, told, cond)
+            return self.model.call(x, network_time, cond)
         inside = (rho >= guidance.interval[0]) & (rho <= guidance.interval[1])
         scales = np.where(inside, guidance.scale, 1.0)
         if (scales == 1).all():
-            return self.model.call(x, told, cond)
-        with_, without = guidance.pair(self.model, x, told, cond, uncond)
+            return self.model.call(x, network_time, cond)
+        with_, without = guidance.pair(self.model, x, network_time, cond, uncond)
         scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
         out = without + per_sample(scale, with_) * (with_ - without)
         if guidance.rescale:  # 1 where there is no guidance
@@ -138,7 +140,7 @@ class Origin:
 
     flow: Flow
     options: Adaptive
-    pins: Sequence[tuple[float, float]]
+    exact_times: Sequence[tuple[float, float]]
     """(v, t) of its ends."""
     start: float
     """v at which it began."""
@@ -150,7 +152,7 @@ class Origin:
 
         def d(z: Tensor) -> Tensor:
             # The rows of the conditions are picked here, where there is a graph.
-            point = self.flow.point(v, z, rows, self.pins)
+            point = self.flow.point(v, z, rows, self.exact_times)
             x = point.c * z
             return point.derivative(x, point.output(x))
 
@@ -158,7 +160,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Ends:
+class RegularInterval:
     """Where a run goes, on the path's clock: a first-order step `start` to `first`, the frame's own method to `last`,
     and a first-order step to `stop`; each is left out where its ends are equal."""
 
@@ -168,7 +170,7 @@ class Ends:
     stop: float
 
 
-def ends(model: Model, frame: Frame, start: float, stop: float) -> Ends:
+def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> RegularInterval:
     """Where the frame is regular and the network determines it between two times, in either direction.
 
     Off the data the frame's method begins or ends at the path's last time, or at lambda = log 1000 if there is none,
@@ -196,15 +198,15 @@ def ends(model: Model, frame: Frame, start: float, stop: float) -> Ends:
             raise undetermined(model.predicts, frame.name, t)
         return float(path.time(-CUT))
 
-    found = Ends(start, inner(start), inner(stop), stop)
+    found = RegularInterval(start, inner(start), inner(stop), stop)
     way = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
     way = way if float(path.lam(start)) < float(path.lam(stop)) else -way
     if (found.last - found.first) * way <= 0:  # nothing is left between the two: one first-order step
-        return Ends(start, start, start, stop)
+        return RegularInterval(start, start, start, stop)
     return found
 
 
-def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) -> tuple[Point, float, float]:
+def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> tuple[Point, float, float]:
     """(point, ratio, gain) of the rule for the ends: x_t = ratio x_s + gain d, d the denoised, or out of sigma = 0 the
     noise; `point` has c = 1. x is that of the samples `rows`."""
     here, there = (flow.model.path.nodes(np.array([time])) for time in (s, t))
@@ -215,13 +217,13 @@ def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) ->
     return flow.place(at, frame.d(at), 1.0, x, rows), float(ratio[0]), float(gain[0])
 
 
-def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: Rows = None) -> Tensor:
+def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> Tensor:
     """x_t by one network call at s; see `first_order`."""
     point, ratio, gain = first_order(flow, x, s, t, rows)
     return ratio * x + gain * point.derivative(x, point.output(x))
 
 
-def _select(given: Mapping[str, Any], rows: Rows, batch: int) -> Mapping[str, Any]:
+def _select(given: Mapping[str, Any], rows: SampleIndex, batch: int) -> Mapping[str, Any]:
     if rows is None or len(rows) == batch:
         return given
     index = torch.from_numpy(rows)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffsolve.adaptive.options import Adaptive, Status
 from diffsolve.adaptive.retrace import retrace
-from diffsolve.adaptive.solution import Solution, Step, packed
-from diffsolve.adaptive.step import Field, Parts, Table, index, inside, step, tensor, values, weighted
+from diffsolve.adaptive.solution import BatchStep, Solution, packed
+from diffsolve.adaptive.step import Field, FloatTable, Parts, index, inside, step, tensor, values, weighted
 from diffsolve.common.tensors import per_sample
 
 __all__ = ["Field", "Parts", "Solution", "integrate"]
@@ -65,7 +65,7 @@ def _solve(
     budget: int,
     tolerances: Sequence[tuple[float, float]],
 ) -> Solution:
-    table, batch = Table(options.table), len(parts[0])
+    table, batch = FloatTable(options.table), len(parts[0])
     rows, v = np.arange(batch), np.array(np.broadcast_to(np.float64(start), batch))
     span = float(np.abs(stop - v).max(initial=0.0)) or 1.0
     way = -1.0 if (v > stop).any() else 1.0
@@ -114,7 +114,7 @@ def _solve(
         end = np.where(ahead <= 1.01 * h, target, v + way * size)
         if not table.ahead and not first:
             k0 = field(parts, v, rows)
-        stages, new = _attempt(field, table, parts, k0, Step(rows, v, way * size, end))
+        stages, new = _attempt(field, table, parts, k0, BatchStep(rows, v, way * size, end))
         nfe += table.calls - (first and not table.ahead)  # whose first stage is counted already
         first = False
         error, off = _error(table, stages, parts, new, size, tolerances)
@@ -130,7 +130,7 @@ def _solve(
         h_next = np.minimum(h_next, options.max_step or math.inf)
         done.error[rows[accepted]] += off[accepted]
         if accepted.any():
-            made.append(Step(rows, v, way * size, end)[accepted])
+            made.append(BatchStep(rows, v, way * size, end)[accepted])
             if dense is not None:
                 _keep(dense, table, stages, parts, new, made[-1], np.flatnonzero(accepted), outputs, way)
                 reached[accepted] = np.searchsorted(way * outputs, way * end[accepted], side="right")
@@ -144,7 +144,7 @@ def _solve(
     return replace(done, steps=packed(made))
 
 
-def _attempt(field: Field, table: Table, parts: Parts, k0: Parts, where: Step) -> tuple[list[Parts], Parts]:
+def _attempt(field: Field, table: FloatTable, parts: Parts, k0: Parts, where: BatchStep) -> tuple[list[Parts], Parts]:
     """The derivatives of one step, that at its end among them if the method asks for it, and where it leads."""
     stages, new = step(
         lambda i, parts, v: field(parts, v, where.rows) if i else k0, table, parts, where.v, where.h, where.end
@@ -156,11 +156,11 @@ def _attempt(field: Field, table: Table, parts: Parts, k0: Parts, where: Step) -
 
 def _keep(
     dense: Tensor,
-    table: Table,
+    table: FloatTable,
     stages: list[Parts],
     parts: Parts,
     new: Parts,
-    where: Step,
+    where: BatchStep,
     taken: np.ndarray,
     outputs: np.ndarray,
     way: float,
@@ -177,7 +177,7 @@ def _keep(
 
 @torch.no_grad()
 def _error(
-    table: Table,
+    table: FloatTable,
     stages: list[Parts],
     parts: Parts,
     new: Parts,
@@ -231,7 +231,7 @@ def _first_step(
     v: np.ndarray,
     rows: np.ndarray,
     options: Adaptive,
-    table: Table,
+    table: FloatTable,
     span: float,
     way: float,
     tolerances: Sequence[tuple[float, float]],

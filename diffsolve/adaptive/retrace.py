@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffsolve.adaptive.solution import Solution, Step
-from diffsolve.adaptive.step import Field, Parts, Table, inside, step, take, values
+from diffsolve.adaptive.solution import BatchStep, Solution
+from diffsolve.adaptive.step import Field, FloatTable, Parts, inside, step, take, values
 from diffsolve.solvers.butcher import Butcher
 
 __all__ = ["retrace"]
@@ -36,7 +36,7 @@ def retrace(
         checkpointed: keep states, and make the graph again in the backward pass, a stretch at a time.
     """
     steps = found.steps
-    work = _Retrace(field, Table(method), steps, outputs)
+    work = _Retrace(field, FloatTable(method), steps, outputs)
     sizes = np.array([len(s.rows) for s in steps])
     bounds = [0, len(steps)]
     if checkpointed and steps:
@@ -69,8 +69,8 @@ def retrace(
 @dataclass(frozen=True)
 class _Retrace:
     field: Field
-    table: Table
-    steps: list[Step]
+    table: FloatTable
+    steps: list[BatchStep]
     outputs: np.ndarray
 
     def staying(self, n: int) -> np.ndarray:

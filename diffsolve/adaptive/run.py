@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.adaptive.flow import Ends, Flow, Origin, ends, make_step
+from diffsolve.adaptive.flow import Flow, Origin, RegularInterval, make_step, regular_interval
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
 from diffsolve.adaptive.options import Adaptive, Status, warn
 from diffsolve.common.tensors import per_sample
@@ -19,7 +19,7 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.tableau.frames import FRAMES
 
-__all__ = ["AdaptiveRun", "run", "warn"]
+__all__ = ["AdaptiveRun", "solve_ode", "warn"]
 
 
 Adjoint = Callable[[Tensor, Tensor, Origin], Tensor]
@@ -52,7 +52,7 @@ class AdaptiveRun:
         return all(status == Status.DONE for status in self.status)
 
 
-def run(
+def solve_ode(
     model: Model,
     x: Tensor,
     options: Adaptive,
@@ -95,7 +95,7 @@ def _run(
     adjoint: Adjoint | None,
 ) -> AdaptiveRun:
     frame = FRAMES[options.frame]
-    way = ends(model, frame, start, stop)
+    way = regular_interval(model, frame, start, stop)
     flow = Flow(model, frame, len(x), x.dim(), cond, guidance)
     before, after = int(way.first != way.start), int(way.last != way.stop)
     kept = _Kept(times, way, x)
@@ -125,7 +125,7 @@ def _run(
 def _between(
     flow: Flow,
     x: Tensor,
-    way: Ends,
+    way: RegularInterval,
     options: Adaptive,
     before: int,
     after: int,
@@ -137,11 +137,11 @@ def _between(
     path, frame = flow.model.path, flow.frame
     nodes = path.nodes(np.array([way.first, way.last]))
     (v0, v1), (c0, _) = np.asarray(frame.v(nodes)).tolist(), np.asarray(frame.c(nodes)).tolist()
-    pins = ((v0, way.first), (v1, way.last))
+    exact_times = ((v0, way.first), (v1, way.last))
 
     def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
         (z,) = parts
-        point = flow.point(v, z, rows, pins)
+        point = flow.point(v, z, rows, exact_times)
         y = point.c * z
         return (point.derivative(y, point.output(y)),)
 
@@ -155,7 +155,7 @@ def _between(
         )  # fmt: skip
     end = solution.parts[0]
     if adjoint is not None:
-        end = adjoint(z, end, Origin(flow, options, pins, v0, solution.v))
+        end = adjoint(z, end, Origin(flow, options, exact_times, v0, solution.v))
     with np.errstate(all="ignore"):
         c = frame.c(path.nodes(np.asarray(frame.time(path, solution.v))))
     x = end * per_sample(torch.from_numpy(np.broadcast_to(c, len(x)).copy()).to(x.device, x.dtype), x)
@@ -168,7 +168,7 @@ def _between(
 class _Kept:
     """The states at the times asked for."""
 
-    def __init__(self, times: Sequence[float] | np.ndarray | None, way: Ends, x: Tensor) -> None:
+    def __init__(self, times: Sequence[float] | np.ndarray | None, way: RegularInterval, x: Tensor) -> None:
         self.times, self.states = None if times is None else np.asarray(times, dtype=np.float64), None
         if self.times is None:
             return
@@ -184,7 +184,7 @@ class _Kept:
             for i in np.flatnonzero(self.times == t):
                 self.states[i] = x
 
-    def inside(self, path: Any, way: Ends) -> np.ndarray:
+    def inside(self, path: Any, way: RegularInterval) -> np.ndarray:
         """The times strictly after the first and up to the last of the method's own."""
         if self.times is None:
             return np.empty(0)

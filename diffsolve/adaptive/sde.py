@@ -27,7 +27,7 @@ from diffsolve.adaptive.flow import Flow
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.run import AdaptiveRun
 from diffsolve.common.tensors import per_sample
-from diffsolve.execute import Wiener
+from diffsolve.execute import BrownianPath
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
@@ -37,7 +37,7 @@ from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.sde import Constant, reverse
 from diffsolve.tableau.frames import FRAMES
 
-__all__ = ["AdaptiveSDE", "run_sde"]
+__all__ = ["AdaptiveSDE", "solve_sde"]
 
 LEVELS = 20
 """The smallest step is 2^-20 of the range of lambda."""
@@ -76,7 +76,7 @@ class AdaptiveSDE:
             raise ValueError(f"max_nfe={self.max_nfe!r}: an integer of at least 3 is accepted")
 
 
-def run_sde(
+def solve_sde(
     model: Model,
     x: Tensor,
     options: AdaptiveSDE,
@@ -86,7 +86,7 @@ def run_sde(
     *,
     cond: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
-    brownian: Wiener | None = None,
+    brownian: BrownianPath | None = None,
 ) -> AdaptiveRun:
     """Solve the SDE from x at `start` to `stop`, from the noise to the data.
 
@@ -127,13 +127,15 @@ class _Solve:
         key: Key,
         cond: Mapping[str, Any],
         guidance: Guidance | None,
-        brownian: Wiener | None,
+        brownian: BrownianPath | None,
     ) -> None:
         self.model, self.options, self.ends = model, options, (first, last)
         self.flow = Flow(model, FRAMES["denoised"], len(x), x.dim(), cond, guidance)
         self.frame = reverse(model.path, Constant(options.tau))
         self.x = x.clone()
-        self.path: Wiener = Brownian(x.shape, key, dtype=x.dtype, device=x.device) if brownian is None else brownian
+        self.path: BrownianPath = (
+            Brownian(x.shape, key, dtype=x.dtype, device=x.device) if brownian is None else brownian
+        )
         self.lam = model.path.lam(list(self.ends)).tolist()
         self.status = np.full(len(x), int(Status.DONE))
         self.nfe = np.zeros(len(x), dtype=np.int64)

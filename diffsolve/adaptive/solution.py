@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diffsolve.adaptive.step import Parts
 
-__all__ = ["Solution", "Step", "packed"]
+__all__ = ["BatchStep", "Solution", "packed"]
 
 
 @dataclass(frozen=True)
-class Step:
+class BatchStep:
     """One step of each of n samples: which they are, where it begins, its size and its end; arrays of shape (n,)."""
 
     rows: np.ndarray
@@ -22,15 +22,15 @@ class Step:
     h: np.ndarray
     end: np.ndarray
 
-    def __getitem__(self, which: np.ndarray) -> Step:
-        return Step(self.rows[which], self.v[which], self.h[which], self.end[which])
+    def __getitem__(self, which: np.ndarray) -> BatchStep:
+        return BatchStep(self.rows[which], self.v[which], self.h[which], self.end[which])
 
 
-def packed(made: Sequence[Step]) -> list[Step]:
+def packed(made: Sequence[BatchStep]) -> list[BatchStep]:
     """Steps as they were made, one after another, as the n-th steps of all samples that have one, for n = 0, 1, .."""
     if not made:
         return []
-    every = Step(*(np.concatenate([getattr(s, name) for s in made]) for name in ("rows", "v", "h", "end")))
+    every = BatchStep(*(np.concatenate([getattr(s, name) for s in made]) for name in ("rows", "v", "h", "end")))
     order = np.argsort(every.rows, kind="stable")
     counts = np.bincount(every.rows)
     number = np.empty(len(order), dtype=np.int64)
@@ -57,5 +57,5 @@ class Solution:
     """(B,): the sum over its steps of the estimated error of the last part, the mean over its numbers."""
     dense: Tensor | None
     """(m, B, ..): the first part at the values of v asked for; NaN where it did not get."""
-    steps: list[Step]
+    steps: list[BatchStep]
     """steps[n] is the n-th accepted step of every sample that has one."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffsolve.common.tensors import per_sample
 from diffsolve.solvers.butcher import Butcher
 
-__all__ = ["Field", "Parts", "Table", "index", "inside", "step", "take", "tensor", "values", "weighted"]
+__all__ = ["Field", "FloatTable", "Parts", "index", "inside", "step", "take", "tensor", "values", "weighted"]
 
 Parts = tuple[Tensor, ...]
 """The state: tensors whose first axis is the batch, each with an error of its own."""
@@ -19,7 +19,7 @@ Field = Callable[[Parts, np.ndarray, np.ndarray], Parts]
 """(parts, v, rows) -> derivatives: of the samples `rows`, each at its own v."""
 
 
-class Table:
+class FloatTable:
     """A Butcher table in floats, with what a solve asks of it."""
 
     def __init__(self, method: Butcher) -> None:
@@ -40,7 +40,7 @@ class Table:
 
 
 def step(
-    stage: Callable[[int, Parts, np.ndarray], Parts], table: Table, parts: Parts, v: np.ndarray, h: np.ndarray,
+    stage: Callable[[int, Parts, np.ndarray], Parts], table: FloatTable, parts: Parts, v: np.ndarray, h: np.ndarray,
     end: np.ndarray,
 ) -> tuple[list[Parts], Parts]:  # fmt: skip
     """The derivatives of one step, by stage(number, parts, v), and where it leads.
@@ -84,7 +84,7 @@ def inside(outputs: np.ndarray, way: float, v: np.ndarray, end: np.ndarray) -> t
 
 
 def values(
-    table: Table, slopes: Sequence[Tensor], y0: Tensor, y1: Tensor, v: np.ndarray, end: np.ndarray, at: np.ndarray
+    table: FloatTable, slopes: Sequence[Tensor], y0: Tensor, y1: Tensor, v: np.ndarray, end: np.ndarray, at: np.ndarray
 ) -> Tensor:
     """The states at `at` in steps from v to `end`.
 

@@ -14,10 +14,10 @@ from diffsolve import adaptive
 from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE
 from diffsolve.common.tensors import normal_log_density
 from diffsolve.dynamics import Correction, Langevin
-from diffsolve.execute import Executor, State, Wiener
+from diffsolve.execute import BrownianPath, Executor, State
 from diffsolve.execute.graph import replay
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan_back, refuse
-from diffsolve.execute.results import Estimate, Run, Seed, Step, seed_of
+from diffsolve.execute.results import DenoisedEstimate, Run, Seed, Step, seed_of
 from diffsolve.execute.start import begin, initial
 from diffsolve.gradients import GRADIENTS, differentiable, finished
 from diffsolve.gradients.adaptive import attached
@@ -68,7 +68,7 @@ def solve(  # type: ignore[misc]
     callback: Callable[[Step], object] | None = None,
     trajectory: bool | str = False,
     log_prob: bool | str = False,
-    brownian: Wiener | None = None,
+    brownian: BrownianPath | None = None,
     progress: bool = False,
     check: bool = False,
     max_calls: int | None = None,
@@ -163,7 +163,8 @@ def solve(  # type: ignore[misc]
         refuse("corrector", nfe=nfe, hook=hook, log_prob=log_prob or None)
     ex = begin(
         model, shape, noise=noise, solver=solver, steps=steps, nfe=nfe, grid=grid, seed=seed, index=index,
-        start=start, stop=stop, state=state, dtype=dtype, device=device, takes=None if hook is None else "denoised",
+        start=start, stop=stop, state=state, dtype=dtype, device=device,
+        prediction=None if hook is None else "denoised",
         guidance=guided.scale, brownian=brownian,
     )  # fmt: skip
     if gradient is not None:
@@ -196,7 +197,7 @@ def solve(  # type: ignore[misc]
         return _replayed(model, ex, guided, cond)
     correct = None if corrector is None else Correction(corrector, model, tableau, guided)
     first, last = ex.call, tableau.nfe if max_calls is None else min(ex.call + max_calls, tableau.nfe)
-    estimate = Estimate(model, tableau, needed=hook is not None) if hook or callback else None
+    estimate = DenoisedEstimate(model, tableau, needed=hook is not None) if hook or callback else None
     nodes = [ex.y.clone()] if trajectory else None
     densities: list[Tensor] | None = [] if log_prob else None
     with torch.no_grad(), _bar(progress, last - first) as bar:
@@ -281,7 +282,7 @@ def _adaptive(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
     gradient: str | None,
-    brownian: Wiener | None,
+    brownian: BrownianPath | None,
 ) -> AdaptiveRun:
     times = own_times(grid)
     if (trajectory is True) != (times is not None) or trajectory == "calls":
@@ -301,14 +302,16 @@ def _adaptive(
     if isinstance(solver, AdaptiveSDE):
         refuse("an adaptive SDE", grid=grid, gradient=gradient)
         with torch.no_grad():
-            sde = adaptive.run_sde(model, x, solver, begun, ended, key, cond=cond, guidance=guidance, brownian=brownian)
+            sde = adaptive.solve_sde(
+                model, x, solver, begun, ended, key, cond=cond, guidance=guidance, brownian=brownian
+            )
         return replace(sde, seed=seed_of(seed, key))
     refuse("an adaptive solver of the probability flow", brownian=brownian)
     if gradient == "adjoint" and trajectory:
         raise ValueError(f"gradient='adjoint' with trajectory={trajectory}: 'direct' and 'checkpoint' are accepted")
     if gradient is not None and noise is not None:
         x = noise.to(x)
-    run = adaptive.run(
+    run = adaptive.solve_ode(
         model, x, solver, begun, ended, times=times, cond=cond, guidance=guidance,
         gradient=None if gradient == "adjoint" else gradient, adjoint=attached if gradient == "adjoint" else None,
     )  # fmt: skip

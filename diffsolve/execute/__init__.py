@@ -1,6 +1,6 @@
 """From a model, a solver and a grid to a run: the plan, the program bound to a network, and what steps it."""
 
 from diffsolve.execute.bind import Program, bind, conversion
-from diffsolve.execute.executor import Executor, State, Wiener
+from diffsolve.execute.executor import BrownianPath, Executor, State
 
-__all__ = ["Executor", "Program", "State", "Wiener", "bind", "conversion"]
+__all__ = ["BrownianPath", "Executor", "Program", "State", "bind", "conversion"]

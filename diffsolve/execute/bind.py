@@ -25,7 +25,7 @@ class Program:
     """A tableau bound to what a network predicts: the conversions are folded into the weights."""
 
     tableau: Tableau
-    takes: str
+    prediction: str
     rows: tuple[Row, ...]
     """The entry, then one for each call."""
     scaled: bool
@@ -39,7 +39,7 @@ class Program:
 
     def rows_on(self, like: Tensor) -> tuple[Row, ...]:
         """The rows as the kernels want them for such a state; what they copy to a device is copied once."""
-        how = kernels.way(like)
+        how = kernels.backend_for(like)
         if how is None:
             return self.rows
         if (how, like.device) not in self._lowered:
@@ -47,22 +47,22 @@ class Program:
         return self._lowered[how, like.device]
 
 
-def bind(tableau: Tableau, model: Model, takes: str | None = None, *, pair: bool = False) -> Program:
+def bind(tableau: Tableau, model: Model, prediction: str | None = None, *, pair: bool = False) -> Program:
     """The program that runs `tableau` with the outputs of `model`.
 
     Args:
-        takes: what `Executor.advance` will be given, if not the network's output: another prediction's name.
+        prediction: what `Executor.advance` will be given, if not the network's output: another prediction's name.
         pair: whether the run starts from a state whose s and y differ.
 
     Raises:
         ValueError: if the tableau was written for another path, or the network does not determine what it needs.
     """
     # Models are compared by what matters here, so that one plan serves every network of its kind.
-    return _bind(tableau, replace(model, net=_no_network, clock="t", dtype=None), takes or model.predicts, pair)
+    return _bind(tableau, replace(model, net=_no_network, clock="t", dtype=None), prediction or model.predicts, pair)
 
 
 @lru_cache(maxsize=64)
-def _bind(tableau: Tableau, model: Model, takes: str, pair: bool) -> Program:
+def _bind(tableau: Tableau, model: Model, prediction: str, pair: bool) -> Program:
     at = model.path.nodes(tableau.calls[:, 0])
     found = np.stack([at.alpha, at.sigma], -1)
     off = np.abs(found - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(found).max(-1)
@@ -73,11 +73,11 @@ def _bind(tableau: Tableau, model: Model, takes: str, pair: bool) -> Program:
             f"sigma = {tableau.calls[i, 1]:.6g}, {tableau.calls[i, 2]:.6g}; on {model.path} it has {found[i, 0]:.6g}, "
             f"{found[i, 1]:.6g}"
         )
-    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), replace(model, predicts=takes), at)
+    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), replace(model, predicts=prediction), at)
     bad = ~(np.isfinite(p) & np.isfinite(q))
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise undetermined(takes, tableau.frame[i], tableau.calls[i, 0])
+        raise undetermined(prediction, tableau.frame[i], tableau.calls[i, 0])
 
     n, K, W = tableau.nfe, tableau.history, tableau.weights
     needed = [any(W[i + j, :, 2 + j].any() for j in range(1, min(K, n - i))) for i in range(n)]
@@ -102,7 +102,7 @@ def _bind(tableau: Tableau, model: Model, takes: str, pair: bool) -> Program:
         one = bool((W[i, 0] == W[i, 1]).all())
         keep = (float(p[i] / unit[i]), float(q[i] / unit[i])) if needed[i] else None
         rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any()), scales[i + 1]))
-    return Program(tableau, takes, tuple(rows), scale is not None, K if any(needed) else 0)
+    return Program(tableau, prediction, tuple(rows), scale is not None, K if any(needed) else 0)
 
 
 def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:

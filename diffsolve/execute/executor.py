@@ -27,10 +27,10 @@ from diffsolve.kernels import Guided, Row
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.tableau import Tableau
 
-__all__ = ["Executor", "State", "Wiener"]
+__all__ = ["BrownianPath", "Executor", "State"]
 
 
-class Wiener(Protocol):
+class BrownianPath(Protocol):
     """A Brownian path of the state's shape: `ds.Brownian`, or torchsde's `BrownianInterval`."""
 
     shape: Any
@@ -39,7 +39,7 @@ class Wiener(Protocol):
         """W(tb) - W(ta)."""
 
 
-def _check_path(brownian: Wiener, tableau: Tableau, x: Tensor | None) -> None:
+def _check_path(brownian: BrownianPath, tableau: Tableau, x: Tensor | None) -> None:
     assert x is not None
     if tuple(brownian.shape) != tuple(x.shape):
         raise ValueError(
@@ -99,7 +99,7 @@ class Executor:
         program: from `bind`.
         x: the start, which is not written to. Or
         state: where an earlier run of the same program stopped.
-        told: (N,), the network's clock for every call; the path's own clock if None.
+        network_time: (N,), the network's clock for every call; the path's own clock if None.
         dtype: that of the network's input, if not the state's.
         brownian: where the noise comes from, if not from draws keyed by the row. It is no part of `state`.
 
@@ -114,15 +114,15 @@ class Executor:
         key: Key,
         *,
         state: State | None = None,
-        told: Tensor | None = None,
+        network_time: Tensor | None = None,
         dtype: torch.dtype | None = None,
-        brownian: Wiener | None = None,
+        brownian: BrownianPath | None = None,
     ) -> None:
         self.program, self.tableau, self.key = program, program.tableau, key
         if brownian is not None:
             _check_path(brownian, self.tableau, x if state is None else state.y)
         self._brownian = brownian
-        self._spare: Tensor | None = None
+        self._scratch: Tensor | None = None
         if state is None:
             assert x is not None
             self.call = 0
@@ -137,14 +137,16 @@ class Executor:
             self._history = tuple(h.clone() for h in state.history)
         y = self._y
         self._rows = program.rows_on(y)
-        self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if told is None else told
-        self._told = self._clock[:, None].expand(-1, len(y)).unbind()
+        self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if network_time is None else network_time
+        self._network_times = self._clock[:, None].expand(-1, len(y)).unbind()
         # The network's input, where it is not y itself.
-        self._feed = torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
+        self._network_input = (
+            torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
+        )
         if state is None:
             self._update(self._rows[0], y, ())
-        elif self._feed is not None:
-            torch.mul(y, self._rows[self.call].scale, out=self._feed)
+        elif self._network_input is not None:
+            torch.mul(y, self._rows[self.call].scale, out=self._network_input)
 
     @property
     def done(self) -> bool:
@@ -158,7 +160,7 @@ class Executor:
 
     def query(self) -> tuple[Tensor, Tensor]:
         """(x, t) for the network: its input, and the clock of each sample, shape (B,)."""
-        return self._y if self._feed is None else self._feed, self._told[self.call]
+        return self._y if self._network_input is None else self._network_input, self._network_times[self.call]
 
     @property
     def state(self) -> State:
@@ -175,14 +177,14 @@ class Executor:
     def again(self, start: Mapping[Any, Any]) -> Executor:
         """An executor of the same run at its first call, with tensors such as `start` gives."""
         state = State(0, start["s"], start.get("y", start["s"]), (), self.key)
-        dtype = None if self._feed is None else self._feed.dtype
-        return Executor(self.program, None, self.key, state=state, told=self._clock, dtype=dtype)
+        dtype = None if self._network_input is None else self._network_input.dtype
+        return Executor(self.program, None, self.key, state=state, network_time=self._clock, dtype=dtype)
 
     def correct(self, y: Tensor) -> None:
         """Put another network input in the place of this one; the state too where they are one tensor."""
         self._y.copy_(y)
-        if self._feed is not None:
-            torch.mul(self._y, self._rows[self.call].scale, out=self._feed)
+        if self._network_input is not None:
+            torch.mul(self._y, self._rows[self.call].scale, out=self._network_input)
 
     def finish(self, x: Tensor) -> None:
         """Stand at the end of a run that was made elsewhere, with its result."""
@@ -201,7 +203,7 @@ class Executor:
     def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor]) -> None:
         z = self._noise(self.call) if row.noise else None
         live = (self._s, self._y, out, z, *history)
-        self._s, self._y, self._spare = kernels.linear_update(live, row, self._spare, self._feed)
+        self._s, self._y, self._scratch = kernels.linear_update(live, row, self._scratch, self._network_input)
 
     def noise(self, row: int, like: Tensor | None = None) -> Tensor:
         """The standard normals of a row: 0 is the entry, i + 1 that of call i."""

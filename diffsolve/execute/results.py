@@ -14,7 +14,7 @@ from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key
 from diffsolve.tableau import Tableau
 
-__all__ = ["Estimate", "Rounds", "Run", "Seed", "Step", "seed_of"]
+__all__ = ["DenoisedEstimate", "Rounds", "Run", "Seed", "Step", "seed_of"]
 
 Seed = int | Sequence[int] | Key
 
@@ -91,7 +91,7 @@ class Run:
         return self.executor.done
 
 
-class Estimate:
+class DenoisedEstimate:
     """The denoised estimate of each call, for hooks and callbacks."""
 
     def __init__(self, model: Model, tableau: Tableau, needed: bool) -> None:

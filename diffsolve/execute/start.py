@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute.bind import bind
-from diffsolve.execute.executor import Executor, State, Wiener
+from diffsolve.execute.executor import BrownianPath, Executor, State
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
 from diffsolve.execute.results import Seed
 from diffsolve.models import Model, as_model
@@ -36,14 +36,14 @@ def begin(
     state: State | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    takes: str | None = None,
+    prediction: str | None = None,
     guidance: float = 1.0,
-    brownian: Wiener | None = None,
+    brownian: BrownianPath | None = None,
 ) -> Executor:
     """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
 
     Args:
-        takes: what `advance` will be given, if not the network's output: "denoised", say.
+        prediction: what `advance` will be given, if not the network's output: "denoised", say.
         guidance: the scale of classifier-free guidance that the outputs will have; see `plan`.
 
     The other arguments are those of `solve`.
@@ -53,12 +53,12 @@ def begin(
         refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
         tableau = solver
     else:
-        fed = model if takes is None else replace(model, predicts=takes)
+        fed = model if prediction is None else replace(model, predicts=prediction)
         tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
     if state is not None:
         refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
     pair = state is not None and state.call == 0 and state.s is not state.y
-    program = bind(tableau, model, takes, pair=pair)
+    program = bind(tableau, model, prediction, pair=pair)
     if state is not None:
         x, key = state.y, state.key
     else:
@@ -66,9 +66,9 @@ def begin(
             raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
         key = Key.of(seed, index)
         x = initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
-    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
-    told = told.to(x.device, model.time_dtype(x.dtype))
-    return Executor(program, x, key, state=state, told=told, dtype=model.dtype, brownian=brownian)
+    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
+    network_time = network_time.to(x.device, model.time_dtype(x.dtype))
+    return Executor(program, x, key, state=state, network_time=network_time, dtype=model.dtype, brownian=brownian)
 
 
 def initial(

@@ -26,8 +26,8 @@ from torch.autograd.function import once_differentiable
 from diffsolve.adaptive.flow import Origin
 from diffsolve.adaptive.integrate import integrate
 from diffsolve.adaptive.options import Status, warn
-from diffsolve.adaptive.solution import Step
-from diffsolve.adaptive.step import Parts, Table, step, take, tensor
+from diffsolve.adaptive.solution import BatchStep
+from diffsolve.adaptive.step import FloatTable, Parts, step, take, tensor
 from diffsolve.common.tensors import per_sample
 from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
 
@@ -75,12 +75,12 @@ class _Backwards(torch.autograd.Function):
         lost = 0.0 if bool(done.all()) else torch.nan
         totals = [torch.full_like(leaf, lost) for leaf in leaves]
         if leaves:
-            _quadrature(origin, start, found.steps, Table(origin.options.table), size, leaves, totals)
+            _quadrature(origin, start, found.steps, FloatTable(origin.options.table), size, leaves, totals)
         return torch.where(done, found.parts[1] * size, torch.nan), None, None, *totals
 
 
 def _quadrature(
-    origin: Origin, state: Parts, steps: Sequence[Step], table: Table, size: Tensor, leaves: Sequence[Tensor],
+    origin: Origin, state: Parts, steps: Sequence[BatchStep], table: FloatTable, size: Tensor, leaves: Sequence[Tensor],
     totals: Sequence[Tensor],
 ) -> None:  # fmt: skip
     """Add dL/dp along the steps to the totals."""
@@ -89,7 +89,7 @@ def _quadrature(
         state, rows = take(state, np.searchsorted(rows, made.rows)), made.rows
         weight = per_sample(tensor(made.h, size), size) * take((size,), rows)[0]
 
-        def stage(i: int, parts: Parts, v: np.ndarray, made: Step = made, weight: Tensor = weight) -> Parts:
+        def stage(i: int, parts: Parts, v: np.ndarray, made: BatchStep = made, weight: Tensor = weight) -> Parts:
             z, a = parts
             derivative = origin.derivative(v, made.rows)
             if not table.b[i]:

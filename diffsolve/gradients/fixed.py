@@ -70,8 +70,10 @@ def differentiable(
         solver: what wrote the tableau, which the adjoint runs backwards.
         gradient: one of `GRADIENTS`.
     """
-    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy())).to(x.device, model.time_dtype(x.dtype))
-    rows = _Rows(bind(tableau, model), guidance.around(model, tableau), told, cond, key)
+    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(
+        x.device, model.time_dtype(x.dtype)
+    )
+    rows = _PureProgram(bind(tableau, model), guidance.around(model, tableau), network_time, cond, key)
     with torch.enable_grad():
         if gradient == "direct":
             return rows.result(x)
@@ -81,12 +83,12 @@ def differentiable(
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _PureProgram:
     """The rows of a program, without writing in place. A state is (s, y, history, newest first)."""
 
     program: Program
     network: Network
-    told: Tensor
+    network_time: Tensor
     cond: Mapping[str, Any]
     key: Key
 
@@ -114,7 +116,7 @@ class _Rows:
         for i in range(first, last):
             row, scaled = self.program.rows[i + 1], self.program.scaled
             x = y * self.program.rows[i].scale if scaled else y
-            out = self.network(i, x, self.told[i].expand(len(y)), self.cond)
+            out = self.network(i, x, self.network_time[i].expand(len(y)), self.cond)
             live = [s, y, out, y]
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
@@ -164,7 +166,7 @@ def _adjoint(
     tableau: Tableau,
     solver: Solver | None,
     x: Tensor,
-    rows: _Rows,
+    rows: _PureProgram,
     cond: Mapping[str, Any],
     guidance: Guidance,
 ) -> tuple[Tensor, Tensor]:
@@ -225,7 +227,7 @@ class _Backwards(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: _Rows, calls: int, backward: Augmented, field: _Field, *leaves: Tensor
+        ctx: Any, x: Tensor, rows: _PureProgram, calls: int, backward: Augmented, field: _Field, *leaves: Tensor
     ) -> Tensor:
         ctx.backward_, ctx.field, ctx.leaves = backward, field, leaves
         _, y, *_ = rows.stretch(0, calls, *rows.begin(x))
@@ -254,7 +256,7 @@ class _Undoing(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, s: Tensor, y: Tensor, rows: _Rows, first: int, last: int, field: _Field, *leaves: Tensor
+        ctx: Any, s: Tensor, y: Tensor, rows: _PureProgram, first: int, last: int, field: _Field, *leaves: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.calls, ctx.field, ctx.leaves = range(first, last), field, leaves
         s, y = rows.stretch(first, last, s, y)

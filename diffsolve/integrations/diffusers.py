@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffsolve.execute import Executor
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan
-from diffsolve.execute.results import Estimate, Seed
+from diffsolve.execute.results import DenoisedEstimate, Seed
 from diffsolve.execute.start import begin
 from diffsolve.models import Model, adapt
 from diffsolve.paths import EDM, Custom, Discrete, Path, Rectified
@@ -157,7 +157,7 @@ class Scheduler:
             raise ValueError(f"solver={self.solver} adds noise before its first call, which a pipeline makes at once")
         self._tableau, self._first, self._run = tableau, 0, None
         self.num_inference_steps = len(tableau.times) - 1
-        self.timesteps = self._told(tableau).to(device)
+        self.timesteps = self._network_times(tableau).to(device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at that call, which must be the first of a step: image to image."""
@@ -234,7 +234,7 @@ class Scheduler:
         if seed is None and generator is not None and tableau.stochastic:
             seed = _drawn(generator) if isinstance(generator, torch.Generator) else [_drawn(g) for g in generator]
         clips = self.config.get("clip_sample") or self.config.get("thresholding")
-        return begin(self.model, noise=sample, solver=tableau, seed=seed, takes="denoised" if clips else None)
+        return begin(self.model, noise=sample, solver=tableau, seed=seed, prediction="denoised" if clips else None)
 
     def _own_grid(self, steps: int | None, given: dict[str, Any]) -> np.ndarray:
         """The nodes that the scheduler given makes, on the path's clock, the data end last."""
@@ -258,15 +258,15 @@ class Scheduler:
         row = times.round()
         return np.where(np.abs(times - row) < 1e-3, row, times) if path.integer else times
 
-    def _told(self, tableau: Tableau) -> Tensor:
-        return self.model.told(torch.from_numpy(tableau.calls[:, 0].copy())).float()
+    def _network_times(self, tableau: Tableau) -> Tensor:
+        return self.model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).float()
 
-    def _times(self, told: Tensor) -> Tensor:
+    def _times(self, network_time: Tensor) -> Tensor:
         """The path's times at which the network is told that."""
-        told = told.double().reshape(-1)
+        network_time = network_time.double().reshape(-1)
         if self.model.clock == "c_noise":
-            return self.model.path.time(-4 * told)
-        return told / 1000 if self.model.clock == "1000t" else told
+            return self.model.path.time(-4 * network_time)
+        return network_time / 1000 if self.model.clock == "1000t" else network_time
 
 
 class _Run:
@@ -274,7 +274,9 @@ class _Run:
 
     def __init__(self, ex: Executor, model: Model, config: Any) -> None:
         self.ex, self.config = ex, config
-        self.estimate = Estimate(model, ex.tableau, needed=True) if ex.program.takes != model.predicts else None
+        self.estimate = (
+            DenoisedEstimate(model, ex.tableau, needed=True) if ex.program.prediction != model.predicts else None
+        )
         self.handed: Tensor | None = None
         self.version = 0
 

@@ -23,7 +23,7 @@ from diffsolve.models import Model, undetermined
 from diffsolve.noise.brownian import Times
 from diffsolve.tableau.frames import convert
 
-__all__ = ["SDE", "Interval"]
+__all__ = ["SDE", "BrownianAdapter"]
 
 
 class SDE(nn.Module):
@@ -126,7 +126,7 @@ class SDE(nn.Module):
             return t, path.nodes([t])[0]
 
 
-class Interval:
+class BrownianAdapter:
     """A torchsde Brownian motion where a `ds.Brownian` is expected.
 
     Args:

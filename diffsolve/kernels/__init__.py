@@ -4,13 +4,14 @@ from diffsolve.kernels.combine import combine
 from diffsolve.kernels.dispatch import fused
 from diffsolve.kernels.reduce import probe, probe_dot, sample_norms
 from diffsolve.kernels.rk import rk_error
-from diffsolve.kernels.update import Guided, Row, Terms, linear_update, way
+from diffsolve.kernels.update import Guided, Row, Terms, backend_for, linear_update
 from diffsolve.kernels.window import window_update
 
 __all__ = [
     "Guided",
     "Row",
     "Terms",
+    "backend_for",
     "combine",
     "fused",
     "linear_update",
@@ -18,6 +19,5 @@ __all__ = [
     "probe_dot",
     "rk_error",
     "sample_norms",
-    "way",
     "window_update",
 ]

@@ -42,7 +42,7 @@ def combine(
     _check(inputs, weights, dtypes, draw)
     M = weights.shape[-2]
     dtypes = (inputs[0].dtype,) * M if dtypes is None else tuple(dtypes)
-    run = fused(inputs[0].device, "combine") if native.bare(weights, *inputs, graph=True) else None
+    run = fused(inputs[0].device, "combine") if native.is_plain(weights, *inputs, graph=True) else None
     if run is None or not inputs[0].is_contiguous() or not (draw is None or draw.plain):
         return _combine(inputs, weights, dtypes, draw)
     tensors = (weights, *inputs)

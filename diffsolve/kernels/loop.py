@@ -17,7 +17,7 @@ from diffsolve import native
 from diffsolve.kernels.layout import accumulator, same_layout
 from diffsolve.noise import Draw
 
-__all__ = ["Recipe", "combine", "recipe", "run"]
+__all__ = ["Recipe", "combine", "recipe", "run_recipe"]
 
 Sum = Sequence[tuple[int, float]]
 """(place, weight): a place below the number of inputs is one of them, those above are the results before."""
@@ -45,7 +45,7 @@ def recipe(places: Sequence[int], sums: Sequence[Sum]) -> Recipe | None:
     return Recipe(tuple(places), len(sums), rule)
 
 
-def run(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw: Draw | None) -> bool:
+def run_recipe(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw: Draw | None) -> bool:
     """Whether the loop could do it: for memory that is one type's and one layout's, and PyTorch's own affair nowhere.
 
     Args:
@@ -54,7 +54,7 @@ def run(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw:
     like = results[0]
     dtype, shape, stride = like.dtype, like.shape, like.stride()
     loops = native.found(dtype)
-    if loops is None or not native.bare(*inputs, *results):
+    if loops is None or not native.is_plain(*inputs, *results):
         return False
     for x in (*inputs, *results):
         if x.dtype != dtype or x.shape != shape or x.stride() != stride or not x.is_cpu:
@@ -74,7 +74,7 @@ def run(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw:
     words = (batch, size, len(at), len(results), native.threads(count), 0, 0, draw is not None, *who, *at)
     loops.update(native.record(*words, *(y.data_ptr() for y in results)) + made.rule)
     del seeds  # they had to stay until now
-    native.written(*results)
+    native.mark_mutated(*results)
     return True
 
 
@@ -96,7 +96,7 @@ def combine(inputs: Sequence[Tensor], weights: Tensor, outputs: Sequence[Tensor]
     words = (batch, size, K, M, native.threads(like.numel()), *where, draw is not None, *who, *at)
     loops.update(native.record(*words, *(y.data_ptr() for y in made), *[K] * M, *list(range(K)) * M))
     del seeds
-    native.written(*made)
+    native.mark_mutated(*made)
     for target, source in zip(outputs, made, strict=True):
         if target is not source:
             target.copy_(source)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffsolve import native
 from diffsolve.kernels.dispatch import fused
-from diffsolve.kernels.loop import Recipe, combine, recipe, run
+from diffsolve.kernels.loop import Recipe, combine, recipe, run_recipe
 from diffsolve.kernels.reduce import spread
 from diffsolve.noise import Draw
 
@@ -30,11 +30,11 @@ __all__ = [
     "Terms",
     "Y",
     "Z",
+    "backend_for",
+    "compile_for_launch",
+    "compile_for_loop",
     "linear_update",
-    "lower",
     "terms",
-    "way",
-    "written_down",
 ]
 
 S, Y, OUT, Z, D = range(5)
@@ -110,17 +110,17 @@ class Row:
     recipe: Recipe | None = None
 
 
-def way(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
+def backend_for(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
     """What makes rows ready for such a state: `lower` for a launch, `written_down` for the compiled loop, or None."""
     if torch.compiler.is_compiling():
         return None
     found = fused(like.device, "combine")
     if found not in (None, combine):
-        return lower
-    return written_down if like.device.type == "cpu" and native.library(like.dtype) is not None else None
+        return compile_for_launch
+    return compile_for_loop if like.device.type == "cpu" and native.library(like.dtype) is not None else None
 
 
-def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
+def compile_for_launch(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
     """A whole run's rows, the entry first, with their matrices on the device, copied there at once."""
     folded = [_fold(row, same) for row, same in zip(rows, _ones(rows), strict=True)]
     table = torch.tensor([w for _, matrix in folded for line in matrix for w in line], dtype=torch.float64)
@@ -133,7 +133,7 @@ def lower(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
     return tuple(done)
 
 
-def written_down(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
+def compile_for_loop(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
     """A whole run's rows, the entry first, with what the compiled loop needs to do what the chain does."""
     return tuple(replace(row, recipe=_recipe(row, one)) for row, one in zip(rows, _ones(rows), strict=True))
 
@@ -190,49 +190,49 @@ def _fold(row: Row, one: bool) -> tuple[list[int], list[list[float]]]:
 
 
 def linear_update(
-    live: Sequence[Any], row: Row, spare: Tensor | None, feed: Tensor | None = None
+    live: Sequence[Any], row: Row, scratch: Tensor | None, network_input: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(s', y', spare): the next state and network input, as combinations of the live tensors.
+    """(s', y', scratch): the next state and network input, as combinations of the live tensors.
 
     Args:
         live: the tensors at S, Y, OUT, Z, then the history. S and Y may be the same tensor; both are overwritten, and
             so is what stands at D if the row keeps its prediction. OUT may be `Guided`, Z a `Draw`.
         row: what to do.
-        spare: a tensor of the state's shape that may be overwritten, if there is one.
-        feed: gets `row.scale` y', in a dtype of its own.
+        scratch: a tensor of the state's shape that may be overwritten, if there is one.
+        network_input: gets `row.scale` y', in a dtype of its own.
     """
     if row.lowered is not None:
-        return _launch(live, row, row.lowered, spare, feed)
+        return _launch(live, row, row.lowered, scratch, network_input)
     if isinstance(live[OUT], Guided):
         live = [*live[:OUT], live[OUT].tensor(), *live[Z:]]
-    done = None if row.recipe is None else _loop(live, row, row.recipe, spare)
+    done = None if row.recipe is None else _loop(live, row, row.recipe, scratch)
     if done is None:
         live = [t.tensor(live[S]) if isinstance(t, Draw) else t for t in live]
         if row.keep is not None:
             _keep(live[D], live[Y], live[OUT], *row.keep)
-        done = _chain(live, row.s, row.y, spare)
-    s, y, spare = done
-    if feed is not None:
-        torch.mul(y, row.scale, out=feed)
-    return s, y, spare
+        done = _chain(live, row.s, row.y, scratch)
+    s, y, scratch = done
+    if network_input is not None:
+        torch.mul(y, row.scale, out=network_input)
+    return s, y, scratch
 
 
 def _launch(
-    live: Sequence[Any], row: Row, lowered: Lowered, spare: Tensor | None, feed: Tensor | None
+    live: Sequence[Any], row: Row, lowered: Lowered, scratch: Tensor | None, network_input: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same in one launch, in place: no tile is written before all of it has been read."""
     state, given, out = live[S], live[Y], live[OUT]
     if row.s is None:
         s = y = given
-        left = spare if state is given else state
+        left = scratch if state is given else state
     else:
-        s, left = state, spare if given is not state else None
-        y = given if given is not state else torch.empty_like(state) if spare is None else spare
+        s, left = state, scratch if given is not state else None
+        y = given if given is not state else torch.empty_like(state) if scratch is None else scratch
     outputs = [y] if row.s is None else [y, s]
     if row.keep is not None:
         outputs.append(live[D])
-    if feed is not None:
-        outputs.append(feed)
+    if network_input is not None:
+        outputs.append(network_input)
     places, draw, options = lowered.places, None, {}
     inputs = [live[place] for place in places]
     if isinstance(out, Guided) and OUT in places:
@@ -253,15 +253,15 @@ def _launch(
 
 
 def _loop(
-    live: Sequence[Any], row: Row, made: Recipe, spare: Tensor | None
+    live: Sequence[Any], row: Row, made: Recipe, scratch: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """The same by the compiled loop, on the tensors that the chain would write to; None if it cannot."""
     state, given, draw = live[S], live[Y], None
     if row.s is None:
         s = y = given if _in_place_of_y(row.y) else state
-        left = spare if state is given else given if y is state else state
+        left = scratch if state is given else given if y is state else state
     else:
-        s, y = state, torch.empty_like(state) if spare is None else spare
+        s, y = state, torch.empty_like(state) if scratch is None else scratch
         left = None if state is given else given
     results = [y] if row.s is None else [y, s]
     if row.keep is not None:
@@ -269,7 +269,7 @@ def _loop(
     inputs = [live[place] for place in made.places]
     if made.places[-1:] == (Z,) and isinstance(live[Z], Draw):
         draw = inputs.pop()
-    return (s, y, left) if run(made, inputs, results, draw) else None
+    return (s, y, left) if run_recipe(made, inputs, results, draw) else None
 
 
 def _in_place_of_y(y: Terms) -> bool:
@@ -288,15 +288,15 @@ def _keep(slot: Tensor, y: Tensor, out: Tensor, p: float, q: float) -> None:
 
 
 def _chain(
-    live: Sequence[Tensor], s: Terms | None, y: Terms, spare: Tensor | None
+    live: Sequence[Tensor], s: Terms | None, y: Terms, scratch: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     state, given = live[S], live[Y]
     if s is None:
         into = given if _in_place_of_y(y) else state
         _combine(into, y, live)
-        return into, into, spare if state is given else given if into is state else state
+        return into, into, scratch if state is given else given if into is state else state
     # y' first, into the scratch, since s' is made in place of the old s.
-    new = torch.empty_like(state) if spare is None else spare
+    new = torch.empty_like(state) if scratch is None else scratch
     _combine(new, y, live)
     _combine(state, s, live)
     return state, new, None if state is given else given

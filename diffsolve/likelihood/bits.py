@@ -99,9 +99,9 @@ def bits_per_dim(
         x = (low + width * (n.double() + u)).to(torch.float64 if model.dtype == torch.float64 else torch.float32)
         run = log_prob(model, x, stop=stop, seed=seed, index=index, cond=cond, **options)
         runs.append(run)
-        weights.append(run.value + run.numbers * math.log(width) - log_q)
+        weights.append(run.value + run.dim * math.log(width) - log_q)
     nats = torch.stack(weights)
-    unit = 1 / (runs[0].numbers * math.log(2))
+    unit = 1 / (runs[0].dim * math.log(2))
     bound = nats.logsumexp(0) - math.log(samples)
     # The runs share their probes: their errors add up as the weights of the samples say.
     stderr = (nats.detach().softmax(0) * torch.stack([run.stderr for run in runs])).sum(0)

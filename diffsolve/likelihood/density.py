@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.adaptive import Adaptive, Status, integrate
-from diffsolve.adaptive.flow import Flow, Point, ends, first_order
+from diffsolve.adaptive.flow import Flow, Point, first_order, regular_interval
 from diffsolve.adaptive.integrate import Parts
 from diffsolve.adaptive.run import warn
 from diffsolve.execute.plan import GridLike, last_time, own_times, plan, plan_back, refuse
@@ -44,7 +44,7 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
-from diffsolve.tableau.augmented import augmented, onto_estimate
+from diffsolve.tableau.augmented import augmented, drop_final_denoise
 from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["DEFAULT", "Density", "log_prob", "sample_with_density"]
@@ -125,7 +125,7 @@ def log_prob(
     with torch.set_grad_enabled(gradient):
         alpha = float(path.alpha(begun))
         start = alpha * x
-        known = torch.full((len(x), 1), density.numbers * math.log(alpha), dtype=torch.float64, device=x.device)
+        known = torch.full((len(x), 1), density.dim * math.log(alpha), dtype=torch.float64, device=x.device)
         extra = 0
         if begun != path.t_data and stop is None and not isinstance(solver, Tableau):
             noise, half = density.at_end(start, begun)
@@ -167,12 +167,12 @@ def sample_with_density(
     else:
         if isinstance(solver, Tableau):
             refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid)
-            tableau, extrapolated = onto_estimate(solver)
+            tableau, extrapolated = drop_final_denoise(solver)
             last = float(tableau.times[-1])
             stop = path.t_data if extrapolated else last
         else:
             tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last if extrapolated else None)
-            if onto_estimate(tableau)[1] and not extrapolated:
+            if drop_final_denoise(tableau)[1] and not extrapolated:
                 last, extrapolated = float(path.time(CUT)), True
                 tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last)
         if tableau.times[0] != path.t_noise:
@@ -183,7 +183,7 @@ def sample_with_density(
         alpha, sigma = float(path.alpha(last)), float(path.sigma(last))
         noise, half = density.at_end(end, last)
         squares = noise.double().square().view(len(x), -1).sum(1, keepdim=True)
-        values, extra = values + density.numbers * math.log(alpha) + half + squares / 2, 1
+        values, extra = values + density.dim * math.log(alpha) + half + squares / 2, 1
         end = (end - sigma * noise) / alpha
     return end, density.result(values, way, x, extra, stop)
 
@@ -194,7 +194,7 @@ def _singular(tableau: Tableau) -> bool:
 
 
 @dataclass(frozen=True)
-class Way:
+class Follow:
     """A stretch of the flow, with log |det dx_end / dx_start|."""
 
     x: Tensor
@@ -212,7 +212,7 @@ class Density:
     flow: Flow
     trace: Trace
     directions: Tensor | None
-    numbers: int
+    dim: int
 
     @classmethod
     def of(
@@ -234,14 +234,14 @@ class Density:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        numbers = x.shape[1:].numel()
+        dim = x.shape[1:].numel()
         if trace is None:
-            trace = "exact" if numbers <= EXACT else "hutchinson"
+            trace = "exact" if dim <= EXACT else "hutchinson"
         trace = traces.named(trace)
         frame = FRAMES[solver.frame if isinstance(solver, Adaptive) else "trig"]
         guided = guidance if isinstance(guidance, Guidance | None) else Guidance(guidance)
         flow = Flow(model, frame, len(x), x.dim(), cond or {}, guided)
-        return cls(flow, trace, trace.directions(x.shape, key, x), numbers)
+        return cls(flow, trace, trace.directions(x.shape, key, x), dim)
 
     def rates(self, point: Point, x: Tensor, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """(d, div_z d) at x."""
@@ -249,13 +249,13 @@ class Density:
         if v is not None and rows is not None and len(rows) < v.shape[1]:
             v = v[:, torch.from_numpy(rows).to(v.device)]
         out, found = self.trace(point.output, x, v)
-        return point.derivative(x, out), point.divergence(found, self.numbers)
+        return point.derivative(x, out), point.divergence(found, self.dim)
 
     def prior(self, x: Tensor) -> Tensor:
         """The log-density of x at the noise end."""
-        deviation = self.flow.model.path.prior_std()
-        squares = (x.double() / deviation).square().view(len(x), -1).sum(1)
-        return -squares / 2 - self.numbers * math.log(deviation * math.sqrt(2 * math.pi))
+        std = self.flow.model.path.prior_std()
+        squares = (x.double() / std).square().view(len(x), -1).sum(1)
+        return -squares / 2 - self.dim * math.log(std * math.sqrt(2 * math.pi))
 
     def at_end(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """(eps, sigma div_x(eps) / 2) at the last time before the data."""
@@ -264,17 +264,17 @@ class Density:
         noise, divergence = self.rates(point, x)
         return noise, divergence * (float(self.flow.model.path.sigma(t)) / 2)
 
-    def follow(self, x: Tensor, start: float, stop: float, solver: Adaptive | Tableau) -> Way:
+    def follow(self, x: Tensor, start: float, stop: float, solver: Adaptive | Tableau) -> Follow:
         """From `start` to `stop`, at neither of which sigma is 0 unless the network may be called there."""
         return self._adaptive(x, start, stop, solver) if isinstance(solver, Adaptive) else self._fixed(x, solver)
 
-    def _fixed(self, x: Tensor, tableau: Tableau) -> Way:
+    def _fixed(self, x: Tensor, tableau: Tableau) -> Follow:
         rows = augmented(tableau)
         at = self.flow.model.path.nodes(tableau.calls[:, 0])
         # The part of d along x is known, and large at an end in the exponential frames: what it does to volumes, from
         # one end to the other (alpha^2 + sigma^2)^(D / 2), is not left to the weights. In "trig" there is none.
         _, alpha, sigma = tableau.calls.T
-        along = self.numbers * rows.units[:-1] * (alpha * rows.d[:, 0] + sigma * rows.d[:, 1]) / (alpha**2 + sigma**2)
+        along = self.dim * rows.units[:-1] * (alpha * rows.d[:, 0] + sigma * rows.d[:, 1]) / (alpha**2 + sigma**2)
 
         def field(i: int, parts: Parts) -> Parts:
             here, d = at[np.full(len(x), i)], rows.d[i]
@@ -283,48 +283,48 @@ class Density:
             return derivative, divergence - along[i]
 
         z, growth = rows.run(field, (x, self._none(x)))
-        ends = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
-        growth = growth + self.numbers * math.log(ends[1] / ends[0])
+        regular_interval = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
+        growth = growth + self.dim * math.log(regular_interval[1] / regular_interval[0])
         calls = np.full(len(x), tableau.nfe)
-        return Way(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
+        return Follow(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
 
-    def _adaptive(self, x: Tensor, start: float, stop: float, options: Adaptive) -> Way:
+    def _adaptive(self, x: Tensor, start: float, stop: float, options: Adaptive) -> Follow:
         frame, path = self.flow.frame, self.flow.model.path
-        way = ends(self.flow.model, frame, start, stop)
+        way = regular_interval(self.flow.model, frame, start, stop)
         growth, made = self._none(x), 0
         if way.first != way.start:
             (x, growth), made = self._step(x, growth, way.start, way.first), made + 1
         nodes = path.nodes(np.array([way.first, way.last]))
         v, c = np.asarray(frame.v(nodes)), np.asarray(frame.c(nodes))
-        pins = ((float(v[0]), way.first), (float(v[1]), way.last))
+        exact_times = ((float(v[0]), way.first), (float(v[1]), way.last))
 
         def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
-            point = self.flow.point(v, parts[0], rows, pins)
+            point = self.flow.point(v, parts[0], rows, exact_times)
             return self.rates(point, point.c * parts[0], rows)
 
         left = int(way.last != way.stop)
         found = integrate(field, (x / c[0], growth), float(v[0]), float(v[1]), options, spent=made, reserve=left)
-        x, growth = found.parts[0] * c[1], found.parts[1] + self.numbers * math.log(c[1] / c[0])
+        x, growth = found.parts[0] * c[1], found.parts[1] + self.dim * math.log(c[1] / c[0])
         if left:
             x, growth = self._step(x, growth, way.last, way.stop)
         status = tuple(Status(int(code)) for code in found.status)
         with np.errstate(all="ignore"):
             warn(status, np.asarray(frame.time(path, found.v)), found.h)
         done = torch.from_numpy(found.status == Status.DONE).to(x.device)
-        return Way(x, torch.where(done[:, None], growth, torch.nan), found.nfe + made + left, found.error, status)
+        return Follow(x, torch.where(done[:, None], growth, torch.nan), found.nfe + made + left, found.error, status)
 
     def _step(self, x: Tensor, growth: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
         """The step of first order of the rule for the ends, with its growth to first order."""
         point, ratio, gain = first_order(self.flow, x, s, t)
         d, divergence = self.rates(point, x)
-        return ratio * x + gain * d, growth + self.numbers * math.log(ratio) + gain / ratio * divergence
+        return ratio * x + gain * d, growth + self.dim * math.log(ratio) + gain / ratio * divergence
 
     def _none(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), self.trace.estimates, dtype=torch.float64, device=x.device)
 
-    def result(self, values: Tensor, way: Way, latent: Tensor, extra: int, stop: float) -> LogProb:
+    def result(self, values: Tensor, way: Follow, latent: Tensor, extra: int, stop: float) -> LogProb:
         """From estimates (B, m) to their mean and error; `extra` calls were made beside the way's."""
-        stderr = self.trace.stderr(values.detach(), self.numbers)
+        stderr = self.trace.stderr(values.detach(), self.dim)
         nfe = way.nfe + extra
         bars = stderr.detach().cpu().numpy()
         over = (bars > 0) & (way.error > bars)
@@ -336,6 +336,6 @@ class Density:
                 stacklevel=3,
             )
         return LogProb(
-            values.mean(1), stderr, latent, nfe, nfe * self.trace.count(self.numbers), way.error, way.status, stop,
-            self.numbers,
+            values.mean(1), stderr, latent, nfe, nfe * self.trace.count(self.dim), way.error, way.status, stop,
+            self.dim,
         )  # fmt: skip

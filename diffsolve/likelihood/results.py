@@ -34,7 +34,7 @@ class LogProb:
     """How each sample's solve ended; the value is NaN where not at the end."""
     stop: float
     """The time on the path's clock at which the density is taken: the data end, or the early-stopping time."""
-    numbers: int
+    dim: int
     """D, the numbers of a sample."""
 
     def bits_per_dim(self, bin_width: float = 2 / 256) -> Tensor:
@@ -46,7 +46,7 @@ class LogProb:
         """
         if not 0 < bin_width < math.inf:
             raise ValueError(f"bin_width={bin_width!r}: a positive number is accepted")
-        return -self.value / (self.numbers * math.log(2)) - math.log2(bin_width)
+        return -self.value / (self.dim * math.log(2)) - math.log2(bin_width)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Trace(ABC):
         """(net(x), (n, m) estimates of the trace in float64)."""
 
     @abstractmethod
-    def count(self, numbers: int) -> int:
+    def count(self, dim: int) -> int:
         """Jacobian-vector products per network call, for so many numbers in a sample."""
 
     @property
@@ -50,7 +50,7 @@ class Trace(ABC):
     def estimates(self) -> int:
         """m, the number of estimates."""
 
-    def stderr(self, values: Tensor, numbers: int) -> Tensor:
+    def stderr(self, values: Tensor, dim: int) -> Tensor:
         """The standard error of the mean of the estimates, (n, m), of traces for so many numbers in a sample."""
         count = values.shape[1]
         return values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
@@ -75,28 +75,28 @@ class Exact(Trace):
         return None
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
-        numbers = x[0].numel() if len(x) else 0
+        dim = x[0].numel() if len(x) else 0
         out, trace = None, torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for first in range(0, max(numbers, 1), self.chunk):
-            size = min(self.chunk, numbers - first)
+        for first in range(0, max(dim, 1), self.chunk):
+            size = min(self.chunk, dim - first)
             # The i-th column of J for all samples at once: a direction is the same for every one of them.
-            basis = torch.zeros(size, numbers, dtype=x.dtype, device=x.device)
+            basis = torch.zeros(size, dim, dtype=x.dtype, device=x.device)
             basis[torch.arange(size), torch.arange(first, first + size)] = 1
             basis = basis.view(size, 1, *x.shape[1:]).expand(size, *x.shape)
             out, pushed = _push(net, x, basis)
-            columns = pushed.reshape(size, len(x), numbers)[:, :, first : first + size]
+            columns = pushed.reshape(size, len(x), dim)[:, :, first : first + size]
             trace = trace + columns.diagonal(dim1=0, dim2=2).double().sum(1)
         assert out is not None
         return out, trace[:, None]
 
-    def count(self, numbers: int) -> int:
-        return numbers
+    def count(self, dim: int) -> int:
+        return dim
 
     @property
     def estimates(self) -> int:
         return 1
 
-    def stderr(self, values: Tensor, numbers: int) -> Tensor:
+    def stderr(self, values: Tensor, dim: int) -> Tensor:
         return torch.zeros_like(values[:, 0])
 
 
@@ -129,7 +129,7 @@ class Hutchinson(Trace):
         out, pushed = _chunked(net, x, directions, self.chunk)
         return out, _dot(directions, pushed).T
 
-    def count(self, numbers: int) -> int:
+    def count(self, dim: int) -> int:
         return self.probes
 
     @property
@@ -163,11 +163,9 @@ class HutchPP(Trace):
             raise ValueError(f"probes={self.probes!r}: a multiple of 3 is accepted")
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
-        k, numbers = self.probes // 3, shape[1:].numel()
-        if k >= numbers:
-            raise ValueError(
-                f"probes={self.probes!r}: fewer than {3 * numbers} are accepted for {numbers} numbers a sample"
-            )
+        k, dim = self.probes // 3, shape[1:].numel()
+        if k >= dim:
+            raise ValueError(f"probes={self.probes!r}: fewer than {3 * dim} are accepted for {dim} numbers a sample")
         return _draw(2 * k, "gaussian", shape, key, like)
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -186,7 +184,7 @@ class HutchPP(Trace):
         on_range, beyond = _dot(both, moved).chunk(2)
         return out, (on_range.sum(0) + beyond).T
 
-    def count(self, numbers: int) -> int:
+    def count(self, dim: int) -> int:
         return self.probes
 
     @property
@@ -225,9 +223,9 @@ class Deflated(Trace):
         _check(probes=self.probes, chunk=self.chunk)
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
-        numbers = shape[1:].numel()
-        if self.probes > numbers:
-            raise ValueError(f"probes={self.probes!r}: at most {numbers} are accepted for {numbers} numbers a sample")
+        dim = shape[1:].numel()
+        if self.probes > dim:
+            raise ValueError(f"probes={self.probes!r}: at most {dim} are accepted for {dim} numbers a sample")
         return _draw(self.probes, "rademacher", shape, key, like)
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -240,7 +238,7 @@ class Deflated(Trace):
                 found = found + _outliers(v.mT @ v, v.mT @ jv, jv.mT @ jv)
         return out, found
 
-    def count(self, numbers: int) -> int:
+    def count(self, dim: int) -> int:
         return self.probes
 
     @property

@@ -71,7 +71,7 @@ def transition_log_prob(
     p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, at)
     scale = model.input_scale(at)
     device, dtype = trajectory.device, trajectory.dtype
-    told = model.told(torch.from_numpy(tableau.calls[:, 0].copy())).to(device, model.time_dtype(dtype))
+    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(device, model.time_dtype(dtype))
 
     alone = tableau.history == 1 and bool((tableau.weights[:, 0] == tableau.weights[:, 1]).all())
     s = trajectory[0]
@@ -79,7 +79,7 @@ def transition_log_prob(
     found: list[Tensor] = []
     for i in wanted if alone else range(max(wanted, default=-1) + 1):
         y, after = trajectory[i], trajectory[i + 1]
-        out = network(i, y if scale is None else y * float(scale[i]), told[i].expand(len(y)), cond or {})
+        out = network(i, y if scale is None else y * float(scale[i]), network_time[i].expand(len(y)), cond or {})
         history = [float(p[i]) * y + float(q[i]) * out.to(dtype), *history[: tableau.history - 1]]
         live = [y if alone else s, y, *history]
         on_s, on_y = tableau.weights[i]

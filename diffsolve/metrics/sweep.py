@@ -19,7 +19,7 @@ from diffsolve.execute.plan import plan
 from diffsolve.metrics import records
 from diffsolve.metrics.distances import Estimate, frechet, frechet_infinity, kid
 from diffsolve.metrics.statistics import Statistics, extract
-from diffsolve.metrics.table import ENDPOINT, Row, Table, row_of
+from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
 from diffsolve.models import Model, as_model
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
@@ -244,7 +244,7 @@ class _Study:
         scores: Mapping[str, Score],
         references: Mapping[str, Statistics],
         advance: Callable[[int], object],
-    ) -> Row:
+    ) -> ResultRow:
         found: dict[str, list[Tensor]] = {name: [] for name in references}
         firsts, calls, seconds, finite = [], 0.0, 0.0, True
         for batch in self.run(cell, seed, self.num):
@@ -270,7 +270,7 @@ class _Study:
             values[ENDPOINT] = _rms(torch.cat(firsts).double() - ends) if finite else None
         values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
         n = self.num
-        return Row(cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor)
+        return ResultRow(cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor)
 
 
 def _compared(name: str, reference: Statistics, images: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def _compared(name: str, reference: Statistics, images: Tensor) -> Tensor:
     return rows
 
 
-def _known(results: Sequence[dict[str, Any]], cells: Sequence[_Cell], file: Path) -> dict[Any, Row]:
+def _known(results: Sequence[dict[str, Any]], cells: Sequence[_Cell], file: Path) -> dict[Any, ResultRow]:
     """The rows of a file by label, budget and seed.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffsolve.metrics import records
 
-__all__ = ["ENDPOINT", "Row", "Table"]
+__all__ = ["ENDPOINT", "ResultRow", "Table"]
 
 ENDPOINT = "endpoint error"
 PANELS = 4  # of a plot, beside each other
@@ -18,7 +18,7 @@ OWN = "own"  # heads the column of solvers that no budget is given to
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One solver at one budget with one seed."""
 
     solver: str
@@ -43,7 +43,7 @@ class Row:
 class Table:
     """Rows of a sweep; printed, a table per measure: the mean over seeds and its standard error."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     about: dict[str, Any]
     """The settings of the sweep."""
 
@@ -149,9 +149,9 @@ class Table:
         figure.savefig(path, dpi=120)
 
 
-def row_of(entry: dict[str, Any], path: Path) -> Row:
+def row_of(entry: dict[str, Any], path: Path) -> ResultRow:
     try:
-        return Row(**entry)
+        return ResultRow(**entry)
     except TypeError:
         raise ValueError(f"{str(path)!r} has a line that is no result of a sweep: {entry}") from None
 

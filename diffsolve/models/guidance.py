@@ -73,11 +73,11 @@ class Guidance:
         guided = self.active(tableau)
 
         def call(
-            i: int, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any] = self.uncond
+            i: int, x: Tensor, network_time: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any] = self.uncond
         ) -> Tensor | Guided:
             if not guided[i]:
-                return model.call(x, told, cond)
-            return Guided(*self.pair(model, x, told, cond, uncond), self.scale, self.rescale)
+                return model.call(x, network_time, cond)
+            return Guided(*self.pair(model, x, network_time, cond, uncond), self.scale, self.rescale)
 
         return call
 
@@ -92,13 +92,13 @@ class Guidance:
         return call
 
     def pair(
-        self, model: Model, x: Tensor, told: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]
+        self, model: Model, x: Tensor, network_time: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """The network's outputs with and without the condition."""
         if not self.batched:
-            return model.call(x, told, cond), model.call(x, told, uncond)
+            return model.call(x, network_time, cond), model.call(x, network_time, uncond)
         both = {name: torch.cat([cond[name], uncond[name]]) for name in _same_names(cond, uncond)}
-        with_, without = model.call(torch.cat([x, x]), torch.cat([told, told]), both).chunk(2)
+        with_, without = model.call(torch.cat([x, x]), torch.cat([network_time, network_time]), both).chunk(2)
         return with_, without
 
 

@@ -72,7 +72,7 @@ class Model:
             det = p.alpha * b - p.sigma * a
         return bool(np.isfinite(det).all() and (det != 0).all())
 
-    def told(self, t: Tensor) -> Tensor:
+    def network_time(self, t: Tensor) -> Tensor:
         """The network's clock, float64, at the path's times t."""
         if not isinstance(self.clock, str):
             return torch.as_tensor(self.clock(t), dtype=torch.float64)
@@ -94,11 +94,11 @@ class Model:
         scale = self.input_scale(self.path.at(t))
         if scale is not None:
             x = x * _like(scale, x)
-        return self.call(x, self.told(t).to(x.device, self.time_dtype(x.dtype)), cond)
+        return self.call(x, self.network_time(t).to(x.device, self.time_dtype(x.dtype)), cond)
 
-    def call(self, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def call(self, x: Tensor, network_time: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """The bare network at an input already scaled and a clock already told; the output is checked for shape."""
-        out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), told, **cond)
+        out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), network_time, **cond)
         if not isinstance(out, Tensor):
             raise TypeError(f"net returned {type(out).__name__}: a tensor of shape {tuple(x.shape)} is accepted")
         if out.shape != x.shape:

@@ -1,5 +1,5 @@
 """Loops in C, compiled once where there is a compiler."""
 
-from diffsolve.native.loader import INPUTS, RESULTS, bare, found, library, record, threads, written
+from diffsolve.native.loader import INPUTS, RESULTS, found, is_plain, library, mark_mutated, record, threads
 
-__all__ = ["INPUTS", "RESULTS", "bare", "found", "library", "record", "threads", "written"]
+__all__ = ["INPUTS", "RESULTS", "found", "is_plain", "library", "mark_mutated", "record", "threads"]

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["INPUTS", "RESULTS", "bare", "found", "library", "record", "threads", "written"]
+__all__ = ["INPUTS", "RESULTS", "found", "is_plain", "library", "mark_mutated", "record", "threads"]
 
 INPUTS, RESULTS = 32, 12
 """The most inputs and results of one update, as loops.c has them."""
@@ -71,7 +71,7 @@ def _found(dtype: torch.dtype, asked: bool) -> Any | None:
         return None
 
 
-def bare(*tensors: Tensor, graph: bool = False) -> bool:
+def is_plain(*tensors: Tensor, graph: bool = False) -> bool:
     """Whether memory is all there is to these tensors, so that a loop unknown to PyTorch may read and write it.
 
     Not while something traces or records what is done (torch.compile, autograd, forward derivatives, torch.func,
@@ -98,7 +98,7 @@ def bare(*tensors: Tensor, graph: bool = False) -> bool:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def written(*tensors: Tensor) -> None:
+def mark_mutated(*tensors: Tensor) -> None:
     """Tell autograd that a loop wrote to these: a graph that needs what stood there says so instead of being wrong."""
     for x in tensors:
         if not x.is_inference():  # which have no version to count

@@ -175,7 +175,7 @@ class Brownian:
     def _values(self, octave: np.ndarray, place: np.ndarray, origin: int) -> Tensor:
         """W at the times 2^k (1 + place), sorted, over 2^(k/2): from W = 0 at the octave `origin`."""
         last, self._last = self._last, NOWHERE  # until the end, should this be interrupted
-        way = _Way(octave, place, self.depth, last)
+        way = _Descent(octave, place, self.depth, last)
         normals = self._rows(way.octaves, way.nodes, way.scale)
         cells = self._cells
         base, zero = None, torch.zeros(self._numel, dtype=self._wide, device=self.device)
@@ -295,7 +295,7 @@ class Brownian:
         return torch.from_numpy(values).to(self.device, self._wide)[:, None]
 
 
-class _Way:
+class _Descent:
     """What sorted times need of the trees: every middle that the time before them has not passed."""
 
     def __init__(self, octave: np.ndarray, place: np.ndarray, depth: int, last: tuple[int, int, int]) -> None:

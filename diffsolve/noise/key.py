@@ -183,14 +183,14 @@ class Key:
 
     def _compiled(self, flat: Tensor, row: int, stream: int) -> bool:
         """Whether the compiled loop could write the normals to (B, size)."""
-        loops = native.library() if flat.device.type == "cpu" and native.bare(flat) else None
+        loops = native.library() if flat.device.type == "cpu" and native.is_plain(flat) else None
         if loops is None:
             return False
         into = flat if flat.dtype == torch.float32 else torch.empty_like(flat, dtype=torch.float32)
         seeds, who = self.address()
         loops.fill(native.record(*flat.shape, native.threads(flat.numel()), *who, row, int(stream), into.data_ptr()))
         del seeds  # they had to stay until now
-        native.written(into)
+        native.mark_mutated(into)
         if into is not flat:
             flat.copy_(into)
         return True

@@ -83,9 +83,9 @@ class Calls:
     def _at(self, tableau: Tableau, like: Tensor) -> None:
         """Be the network of this tableau's calls."""
         at = self.model.path.nodes(tableau.calls[:, 0])
-        told = self.model.told(torch.from_numpy(tableau.calls[:, 0].copy()))
+        network_time = self.model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
         self.tableau, self._network = tableau, self._guidance.around(self.model, tableau)
-        self._told = told.to(like.device, self.model.time_dtype(like.dtype))
+        self._network_times = network_time.to(like.device, self.model.time_dtype(like.dtype))
         scale = self.model.input_scale(at)
         # In the state's precision, as a Python number would be where the executor multiplies.
         self._scale = None if scale is None else torch.from_numpy(scale).to(like)
@@ -133,7 +133,7 @@ class Calls:
         x = y if self._scale is None else y * self._scale[row, None]
         x = x.view(-1, *self._shape[1:])
         cond, uncond = (picked(c, sample, self._shape[0]) for c in (self._cond, self._guidance.uncond))
-        out = self._network(0 if self._mixed is None else int(row[0]), x, self._told[row], cond, uncond)
+        out = self._network(0 if self._mixed is None else int(row[0]), x, self._network_times[row], cond, uncond)
         if self.check and not bool(out.isfinite().all()):
             bad = ~flat(out).isfinite().all(1)
             i = int(row[bad].min())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.parallel.base import Calls
-from diffsolve.parallel.rows import Rows, sweep
+from diffsolve.parallel.rows import Rows, advance_window
 
 __all__ = ["one_by_one"]
 
@@ -25,6 +25,6 @@ def one_by_one(rows: Rows, calls: Calls, sample: Tensor, x: Tensor) -> tuple[Ten
     for i in range(tableau.nfe):
         row = torch.full_like(sample, i)
         found.append(rows.fixed(row, y, calls(row, sample, y)))
-        ss, ys, ds, _ = sweep(rows, row[None], s, y, d, found[-1][None], None)
+        ss, ys, ds, _ = advance_window(rows, row[None], s, y, d, found[-1][None], None)
         s, y, d = ss[1], ys[1], ds[1:]
     return torch.stack(found), y

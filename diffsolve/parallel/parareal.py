@@ -16,7 +16,7 @@ from diffsolve.execute.results import Rounds
 from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.distributed import Ranks
-from diffsolve.parallel.rows import Rows, sweep
+from diffsolve.parallel.rows import Rows, advance_window
 from diffsolve.solvers import Solver
 from diffsolve.solvers.base import frame_named
 from diffsolve.tableau import Tableau
@@ -194,7 +194,7 @@ class _Blocks:
 
     def follow(self, row: Tensor, start: _State, f: Tensor, who: Tensor) -> _State:
         """The recurrence over these rows."""
-        s, y, d, _ = sweep(self.rows, row, start.s, start.y, start.d, f, self.noise(row, who))
+        s, y, d, _ = advance_window(self.rows, row, start.s, start.y, start.d, f, self.noise(row, who))
         return _State(s[-1], y[-1], d[len(d) - len(start.d) :])
 
     def noise(self, row: Tensor, who: Tensor) -> Tensor | None:

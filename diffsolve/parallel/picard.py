@@ -15,9 +15,9 @@ from diffsolve.kernels.window import Window
 from diffsolve.parallel.anderson import Anderson, Mixer
 from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
 from diffsolve.parallel.distributed import Ranks
-from diffsolve.parallel.rows import Rows, shifted, sweep, take
+from diffsolve.parallel.rows import Rows, advance_window, gather_slots, shifted
 from diffsolve.parallel.secant import Slopes
-from diffsolve.parallel.warm import Warmth
+from diffsolve.parallel.warm import InitialGuess
 from diffsolve.solvers.base import frame_named
 from diffsolve.tableau import Tableau
 
@@ -121,12 +121,12 @@ class _Window:
         self.y, self.s = like, flat(start.s)
         self.d = like.new_zeros(K - 1, batch, size)
         self.noise = _Noise(ex, self.rows.noisy)
-        self.warm = Warmth(options.warm, self.rows, calls, like)
+        self.warm = InitialGuess(options.warm, self.rows, calls, like)
         self.mixer = Mixer(options.accelerate) if isinstance(options.accelerate, Anderson) else None
         row = self.row
         self.f = self.warm.first(row)
         self.past = torch.zeros(row.shape, dtype=torch.float64, device=like.device)
-        self.x = sweep(self.rows, row, self.s, self.y, self.d, self.f, self.noise(row, self.who))[1]
+        self.x = advance_window(self.rows, row, self.s, self.y, self.d, self.f, self.noise(row, self.who))[1]
         self.slopes = Slopes(self.f) if options.accelerate == "secant" else None
         if options.warm == "copy":
             self.x[:] = self.y
@@ -168,13 +168,13 @@ class _Window:
         for first in range(0, W, step):
             part, rest = slice(first, first + step), slice(first + step, W)
             self.evaluate(row, part)
-            *done, change = self.sweep(row, part, here, z, self.x[1:][part])
+            *done, change = self.advance_window(row, part, here, z, self.x[1:][part])
             here = done[0][-1], done[1][-1], done[2][len(done[2]) - len(self.d) :]
             pieces.append((done[0][1:], done[1][1:], done[2][len(self.d) :]))
             assert change is not None
             changes.append(change)
             if first + step < W:
-                self.x[first + step :] = self.sweep(row, rest, here, z)[1]
+                self.x[first + step :] = self.advance_window(row, rest, here, z)[1]
                 change[-1] = 0.0  # the next part calls the network there as it is now
         ss, points, ds = (torch.cat(piece) for piece in zip(*pieces, strict=True))
         return ss, points, ds, self.stride(torch.cat(changes).double() / self.y.shape[1], self.limit[row])
@@ -189,7 +189,7 @@ class _Window:
         self.past = change
         return torch.where(sure.int().cumprod(0).sum(0) >= left, left, good.clamp(max=self.W).minimum(left))
 
-    def sweep(
+    def advance_window(
         self,
         row: Tensor,
         part: slice,
@@ -200,7 +200,7 @@ class _Window:
         f, slope = self.f[part], None
         if self.slopes is not None:
             f, slope = self.slopes(f, part)
-        return sweep(self.rows, row[part], *here, f, None if z is None else z[part], slope, old)
+        return advance_window(self.rows, row[part], *here, f, None if z is None else z[part], slope, old)
 
     def evaluate(self, row: Tensor, part: slice) -> None:
         """Call the network at the points of some slots, short of the end, and take what it says as f."""
@@ -218,7 +218,7 @@ class _Window:
         row = (self.at + torch.arange(self.W, self.W + reach, device=y.device)[:, None]).clamp(max=self.N)
         f = self.warm.next(row, self.row[-1], self.f[-1], self.who)
         d = d[len(d) - self.ex.tableau.history + 1 :]
-        return f, sweep(self.rows, row, s[-1], y[-1], d, f, self.noise(row, self.who))
+        return f, advance_window(self.rows, row, s[-1], y[-1], d, f, self.noise(row, self.who))
 
     def run_out(self, s: Tensor, y: Tensor, d: Tensor, stride: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s, y and the strides with which all samples are at their end, whether they are good or not."""
@@ -239,7 +239,7 @@ class _Window:
         done = self.at + stride >= self.N
         if done.any():
             ended, last = self.who[done], stride[None]
-            self.end_s[ended], self.end_y[ended] = take(s, last)[0][done], take(y, last)[0][done]
+            self.end_s[ended], self.end_y[ended] = gather_slots(s, last)[0][done], gather_slots(y, last)[0][done]
             self.each[ended.cpu()] = rounds
         on = (~done).nonzero()[:, 0]
         if len(on) == 0:
@@ -252,13 +252,13 @@ class _Window:
         f, (_, beyond, *_) = self.onward(int(stride.max()), s, y, d)
         beyond = y[-1:].expand_as(beyond[1:]) if self.options.warm == "copy" else beyond[1:]
         keep = stride + torch.arange(W + 1, device=y.device)[:, None]
-        self.f = take(torch.cat([self.f, f]), keep[:-1])[:, on]
+        self.f = gather_slots(torch.cat([self.f, f]), keep[:-1])[:, on]
         if self.slopes is not None:
             self.slopes.slide(keep[:-1], on)
-        self.x = take(torch.cat([guess, beyond]), keep)[:, on]
-        self.s, self.y = take(s, keep[:1])[0, on], take(y, keep[:1])[0, on]
+        self.x = gather_slots(torch.cat([guess, beyond]), keep)[:, on]
+        self.s, self.y = gather_slots(s, keep[:1])[0, on], gather_slots(y, keep[:1])[0, on]
         self.x[0] = self.y
-        self.d = take(d, stride + torch.arange(K - 1, device=y.device)[:, None])[:, on]
+        self.d = gather_slots(d, stride + torch.arange(K - 1, device=y.device)[:, None])[:, on]
         if self.mixer is not None:
             self.mixer.slide(keep[:-1], on)  # points 1 .. W are the mixer's slots
         self.past = shifted(self.past[..., None], keep[:-1])[..., 0][:, on]

@@ -18,7 +18,7 @@ from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.frames import FRAMES
 
-__all__ = ["Rows", "shifted", "step_variance", "sweep", "take"]
+__all__ = ["Rows", "advance_window", "gather_slots", "shifted", "step_variance"]
 
 
 class Rows:
@@ -83,7 +83,7 @@ class Rows:
         return torch.from_numpy(np.append(np.where(self.lost, 0.0, f), 0.0)).to(y)
 
 
-def sweep(
+def advance_window(
     rows: Rows,
     row: Tensor,
     s: Tensor,
@@ -117,7 +117,7 @@ def sweep(
     return window_update(weights, torch.stack([p, q], -1), None if rows.single else s, y, d, f, z, old, used=rows.used)
 
 
-def take(slots: Tensor, index: Tensor) -> Tensor:
+def gather_slots(slots: Tensor, index: Tensor) -> Tensor:
     """slots[index[l, b], b] for slots (L, B, n) and index (l, B)."""
     return slots.gather(0, index[..., None].expand(-1, -1, slots.shape[-1]))
 
@@ -125,7 +125,7 @@ def take(slots: Tensor, index: Tensor) -> Tensor:
 def shifted(slots: Tensor, index: Tensor) -> Tensor:
     """`take` from slots that are followed by zeros."""
     beyond = index >= len(slots)
-    return take(slots, index.clamp(max=len(slots) - 1)).masked_fill_(beyond[..., None], 0.0)
+    return gather_slots(slots, index.clamp(max=len(slots) - 1)).masked_fill_(beyond[..., None], 0.0)
 
 
 def step_variance(tableau: Tableau) -> np.ndarray:

@@ -12,10 +12,10 @@ from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.rows import Rows
 from diffsolve.tableau import Tableau
 
-__all__ = ["Warmth"]
+__all__ = ["InitialGuess"]
 
 
-class Warmth:
+class InitialGuess:
     """The derivative of the frame ahead of the window: a base curve, plus what the last call found beside it.
 
     The base is 0 without a coarse run, so that the last derivative is carried on. With one it is linear in the angle

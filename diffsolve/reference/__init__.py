@@ -18,12 +18,12 @@ def mixture_model(mixture: GaussianMixture, path: str | Path = "condot", predict
     """The exact network of a Gaussian mixture: its posterior means, combined into any prediction on any path."""
     where, sigma_data = path_named(path), 0.5
 
-    def net(x: Tensor, told: Tensor) -> Tensor:
+    def net(x: Tensor, network_time: Tensor) -> Tensor:
         # A raw EDM network hears c_noise = log(rho) / 4 and sees x scaled.
         t = (
-            told
+            network_time
             if predicts != "edm"
-            else where.time((-4 * told.double()).clamp(*where.lam([where.t_noise, where.t_data])))
+            else where.time((-4 * network_time.double()).clamp(*where.lam([where.t_noise, where.t_data])))
         )
         # Only a velocity needs the path's derivatives, which cost two passes of autograd.
         p = where.at(t) if predicts == "velocity" else Position(t, where.alpha(t), where.sigma(t), None, None)

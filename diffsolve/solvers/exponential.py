@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffsolve.solvers.integrals import phi
-from diffsolve.solvers.runge_kutta import OneStep, Stages, thrifty
+from diffsolve.solvers.runge_kutta import OneStep, Stages, low_storage
 from diffsolve.solvers.sde import Constant
 from diffsolve.tableau.frames import FRAMES, Frame
 
@@ -117,7 +117,7 @@ class ExponentialRK(OneStep):
         return FRAMES["lambda"]
 
     def stages(self, h: float) -> Stages:
-        return thrifty(*self.scheme.butcher(-h * (1 + self.tau**2) if self.frame == "denoised" else h))
+        return low_storage(*self.scheme.butcher(-h * (1 + self.tau**2) if self.frame == "denoised" else h))
 
 
 def _dpm2(z: float, c: tuple[float, ...]) -> list[list[float]]:

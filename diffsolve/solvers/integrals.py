@@ -15,7 +15,7 @@ from diffsolve.paths import Path, Position
 from diffsolve.solvers.sde import Reverse
 from diffsolve.tableau.frames import VARIABLES, Frame
 
-__all__ = ["Integrals", "Step", "phi"]
+__all__ = ["Integrals", "StepIntegrals", "phi"]
 
 
 def phi(k: int, z: float) -> float:
@@ -77,7 +77,7 @@ class Integrals:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepIntegrals:
     """One grid interval and the nodes whose values of d are interpolated over it."""
 
     integrals: Integrals

@@ -20,7 +20,7 @@ import numpy as np
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver, end_frame, frame_named
 from diffsolve.solvers.butcher import HEUN, RK4
-from diffsolve.solvers.integrals import Integrals, Step, phi
+from diffsolve.solvers.integrals import Integrals, StepIntegrals, phi
 from diffsolve.solvers.sde import Constant, Tau, frame_of, tau_named
 from diffsolve.tableau import Combination, Draft
 from diffsolve.tableau.frames import VARIABLES, Frame
@@ -155,11 +155,11 @@ class Multistep(Solver):
         lowered = self.lower_final is True or steps < self.lower_final
         return [min(count, steps - i) if lowered else count for i, count in enumerate(counts)]
 
-    def predict(self, step: Step) -> np.ndarray:
+    def predict(self, step: StepIntegrals) -> np.ndarray:
         """omega over the values of d at and before the start of the step, newest first."""
         return step.omega()
 
-    def correct(self, step: Step) -> np.ndarray:
+    def correct(self, step: StepIntegrals) -> np.ndarray:
         """omega over the value of d at the end of the step and those before it."""
         return step.omega()
 
@@ -191,7 +191,7 @@ class Multistep(Solver):
                 usable = (i, *usable)
             state: Combination = {"y": 1.0}
             if waiting and own[i] and len(usable) > 1:
-                step = Step(integrals, i - 1, usable[: self._corrects(counts[i - 1])])
+                step = StepIntegrals(integrals, i - 1, usable[: self._corrects(counts[i - 1])])
                 _, gain = frame.step(g[i - 1], g[i])
                 state = {"s": carried, **_scaled(gain, step.nodes, made, self.correct(step))}
             full = end is None and bool(usable) and math.isfinite(integrals.node[i + 1])
@@ -203,7 +203,7 @@ class Multistep(Solver):
             ratio, gain = (end or frame).step(g[i], g[i + 1])
             new: Combination = {made[i]: gain}
             if full:
-                step = Step(integrals, i, usable[: counts[i]])
+                step = StepIntegrals(integrals, i, usable[: counts[i]])
                 new = _scaled(gain, step.nodes, made, self.predict(step))
             y, name = _sum(ratio, state, new), (end or frame).name
             carried = ratio  # the weight of s in the corrected state
@@ -215,7 +215,7 @@ class Multistep(Solver):
             if corrects and self.mode == "pece" and beyond:
                 draft.call(g[i], name, y=y, s=state, clock=clock)
                 made[i + 1] = len(draft)  # for now: at the predicted point
-                step = Step(integrals, i, (i + 1, *usable)[: self._corrects(counts[i])])
+                step = StepIntegrals(integrals, i, (i + 1, *usable)[: self._corrects(counts[i])])
                 corrected = {"s": carried, **_scaled(gain, step.nodes, made, self.correct(step))}
                 draft.call(g[i + 1], name, y=corrected, node=i + 1)
                 continue
@@ -267,18 +267,18 @@ class UniPC(Multistep):
         if self.bh not in ("bh1", "bh2"):
             raise ValueError(f"bh={self.bh!r}: 'bh1' or 'bh2' is accepted")
 
-    def _half(self, step: Step) -> float:
+    def _half(self, step: StepIntegrals) -> float:
         """B(h) / (2 (e^h - 1)), with h = -h for data prediction."""
         h = -step.h if self.frame == "denoised" else step.h
         return 0.5 * (h / math.expm1(h) if self.bh == "bh1" else 1.0)
 
-    def predict(self, step: Step) -> np.ndarray:
+    def predict(self, step: StepIntegrals) -> np.ndarray:
         if len(step.nodes) != 2:
             return step.omega()
         older = self._half(step) * step.h / (step.lam[1] - step.lam[0])
         return np.array([1 - older, older])
 
-    def correct(self, step: Step) -> np.ndarray:
+    def correct(self, step: StepIntegrals) -> np.ndarray:
         if len(step.nodes) != 2:
             return step.omega()
         newer = self._half(step)
@@ -307,7 +307,7 @@ class DPMpp(Multistep):
         if self.variable != "lambda" or self.corrector or self.most > 3:
             raise ValueError(f"{self}: DPMpp has 1 to 3 points, in lambda and not corrected; Multistep has the others")
 
-    def predict(self, step: Step) -> np.ndarray:
+    def predict(self, step: StepIntegrals) -> np.ndarray:
         h, lam = step.h, step.lam
         if len(lam) < 2:
             return np.ones(1)
@@ -346,7 +346,7 @@ class IPNDM(Multistep):
     def order(self) -> int:
         return min(super().order, 2)
 
-    def predict(self, step: Step) -> np.ndarray:
+    def predict(self, step: StepIntegrals) -> np.ndarray:
         return np.array(_UNIFORM[len(step.nodes) - 1])
 
 

@@ -18,12 +18,12 @@ from diffsolve.solvers.sde import frame_of
 from diffsolve.tableau import Combination, Draft
 from diffsolve.tableau.frames import FRAMES, Frame
 
-__all__ = ["HEUN", "MIDPOINT", "RALSTON", "RK4", "Butcher", "OneStep", "RungeKutta", "Stages", "thrifty"]
+__all__ = ["HEUN", "MIDPOINT", "RALSTON", "RK4", "Butcher", "OneStep", "RungeKutta", "Stages", "low_storage"]
 
 Scalar = TypeVar("Scalar", F, float)
 
 Stages = tuple[list[tuple[float, float, dict[int, float]]], list[float]]
-"""What makes the next stage of (s, y, each k), row by row, and the weights b; see `thrifty`."""
+"""What makes the next stage of (s, y, each k), row by row, and the weights b; see `low_storage`."""
 
 
 class OneStep(Solver):
@@ -144,10 +144,10 @@ class RungeKutta(OneStep):
 
 @lru_cache
 def _exactly(method: Butcher) -> Stages:
-    return thrifty([[F(x) for x in row] for row in method.a], [F(x) for x in method.b])
+    return low_storage([[F(x) for x in row] for row in method.a], [F(x) for x in method.b])
 
 
-def thrifty(a: Sequence[Sequence[Scalar]], b: Sequence[Scalar], most: float = 4.0) -> Stages:
+def low_storage(a: Sequence[Sequence[Scalar]], b: Sequence[Scalar], most: float = 4.0) -> Stages:
     """What makes the next stage (in the end, the result) of s, y and the k so far, in units of z and h.
 
     s holds S = z + h sum_{j < k} b_j k_j, y holds Y = z + h sum_{j < k} a_kj k_j, so for every beta

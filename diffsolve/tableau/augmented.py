@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffsolve.tableau import Tableau
 
-__all__ = ["Augmented", "augmented", "onto_estimate"]
+__all__ = ["Augmented", "augmented", "drop_final_denoise"]
 
 Parts = tuple[Tensor, ...]
 
@@ -98,7 +98,7 @@ def augmented(tableau: Tableau) -> Augmented:
     return Augmented(tableau, units, weights, d)
 
 
-def onto_estimate(tableau: Tableau) -> tuple[Tableau, bool]:
+def drop_final_denoise(tableau: Tableau) -> tuple[Tableau, bool]:
     """(the tableau without its last call, True) if that puts the denoised estimate for the state, else (it, False)."""
     if tableau.nfe < 2 or tableau.weights[-1, 1, :2].any():
         return tableau, False

@@ -156,7 +156,7 @@ class Student:
             network = partial(checkpoint, network, use_reentrant=False)
         t = self.times()
         p = model.path.at(t)
-        c, told = STRAIGHT.c(p), model.told(t[:-1]).to(x.device, model.time_dtype(x.dtype))
+        c, network_time = STRAIGHT.c(p), model.network_time(t[:-1]).to(x.device, model.time_dtype(x.dtype))
         at = p[: self.calls]
         scale = model.input_scale(at)
         to_v = torch.stack(convert(V, model.coefficients(at), at.alpha, at.sigma), -1)
@@ -165,7 +165,7 @@ class Student:
         y, history = x, tuple[Tensor, ...]()  # of v, newest first
         for i in range(self.calls):
             seen = y if scale is None else y * scale[i]
-            out = network(i, seen, told[i].expand(len(y)), cond, guidance.uncond)
+            out = network(i, seen, network_time[i].expand(len(y)), cond, guidance.uncond)
             (v,) = combine([y, out], to_v[i : i + 1], dtypes=[y.dtype])
             history = (v, *history)[: self.history]
             back = steps[i, max(0, i - self.history + 1) : i + 1].flip(0)

@@ -64,7 +64,7 @@ def test_driven_from_outside(solver):
 def test_driven_with_the_denoised_estimate(mixture):
     """A program that has only D, as ComfyUI does, drives a model of any prediction."""
     model = mixture_model(mixture, "vp", "noise")
-    ex = ds.begin(model, (5, 2), solver="unipc-2", nfe=8, seed=1, dtype=torch.float64, takes="denoised")
+    ex = ds.begin(model, (5, 2), solver="unipc-2", nfe=8, seed=1, dtype=torch.float64, prediction="denoised")
     while not ex.done:
         x, t = ex.query()
         ex.advance(model.denoised(x, t))

@@ -133,7 +133,7 @@ def test_a_run_traces_as_one_graph(solver, seed, monkeypatch):
     monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")  # what is traced is torch, whatever runs otherwise
 
     def run(x):
-        ex = Executor(first.program, x, first.key, told=first._clock)
+        ex = Executor(first.program, x, first.key, network_time=first._clock)
         while not ex.done:
             ex.advance(net(*ex.query()))
         return ex.y
@@ -156,7 +156,7 @@ def test_a_run_traces_without_a_word_in_the_environment(solver):
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def run(x):
-        ex = Executor(first.program, x, first.key, told=first._clock)
+        ex = Executor(first.program, x, first.key, network_time=first._clock)
         while not ex.done:
             ex.advance(net(*ex.query()))
         return ex.y
@@ -172,7 +172,7 @@ def test_a_network_that_hands_its_input_back_traces_too():
 
     @torch.compile(backend="eager", fullgraph=True)
     def run(x):
-        ex = Executor(first.program, x, first.key, told=first._clock)
+        ex = Executor(first.program, x, first.key, network_time=first._clock)
         while not ex.done:
             ex.advance(ex.query()[0])
         return ex.y

@@ -98,9 +98,9 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
 
 @pytest.mark.parametrize(("make", "numbers"), [(lambda: anisotropic(8), 8), (lambda: random_means(12), 12)])
 @pytest.mark.parametrize("shape", [(12,), (2, 6), (3, 2, 2), (8,), (2, 2, 2)])
-def test_any_rank(shape, make, numbers):
+def test_any_rank(shape, make, dim):
     mixture = make()
-    if math.prod(shape) != numbers:
+    if math.prod(shape) != dim:
         pytest.skip("another size")
     model = mixture_model(mixture, "condot", "velocity")
     x = mixture.sample(3, seed=0)
@@ -143,9 +143,9 @@ def test_half_the_numbers_in_float32():
         assert (found.value - truth(mixture, model.path, x)).abs().mean() < 2e-3
 
 
-def quadratic(numbers, seed=0):
+def quadratic(dim, seed=0):
     """A linear network and the trace of its matrix."""
-    a = torch.randn(numbers, numbers, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    a = torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (lambda x: x @ a.T), a
 
 

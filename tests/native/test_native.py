@@ -132,10 +132,10 @@ def test_any_row_at_all(one):
         for way in (update._recipe(row, one), None):
             s, y, out, *history = (normal(2, 37, seed=100 * trial + i) for i in range(6))
             live = [s, s if one else y, out, Draw(Key(trial), 1, Stream.ROW), *history]
-            spare = None if one else normal(2, 37)
-            s2, y2, left = update.linear_update(live, replace(row, recipe=way), spare)
+            scratch = None if one else normal(2, 37)
+            s2, y2, left = update.linear_update(live, replace(row, recipe=way), scratch)
             found.append((s2, y2, *history))
-            kept = [None if left is None else next(i for i, x in enumerate([s, y, spare]) if x is left)]
+            kept = [None if left is None else next(i for i, x in enumerate([s, y, scratch]) if x is left)]
             found[-1] += (torch.tensor([-1 if k is None else k for k in kept]), torch.tensor(s2 is y2))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), row
 
@@ -287,30 +287,30 @@ class Mode(TorchDispatchMode):
 
 def test_memory_is_not_touched_while_something_looks_on():
     x = normal(2, 3)
-    assert native.bare(x, torch.nn.Parameter(x).detach())
+    assert native.is_plain(x, torch.nn.Parameter(x).detach())
     with torch.no_grad():
-        assert native.bare(torch.nn.Parameter(x))
+        assert native.is_plain(torch.nn.Parameter(x))
     with torch.inference_mode():
-        assert native.bare(x.clone())
-    assert not native.bare(torch.nn.Parameter(x))
-    assert native.bare(torch.nn.Parameter(x), graph=True)
-    assert not native.bare(x.as_subclass(Subclass))
-    assert not native.bare(torch.view_as_complex(normal(3, 2)).conj().imag)  # whose sign is still to be turned
-    assert not native.bare(x.to_sparse())
+        assert native.is_plain(x.clone())
+    assert not native.is_plain(torch.nn.Parameter(x))
+    assert native.is_plain(torch.nn.Parameter(x), graph=True)
+    assert not native.is_plain(x.as_subclass(Subclass))
+    assert not native.is_plain(torch.view_as_complex(normal(3, 2)).conj().imag)  # whose sign is still to be turned
+    assert not native.is_plain(x.to_sparse())
     with Mode():
-        assert not native.bare(x)
+        assert not native.is_plain(x)
     with FakeTensorMode():
-        assert not native.bare(torch.empty(3))
+        assert not native.is_plain(torch.empty(3))
     with forward_ad.dual_level():
-        assert not native.bare(x)
+        assert not native.is_plain(x)
     seen = []
-    torch.func.vmap(lambda x: seen.append(native.bare(x)) or x)(x)
-    torch.func.grad(lambda x: seen.append(native.bare(x)) or x.sum())(x)
-    torch.jit.trace(lambda x: seen.append(native.bare(x)) or x + 1, x, check_trace=False)
-    torch.compile(lambda x: x + native.bare(x), backend="eager", fullgraph=True)(x)
+    torch.func.vmap(lambda x: seen.append(native.is_plain(x)) or x)(x)
+    torch.func.grad(lambda x: seen.append(native.is_plain(x)) or x.sum())(x)
+    torch.jit.trace(lambda x: seen.append(native.is_plain(x)) or x + 1, x, check_trace=False)
+    torch.compile(lambda x: x + native.is_plain(x), backend="eager", fullgraph=True)(x)
     assert not any(seen)
     assert len(seen) == 3
-    assert torch.equal(torch.compile(lambda x: x + native.bare(x), backend="eager", fullgraph=True)(x), x)
+    assert torch.equal(torch.compile(lambda x: x + native.is_plain(x), backend="eager", fullgraph=True)(x), x)
 
 
 @pytest.mark.parametrize("solver", ["ab-2", "ddim(eta=1.0)"])

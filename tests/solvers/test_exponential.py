@@ -18,7 +18,7 @@ from diffsolve.reference import mixture_model
 from diffsolve.solvers import ExponentialRK, Scheme, butcher
 from diffsolve.solvers.exponential import dpm2, dpm3, res2
 from diffsolve.solvers.integrals import phi
-from diffsolve.solvers.runge_kutta import RungeKutta, thrifty
+from diffsolve.solvers.runge_kutta import RungeKutta, low_storage
 from diffsolve.tableau.frames import FRAMES
 
 EDM = paths.EDM()
@@ -140,7 +140,7 @@ def test_ones_own_method(mixture):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_thrift_changes_nothing_and_amplifies_little(method):
     """The rows, followed in fractions of z, make the same stages; no state is multiplied by more than 5."""
-    rows, b = thrifty([[Fraction(w) for w in row] for row in method.a], [Fraction(w) for w in method.b])
+    rows, b = low_storage([[Fraction(w) for w in row] for row in method.a], [Fraction(w) for w in method.b])
     s, y, count = np.zeros(len(b)), np.zeros(len(b)), len(b)
     for k, (on_s, on_y, on_k) in enumerate(rows):
         assert abs(on_s) <= 5

@@ -385,7 +385,7 @@ def test_diffusers_edm(df, case):
         at = peers.nodes(scheduler)
         if exact:
             peers.widen(scheduler, EDM, at)
-        theirs = peers.run_scheduler(scheduler, lambda x, t: raw(x, model.told(t)), x, at, unrounded=exact)
+        theirs = peers.run_scheduler(scheduler, lambda x, t: raw(x, model.network_time(t)), x, at, unrounded=exact)
         # 2e-14 and 11 roundings are seen.
         assert distance(ours(model, x, case.solver, at), theirs) < (2e-13 if exact else 64 * ULP)
 

@@ -263,12 +263,12 @@ def test_its_noises_are_no_ones_samples():
 
 
 def test_float32_and_a_network_in_half_precision():
-    told = []
+    network_time = []
 
     class Half(Net):
         def forward(self, x, t, shift=0.0):
             assert x.dtype == torch.bfloat16
-            told.append(t.dtype)
+            network_time.append(t.dtype)
             return super().forward(x, t, shift)
 
     for net in (Net(dtype=torch.float32), Half(dtype=torch.bfloat16)):
@@ -277,7 +277,7 @@ def test_float32_and_a_network_in_half_precision():
         assert tuning.tableau.weights.dtype == np.float64
         assert tuning.improved
         assert ds.sample(model, (4, 3), solver=tuning.tableau, seed=1).dtype == torch.float32
-    assert set(told) == {torch.float32}
+    assert set(network_time) == {torch.float32}
 
 
 # ------------------------------------------------------------------------------------------------ breaks and falls
