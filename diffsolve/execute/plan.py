@@ -76,10 +76,12 @@ def plan_back(
     grid: GridLike | None = None,
     guidance: float = 1.0,
     begin: float | None = None,
+    end: float | None = None,
 ) -> Tableau:
     """The tableau of a run from the data to the noise: the grid of sampling, turned round.
 
-    It begins at the time `begin`; where the network cannot be called on the data at the last time where it can.
+    It goes from the time `begin` (where the network cannot be called on the data, the last time where it can) to `end`
+    (the noise end).
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
@@ -88,14 +90,12 @@ def plan_back(
     begin = last_time(model) if begin is None else begin
     stop = None if begin == path.t_data else begin
     times = own_times(grid)
-    if times is None:
-        one_of(steps=steps, nfe=nfe)
-        tableau = _plan(
-            method, _Reversed(_named_grid(grid, path)), path, steps, nfe, None, stop, model.determined(path.t_noise)
-        )
-    else:
-        tableau = method(path, times, call_last=model.determined(float(times[-1])))
-    return tableau
+    if times is not None:
+        refuse("a grid of one's own", stop=end)
+        return method(path, times, call_last=model.determined(float(times[-1])))
+    one_of(steps=steps, nfe=nfe)
+    call_last = model.determined(path.t_noise if end is None else end)
+    return _plan(method, _Reversed(_named_grid(grid, path)), path, steps, nfe, end, stop, call_last)
 
 
 def last_time(model: Model) -> float:

@@ -52,6 +52,7 @@ __all__ = ["GRADIENTS", "differentiable"]
 GRADIENTS = ("direct", "checkpoint", "adjoint")
 
 Network = Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]
+Look = Callable[[int, Tensor, Tensor, Tensor], object]
 
 
 def differentiable(
@@ -63,17 +64,19 @@ def differentiable(
     cond: Mapping[str, Any],
     guidance: Guidance,
     gradient: str,
+    look: Look | None = None,
 ) -> tuple[Tensor, Tensor]:
     """s and y after the last call of a run from x, with a graph.
 
     Args:
         solver: what wrote the tableau, which the adjoint runs backwards.
         gradient: one of `GRADIENTS`.
+        look: sees every call, those of the forward pass first: (number, input, output, the next input).
     """
     network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(
         x.device, model.time_dtype(x.dtype)
     )
-    rows = _PureProgram(bind(tableau, model), guidance.around(model, tableau), network_time, cond, key)
+    rows = _PureProgram(bind(tableau, model), guidance.around(model, tableau), network_time, cond, key, look)
     with torch.enable_grad():
         if gradient == "direct":
             return rows.result(x)
@@ -91,6 +94,7 @@ class _PureProgram:
     network_time: Tensor
     cond: Mapping[str, Any]
     key: Key
+    look: Look | None
 
     def result(self, x: Tensor, segment: int = 0) -> tuple[Tensor, Tensor]:
         """The last s and y; with checkpoints between segments of so many calls."""
@@ -117,13 +121,15 @@ class _PureProgram:
             row, scaled = self.program.rows[i + 1], self.program.scaled
             x = y * self.program.rows[i].scale if scaled else y
             out = self.network(i, x, self.network_time[i].expand(len(y)), self.cond)
-            live = [s, y, out, y]
+            before, live = y, [s, y, out, y]
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
             if self.program.depth:
                 history = (self._keep(row.keep, y, out), *history)[: self.program.depth]
                 live.extend(history)
             s, y = self._update(live, row.s, row.y)
+            if self.look is not None:
+                self.look(i, before, out, y)
         return s, y, *history
 
     @staticmethod
