@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_likelihood import PREDICTS, TIGHT, normal, truth
+from support.densities import PREDICTS, TIGHT, normal, truth
 
 import diffsolve as ds
 from diffsolve.likelihood import Density, traces

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from support import peers
-from test_peers import MIXTURE, distance, start, table
-from test_solvers import composition
+from support.peers import MIXTURE, distance, start, table
+from support.weights import composition
 
 import diffsolve as ds
 from diffsolve import paths

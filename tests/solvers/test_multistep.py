@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from support import peers
-from test_peers import added, agree, lagrange_integrals
-from test_peers import unipc as published_unipc
-from test_solvers import INTERIOR, POINTS, TIMES, exact_run, measured_order
+from support.orders import INTERIOR, TIMES, exact_run, measured_order
+from support.solvers import POINTS
+from support.weights import added, agree, lagrange_integrals
+from support.weights import unipc as published_unipc
 
 import diffsolve as ds
 from diffsolve import paths
@@ -193,8 +194,9 @@ def test_starts_cost_their_calls():
     assert ds.plan("vp", "ab-3(start='rk4')", nfe=12).nfe == 12
 
 
-@pytest.mark.parametrize("path", ["edm", "condot", "ddpm(zero_terminal_snr=True)"])
-@pytest.mark.parametrize("spec", [*sorted(POINTS), *STARTED])
+@pytest.mark.product(
+    {"spec": [*sorted(POINTS), *STARTED], "path": ["edm", "condot", "ddpm(zero_terminal_snr=True)"]}
+)
 def test_finite_in_both_directions(spec, path):
     path, solver = paths.named(path), ds.solvers.named(spec)
     for steps in (1, 2, 3, 5, 8, 20):
