@@ -8,7 +8,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: here its k
 import pytest
 import torch
 from support import peers
-from support.product import cases
+from support.product import cases, named
 
 from diffsolve.reference.mixture import GaussianMixture
 
@@ -21,12 +21,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for mark in metafunc.definition.iter_markers("product"):
         (axes,) = mark.args
         names = [name.strip() for axis in axes for name in axis.split(",")]
-        rule = {"some": {}, **mark.kwargs}
-        chosen = [
-            pytest.param(*(case if len(names) > 1 else [case]), marks=pytest.mark.full if full else ())
-            for case in cases(axes, full, **rule)
-        ]
-        metafunc.parametrize(names, chosen)
+        marks = [pytest.mark.full] if full else []
+        chosen = cases(axes, full, **{"some": {}, **mark.kwargs})
+        metafunc.parametrize(names, [pytest.param(*case, marks=marks, id=named(case)) for case in chosen])
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,15 @@ def gradients(model, gradient, solver="rk4", steps=8, **options):
     return run, torch.autograd.grad(run.x.square().sum(), [x, shift, model.net.weight])
 
 
-@pytest.mark.parametrize(
-    "solver", ["euler", "rk4", "unipc-3", "dpmpp-3m", "ddim(eta=1.0)", "abm-3", "res-3s", "ab-5", "tsit5"]
+NETWORKS = [("condot", "velocity"), ("vp", "v"), ("edm", "edm")]
+
+
+@pytest.mark.product(
+    {
+        "solver": ["euler", "rk4", "unipc-3", "dpmpp-3m", "ddim(eta=1.0)", "abm-3", "res-3s", "ab-5", "tsit5"],
+        "path, predicts": NETWORKS,
+    }
 )
-@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("vp", "v"), ("edm", "edm")])
 def test_values_are_the_executors_and_checkpoints_change_nothing(path, predicts, solver):
     model = ds.adapt(Net(), path, predicts)
     plain = ds.sample(
@@ -71,11 +76,10 @@ def test_the_adjoint_converges_to_the_exact_gradient(path, predicts):
 
 
 NAMES = [name for name in ds.solvers.names() if not ds.plan("vp", name, steps=4).stochastic]
-SOME = {"ab-3", "ddim", "dpm-2s", "dpmpp-2m", "euler", "heun", "res-3s", "unipc-3"}
+SOME = ["ab-3", "ddim", "dpm-2s", "dpmpp-2m", "euler", "heun", "res-3s", "unipc-3"]
 
 
-@pytest.mark.parametrize("solver", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("edm", "edm"), ("vp", "v")])
+@pytest.mark.product({"solver": NAMES, "path, predicts": NETWORKS}, some={"solver": SOME}, each=2)
 def test_an_adjoint_converges_or_is_refused(path, predicts, solver):
     """Never silently wrong: where the way back has no limit, the error says what to use instead."""
     model = ds.adapt(Net(), path, predicts)
@@ -94,9 +98,8 @@ def test_an_adjoint_converges_or_is_refused(path, predicts, solver):
     assert fine < 0.8 * coarse or fine < 1e-9  # methods of first order are only on the way to their slope here
 
 
-@pytest.mark.parametrize("steps", [1, 2, 9, 60])
-@pytest.mark.parametrize(
-    ("path", "predicts"), [("condot", "velocity"), ("vp", "v"), ("edm", "edm"), ("vp", "noise"), ("condot", "denoised")]
+@pytest.mark.product(
+    {"path, predicts": [*NETWORKS, ("vp", "noise"), ("condot", "denoised")], "steps": [1, 2, 9, 60]}, each=2
 )
 def test_the_adjoint_of_a_reversible_solver_is_exact(path, predicts, steps):
     """At any step size: its steps are undone, and those at the ends that cannot be have graphs of their own."""

@@ -50,8 +50,9 @@ def test_the_integral_over_the_plane_is_one():
         assert found.value.exp().sum().item() * 0.2**2 == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("frame", ["trig", "straight", "noise", "lambda", "native", "denoised"])
-@pytest.mark.parametrize("path", PREDICTS)
+@pytest.mark.product(
+    {"frame": ["trig", "straight", "noise", "lambda", "native", "denoised"], "path": list(PREDICTS)}, each=2
+)
 def test_every_frame(path, frame, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(4, seed=0)
@@ -60,8 +61,13 @@ def test_every_frame(path, frame, mixture):
     assert (found.value - truth(mixture, model.path, x)).abs().max() < (2e-3 if rough else 1e-4)
 
 
-@pytest.mark.parametrize("solver", ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"])
-@pytest.mark.parametrize("path", PREDICTS)
+@pytest.mark.product(
+    {
+        "solver": ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"],
+        "path": list(PREDICTS),
+    },
+    each=2,
+)
 def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(6, seed=3)

@@ -194,9 +194,7 @@ def test_starts_cost_their_calls():
     assert ds.plan("vp", "ab-3(start='rk4')", nfe=12).nfe == 12
 
 
-@pytest.mark.product(
-    {"spec": [*sorted(POINTS), *STARTED], "path": ["edm", "condot", "ddpm(zero_terminal_snr=True)"]}
-)
+@pytest.mark.product({"spec": [*sorted(POINTS), *STARTED], "path": ["edm", "condot", "ddpm(zero_terminal_snr=True)"]})
 def test_finite_in_both_directions(spec, path):
     path, solver = paths.named(path), ds.solvers.named(spec)
     for steps in (1, 2, 3, 5, 8, 20):

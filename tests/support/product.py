@@ -19,8 +19,8 @@ def latin(axes: Mapping[str, Sequence[Any]], each: int = 1, over: str | None = N
 
     Args:
         each: how many cases each value of the leading axis gets.
-        over: the leading axis; by default the longest one. Every value of the others is met too, if the leading
-            axis is as long.
+        over: the leading axis; by default the longest one. An axis longer than the cases there are is met in part,
+            evenly spread.
 
     Example: 4 values of a and 3 of b, each=1, give a0 b0, a1 b1, a2 b2, a3 b0.
     """
@@ -31,22 +31,29 @@ def latin(axes: Mapping[str, Sequence[Any]], each: int = 1, over: str | None = N
 
 
 def _rotate(sizes: Mapping[str, int], lead: str, each: int) -> Iterator[tuple[int, ...]]:
+    turns = sizes[lead] * each
     for i, j in itertools.product(range(sizes[lead]), range(each)):
         turn, case = i * each + j, {lead: i}
         for name, size in sizes.items():
             if name != lead:
-                case[name] = turn % size
+                case[name] = turn % size if size <= turns else (i * each + j) * size // turns
                 turn += turn // size  # the next axis moves on once more for every round of this one
         yield tuple(case[name] for name in sizes)
 
 
-def cases(axes: Mapping[str, Sequence[Any]], full: bool, some: Mapping[str, Sequence[Any]], **rule: Any) -> list[Any]:
+def cases(
+    axes: Mapping[str, Sequence[Any]], full: bool, some: Mapping[str, Sequence[Any]], **rule: Any
+) -> list[list[Any]]:
     """The cases of a test that is marked so: all of them, or the Latin part, of a shorter axis where `some` has one."""
     chosen = itertools.product(*axes.values()) if full else latin({**axes, **some}, **rule)
     return [_flat(case, axes) for case in chosen]
 
 
-def _flat(case: tuple[Any, ...], axes: Mapping[str, Sequence[Any]]) -> Any:
+def _flat(case: tuple[Any, ...], axes: Mapping[str, Sequence[Any]]) -> list[Any]:
     """Values in the order of the names: an axis "path, predicts" has pairs."""
-    flat = [v for name, value in zip(axes, case, strict=True) for v in (value if "," in name else (value,))]
-    return flat if len(flat) > 1 else flat[0]
+    return [v for name, value in zip(axes, case, strict=True) for v in (value if "," in name else (value,))]
+
+
+def named(case: Sequence[Any]) -> str:
+    """An id for a case: functions by their names, as their addresses differ between the processes of pytest-xdist."""
+    return "-".join(str(getattr(value, "__name__", value)) for value in case)
