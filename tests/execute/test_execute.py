@@ -406,7 +406,10 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), steps=3, grid="karas"), "did you mean 'karras'"),
         (lambda: ds.sample(OK, steps=3), "exactly one of them"),
         (lambda: ds.sample(OK, (1, 2), noise=torch.ones(1, 2), steps=3), "exactly one of them"),
-        (lambda: ds.sample(OK, noise=torch.ones(1, 2, dtype=torch.int64), steps=3), "noise=torch.int64: a floating tensor"),
+        (
+            lambda: ds.sample(OK, noise=torch.ones(1, 2, dtype=torch.int64), steps=3),
+            "noise=torch.int64: a floating tensor",
+        ),
         (lambda: ds.sample(OK, noise=np.ones((1, 2)), steps=3), "noise=ndarray"),
         (lambda: ds.sample(OK, noise=torch.ones(()), steps=3), "noise has no dimensions"),
         (lambda: ds.sample(OK, (1, 2.5), steps=3), "shape"),
@@ -422,8 +425,14 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), solver=TAB, steps=3), "steps=3 cannot be given with a tableau"),
         (lambda: ds.sample(OK, (1, 2), solver=TAB, state=3), "shape=.* cannot be given with state"),
         (lambda: ds.sample(OK, (1, 2), steps=3, max_calls=-1), "max_calls=-1"),
-        (lambda: ds.sample(ds.adapt(lambda x, t: x, "condot", "noise"), (1, 2), steps=3), "predicts 'noise' does not determine"),
-        (lambda: ds.sample(ds.adapt(lambda x, t: x[:, :1], "edm", "noise"), (1, 2), steps=3), r"net returned shape \(1, 1\)"),
+        (
+            lambda: ds.sample(ds.adapt(lambda x, t: x, "condot", "noise"), (1, 2), steps=3),
+            "predicts 'noise' does not determine",
+        ),
+        (
+            lambda: ds.sample(ds.adapt(lambda x, t: x[:, :1], "edm", "noise"), (1, 2), steps=3),
+            r"net returned shape \(1, 1\)",
+        ),
         (lambda: ds.diffuse(OK, torch.ones(1, 2), 99.0), "t=99.0 is beyond"),
         (lambda: ds.sample(OK, (1, 2), steps=3, cond=[1]), "cond="),
     ],

@@ -141,8 +141,10 @@ print(peak(16, sys.argv[1]), peak(64, sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize(("solver", "gradient", "growth"), [("rk4", "direct", 1), ("rk4", "checkpoint", 0.5), ("rk4", "adjoint", 0),
-                                                            ("reversible-heun", "adjoint", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("solver", "gradient", "growth"),
+    [("rk4", "direct", 1), ("rk4", "checkpoint", 0.5), ("rk4", "adjoint", 0), ("reversible-heun", "adjoint", 0)],
+)
 def test_numbers_kept(solver, gradient, growth):
     """The most numbers alive at once: 4 times the calls keep 4, 2 and 1 times as many."""
     model = ds.adapt(lambda x, t: torch.tanh(x), "condot", "velocity")
@@ -199,8 +201,10 @@ def test_guidance_and_nested_conditions():
 
     model, found = ds.adapt(Guided(), "condot", "velocity"), []
     one, two = (torch.full((1, 3), value, dtype=torch.float64, requires_grad=True) for value in (0.5, -0.3))
-    for solver, gradient in (("reversible-heun", "direct"), ("reversible-heun", "checkpoint"), ("reversible-heun", "adjoint"),
-                             ("rk4", "direct"), ("rk4", "adjoint")):  # fmt: skip
+    for solver, gradient in (
+        *(("reversible-heun", gradient) for gradient in ("direct", "checkpoint", "adjoint")),
+        *(("rk4", gradient) for gradient in ("direct", "adjoint")),
+    ):
         x = noise().requires_grad_()
         guidance = ds.Guidance(2.0, uncond={"given": {"shift": [two, one]}}, rescale=0.5)
         cond = {"given": {"shift": [one]}}
@@ -215,8 +219,12 @@ def test_guidance_and_nested_conditions():
 
 @pytest.mark.parametrize(
     ("solver", "gradient"),
-    [("rk4", "direct"), ("rk4", "checkpoint"), ("rk4", "adjoint"), ("reversible-heun", "adjoint"), (Adaptive(rtol=1e-8, atol=1e-8), "adjoint")],
-)  # fmt: skip
+    [
+        *(("rk4", gradient) for gradient in ("direct", "checkpoint", "adjoint")),
+        ("reversible-heun", "adjoint"),
+        (Adaptive(rtol=1e-8, atol=1e-8), "adjoint"),
+    ],
+)
 def test_an_inversion_objective(solver, gradient):
     """d/dx |encode(x)|^2 of a linear flow in closed form, with x used once more beside it, twice through one graph."""
     model = ds.adapt(lambda x, t: -x, "condot", "velocity")

@@ -117,7 +117,7 @@ def test_three_standard_errors_hold_the_truth_with_128_probes(path):
 
 
 def test_more_probes_hold_more_of_the_truth():
-    """The same in short, against the exact trace on the same few calls, from which an estimate differs by its probes."""
+    """The same in short: from the exact trace on the same few calls an estimate differs by its probes."""
     mixture = random_means(64)
     model = mixture_model(mixture, "vp", "v")
     x = mixture.sample(128, seed=0)

@@ -274,7 +274,7 @@ def test_samples_with_their_densities(path, mixture):
 
 
 def test_conditions_and_guidance(mixture):
-    """A condition that shifts the data by a label, and guidance as a mixture of two networks, each against a plain net."""
+    """A condition that shifts the data by a label, and guidance as a mixture of two networks: each against one."""
     inner = mixture_model(mixture, "vp", "noise")
 
     def net(x, t, label=None):

@@ -11,7 +11,7 @@ POINTS = {
     *("unipc-5", "unipc-6"),
     *(f"{kind}-{p}" for kind in ("tab", "rhoab") for p in (1, 2, 3, 4) if (kind, p) != ("tab", 3)),
 }
-"""Members of the multistep families whose orders and ends test_multistep proves; the others stand for them elsewhere."""
+"""Members of the multistep families that test_multistep proves; the others stand for them elsewhere."""
 
 NAMES = [name for name in ds.solvers.names() if name not in POINTS]
 
