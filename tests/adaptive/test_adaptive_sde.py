@@ -23,7 +23,7 @@ def solver(rtol, **options):
 
 @pytest.mark.parametrize(("path", "tau"), [("edm", 1.0), ("condot", 0.5), ("ddpm(zero_terminal_snr=True)", 0.7)])
 def test_the_law_is_unbiased_though_steps_are_rejected(path, tau):
-    """Mean and variance of a Gaussian, by their own standard errors and what the tolerance leaves (sa-1 at as many calls: more)."""
+    """Mean and variance of a Gaussian, by their standard errors and what the tolerance leaves."""
     model = mixture_model(GAUSS, path, "v" if "ddpm" in path else "velocity" if path == "condot" else "denoised")
     run = ds.solve(model, (1000, 1), solver=solver(0.005, tau=tau), seed=1, dtype=torch.float64)
     assert run.done
@@ -138,7 +138,10 @@ def test_images_guidance_and_float32():
     (lambda m: ds.AdaptiveSDE(max_nfe=2), "max_nfe=2"),
     (lambda m: ds.solve(m, (1, 2), solver=solver(0.1), steps=3), "steps=3 cannot be given"),
     (lambda m: ds.solve(m, (1, 2), solver=solver(0.1), log_prob="model"), "a deterministic solver"),
-    (lambda m: ds.solve(m, noise=torch.zeros(1, 2), solver=solver(0.1), start=1.0, stop=2.0), "from the noise to the data only"),
+    (
+        lambda m: ds.solve(m, noise=torch.zeros(1, 2), solver=solver(0.1), start=1.0, stop=2.0),
+        "from the noise to the data only",
+    ),
 ])  # fmt: skip
 def test_errors_name_what_is_wrong(call, says):
     with pytest.raises(ValueError, match=says):

@@ -7,13 +7,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.solvers import KINDS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
 from diffsolve.noise import Stream
 from diffsolve.reference import mixture_model
 
-EVERY = [*ds.solvers.names(), "ddim(eta=1.0)", "rk4(frame='trig')", "heun(frame='noise')", "ab-3(corrector=3)"]
+OWN = ["ddim(eta=1.0)", "rk4(frame='trig')", "heun(frame='noise')", "ab-3(corrector=3)", "abm-2(mode='pece')"]
+EVERY, SOME = [*ds.solvers.names(), *OWN], [*KINDS, *OWN]
 MULTI = ["ab-3", "dpmpp-2m", "dpmpp-3m", "unipc-3", "rk4", "heun", "ddim(eta=1.0)"]
 
 
@@ -29,8 +31,7 @@ class Counting:
         return torch.tanh(x) * 0.3 - 0.1 * x
 
 
-@pytest.mark.parametrize("path", ["edm", "condot", "ddpm"])
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY, "path": ["edm", "condot", "ddpm"]}, some={"solver": SOME})
 def test_calls_made_are_calls_declared(solver, path):
     net = Counting()
     run = ds.solve(ds.adapt(net, path, "v"), (3, 2), solver=solver, steps=6, seed=0)
@@ -40,8 +41,10 @@ def test_calls_made_are_calls_declared(solver, path):
     assert run.x.isfinite().all()
 
 
-@pytest.mark.parametrize("predicts", ["denoised", "noise", "score", "velocity", "v", "edm"])
-@pytest.mark.parametrize("solver", MULTI)
+@pytest.mark.product(
+    {"solver": MULTI, "predicts": ["denoised", "noise", "score", "velocity", "v", "edm"]},
+    each=2,
+)
 def test_what_the_network_predicts_does_not_matter(solver, predicts, mixture):
     """The conversions are folded into the weights; the answer is that of the denoiser."""
     x = 80 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -50,7 +53,7 @@ def test_what_the_network_predicts_does_not_matter(solver, predicts, mixture):
     torch.testing.assert_close(two, one, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY}, some={"solver": SOME})
 def test_driven_from_outside(solver):
     model = ds.adapt(Counting(), "condot", "velocity")
     inside = ds.sample(model, (3, 2), solver=solver, steps=6, seed=4)
@@ -71,8 +74,7 @@ def test_driven_with_the_denoised_estimate(mixture):
     torch.testing.assert_close(ex.y, ds.sample(model, (5, 2), solver="unipc-2", nfe=8, seed=1, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("solver", EVERY)
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.product({"solver": EVERY, "stop": [1, 3, 5]}, some={"solver": SOME})
 def test_a_resumed_run_is_the_unbroken_run(solver, stop, tmp_path):
     model = ds.adapt(Counting(), "edm", "denoised")
     whole = ds.solve(model, (3, 2), solver=solver, steps=6, seed=[5, 6, 7])
@@ -142,7 +144,7 @@ def test_a_network_that_reuses_its_output_buffer():
             assert torch.equal(reused, fresh)
 
 
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY}, some={"solver": SOME})
 def test_live_states(solver):
     """At most K + 2 states, one scratch and the network's output are alive between two calls."""
     alive = []
@@ -178,7 +180,7 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY}, some={"solver": SOME})
 def test_no_host_synchronisation(solver):
     model = ds.adapt(Counting(), "edm", "denoised")
     ex = ds.begin(model, (3, 2), solver=solver, steps=6, seed=0)
@@ -268,11 +270,15 @@ def test_image_to_image(mixture):
     assert run.x.dtype == torch.float64
 
 
-@pytest.mark.parametrize(
-    ("path", "predicts"),
-    [("condot", "velocity"), ("edm", "denoised"), ("ddpm", "noise"), ("vp", "v"), ("condot", "denoised")],
+@pytest.mark.product(
+    {
+        "path, predicts": [
+            *(("condot", "velocity"), ("edm", "denoised"), ("ddpm", "noise"), ("vp", "v"), ("condot", "denoised"))
+        ],
+        "solver": ["rk4", "unipc-3", "dpmpp-2m", "ab-3"],
+    },
+    each=2,
 )
-@pytest.mark.parametrize("solver", ["rk4", "unipc-3", "dpmpp-2m", "ab-3"])
 def test_encode_is_the_way_back(path, predicts, solver, mixture):
     model = mixture_model(mixture, path, predicts)
     x = mixture.sample(20, seed=1)
@@ -400,7 +406,10 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), steps=3, grid="karas"), "did you mean 'karras'"),
         (lambda: ds.sample(OK, steps=3), "exactly one of them"),
         (lambda: ds.sample(OK, (1, 2), noise=torch.ones(1, 2), steps=3), "exactly one of them"),
-        (lambda: ds.sample(OK, noise=torch.ones(1, 2, dtype=torch.int64), steps=3), "noise=torch.int64: a floating tensor"),
+        (
+            lambda: ds.sample(OK, noise=torch.ones(1, 2, dtype=torch.int64), steps=3),
+            "noise=torch.int64: a floating tensor",
+        ),
         (lambda: ds.sample(OK, noise=np.ones((1, 2)), steps=3), "noise=ndarray"),
         (lambda: ds.sample(OK, noise=torch.ones(()), steps=3), "noise has no dimensions"),
         (lambda: ds.sample(OK, (1, 2.5), steps=3), "shape"),
@@ -416,8 +425,14 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), solver=TAB, steps=3), "steps=3 cannot be given with a tableau"),
         (lambda: ds.sample(OK, (1, 2), solver=TAB, state=3), "shape=.* cannot be given with state"),
         (lambda: ds.sample(OK, (1, 2), steps=3, max_calls=-1), "max_calls=-1"),
-        (lambda: ds.sample(ds.adapt(lambda x, t: x, "condot", "noise"), (1, 2), steps=3), "predicts 'noise' does not determine"),
-        (lambda: ds.sample(ds.adapt(lambda x, t: x[:, :1], "edm", "noise"), (1, 2), steps=3), r"net returned shape \(1, 1\)"),
+        (
+            lambda: ds.sample(ds.adapt(lambda x, t: x, "condot", "noise"), (1, 2), steps=3),
+            "predicts 'noise' does not determine",
+        ),
+        (
+            lambda: ds.sample(ds.adapt(lambda x, t: x[:, :1], "edm", "noise"), (1, 2), steps=3),
+            r"net returned shape \(1, 1\)",
+        ),
         (lambda: ds.diffuse(OK, torch.ones(1, 2), 99.0), "t=99.0 is beyond"),
         (lambda: ds.sample(OK, (1, 2), steps=3, cond=[1]), "cond="),
     ],

@@ -6,28 +6,12 @@ import sys
 import pytest
 import torch
 from support.live import live_numbers
+from support.nets import Net, noise
 
 import diffsolve as ds
 from diffsolve.adaptive import Adaptive
 from diffsolve.api import reversible
 from diffsolve.tableau.augmented import augmented
-
-
-class Net(torch.nn.Module):
-    """Small and smooth."""
-
-    def __init__(self, size=3):
-        super().__init__()
-        self.weight = torch.nn.Parameter(
-            0.5 * torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        )
-
-    def forward(self, x, t, shift=0.0):
-        return torch.tanh(x @ self.weight + shift) * (1 + t[:, None].to(x))
-
-
-def noise(n=2):
-    return torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def gradients(model, gradient, solver="rk4", steps=8, **options):
@@ -37,10 +21,15 @@ def gradients(model, gradient, solver="rk4", steps=8, **options):
     return run, torch.autograd.grad(run.x.square().sum(), [x, shift, model.net.weight])
 
 
-@pytest.mark.parametrize(
-    "solver", ["euler", "rk4", "unipc-3", "dpmpp-3m", "ddim(eta=1.0)", "abm-3", "res-3s", "ab-5", "tsit5"]
+NETWORKS = [("condot", "velocity"), ("vp", "v"), ("edm", "edm")]
+
+
+@pytest.mark.product(
+    {
+        "solver": ["euler", "rk4", "unipc-3", "dpmpp-3m", "ddim(eta=1.0)", "abm-3", "res-3s", "ab-5", "tsit5"],
+        "path, predicts": NETWORKS,
+    }
 )
-@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("vp", "v"), ("edm", "edm")])
 def test_values_are_the_executors_and_checkpoints_change_nothing(path, predicts, solver):
     model = ds.adapt(Net(), path, predicts)
     plain = ds.sample(
@@ -87,11 +76,10 @@ def test_the_adjoint_converges_to_the_exact_gradient(path, predicts):
 
 
 NAMES = [name for name in ds.solvers.names() if not ds.plan("vp", name, steps=4).stochastic]
-SOME = {"ab-3", "ddim", "dpm-2s", "dpmpp-2m", "euler", "heun", "res-3s", "unipc-3"}
+SOME = ["ab-3", "ddim", "dpm-2s", "dpmpp-2m", "euler", "heun", "res-3s", "unipc-3"]
 
 
-@pytest.mark.parametrize("solver", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("edm", "edm"), ("vp", "v")])
+@pytest.mark.product({"solver": NAMES, "path, predicts": NETWORKS}, some={"solver": SOME}, each=2)
 def test_an_adjoint_converges_or_is_refused(path, predicts, solver):
     """Never silently wrong: where the way back has no limit, the error says what to use instead."""
     model = ds.adapt(Net(), path, predicts)
@@ -110,9 +98,8 @@ def test_an_adjoint_converges_or_is_refused(path, predicts, solver):
     assert fine < 0.8 * coarse or fine < 1e-9  # methods of first order are only on the way to their slope here
 
 
-@pytest.mark.parametrize("steps", [1, 2, 9, 60])
-@pytest.mark.parametrize(
-    ("path", "predicts"), [("condot", "velocity"), ("vp", "v"), ("edm", "edm"), ("vp", "noise"), ("condot", "denoised")]
+@pytest.mark.product(
+    {"path, predicts": [*NETWORKS, ("vp", "noise"), ("condot", "denoised")], "steps": [1, 2, 9, 60]}, each=2
 )
 def test_the_adjoint_of_a_reversible_solver_is_exact(path, predicts, steps):
     """At any step size: its steps are undone, and those at the ends that cannot be have graphs of their own."""
@@ -154,8 +141,10 @@ print(peak(16, sys.argv[1]), peak(64, sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize(("solver", "gradient", "growth"), [("rk4", "direct", 1), ("rk4", "checkpoint", 0.5), ("rk4", "adjoint", 0),
-                                                            ("reversible-heun", "adjoint", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("solver", "gradient", "growth"),
+    [("rk4", "direct", 1), ("rk4", "checkpoint", 0.5), ("rk4", "adjoint", 0), ("reversible-heun", "adjoint", 0)],
+)
 def test_numbers_kept(solver, gradient, growth):
     """The most numbers alive at once: 4 times the calls keep 4, 2 and 1 times as many."""
     model = ds.adapt(lambda x, t: torch.tanh(x), "condot", "velocity")
@@ -212,8 +201,10 @@ def test_guidance_and_nested_conditions():
 
     model, found = ds.adapt(Guided(), "condot", "velocity"), []
     one, two = (torch.full((1, 3), value, dtype=torch.float64, requires_grad=True) for value in (0.5, -0.3))
-    for solver, gradient in (("reversible-heun", "direct"), ("reversible-heun", "checkpoint"), ("reversible-heun", "adjoint"),
-                             ("rk4", "direct"), ("rk4", "adjoint")):  # fmt: skip
+    for solver, gradient in (
+        *(("reversible-heun", gradient) for gradient in ("direct", "checkpoint", "adjoint")),
+        *(("rk4", gradient) for gradient in ("direct", "adjoint")),
+    ):
         x = noise().requires_grad_()
         guidance = ds.Guidance(2.0, uncond={"given": {"shift": [two, one]}}, rescale=0.5)
         cond = {"given": {"shift": [one]}}
@@ -228,8 +219,12 @@ def test_guidance_and_nested_conditions():
 
 @pytest.mark.parametrize(
     ("solver", "gradient"),
-    [("rk4", "direct"), ("rk4", "checkpoint"), ("rk4", "adjoint"), ("reversible-heun", "adjoint"), (Adaptive(rtol=1e-8, atol=1e-8), "adjoint")],
-)  # fmt: skip
+    [
+        *(("rk4", gradient) for gradient in ("direct", "checkpoint", "adjoint")),
+        ("reversible-heun", "adjoint"),
+        (Adaptive(rtol=1e-8, atol=1e-8), "adjoint"),
+    ],
+)
 def test_an_inversion_objective(solver, gradient):
     """d/dx |encode(x)|^2 of a linear flow in closed form, with x used once more beside it, twice through one graph."""
     model = ds.adapt(lambda x, t: -x, "condot", "velocity")

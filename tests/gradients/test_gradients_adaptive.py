@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.live import live_numbers
-from test_gradients import Net, noise
+from support.nets import Net, noise
 
 import diffsolve as ds
 from diffsolve.adaptive import METHODS, Adaptive, Status, integrate, retrace

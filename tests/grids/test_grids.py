@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -10,8 +9,7 @@ import diffsolve as ds
 from diffsolve import grids, paths
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("grid", grids.names())
+@pytest.mark.product({"grid": grids.names(), "path": PATHS}, each=2)
 def test_any_grid_on_any_path(path, grid):
     path, grid = paths.named(path), grids.named(grid)
     for steps in [*range(1, 31), 100]:
@@ -25,8 +23,7 @@ def test_any_grid_on_any_path(path, grid):
         assert np.array_equal(t, grid(path, steps))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("grid", grids.names())
+@pytest.mark.product({"grid": grids.names(), "path": PATHS}, each=2)
 def test_part_of_the_way(path, grid):
     path, grid = paths.named(path), grids.named(grid)
     start, stop = (path.t_noise + w * (path.t_last - path.t_noise) for w in (0.3, 0.8))
@@ -103,12 +100,12 @@ def test_errors_name_what_is_wrong(make, says):
         make()
 
 
-@pytest.mark.parametrize("grid", grids.names())
-@pytest.mark.parametrize("steps", [1, 5, pytest.param(range(1, 31), marks=pytest.mark.slow)])
-def test_every_solver_on_every_grid(grid, steps):
+@pytest.mark.product(
+    {"grid": grids.names(), "path": ["edm", "ddpm", "condot"], "steps": range(1, 31)}, some={"steps": [1, 5]}
+)
+def test_every_solver_on_every_grid(grid, path, steps):
     """No combination fails; each tableau passes its own check when it is built."""
-    for path, n in itertools.product(("edm", "ddpm", "condot"), [steps] if isinstance(steps, int) else steps):
-        path = paths.named(path)
-        times = grids.named(grid)(path, n)
-        for name in ds.solvers.names():
-            assert np.isfinite(ds.solvers.named(name)(path, times).weights).all(), (name, path, n)
+    path = paths.named(path)
+    times = grids.named(grid)(path, steps)
+    for name in ds.solvers.names():
+        assert np.isfinite(ds.solvers.named(name)(path, times).weights).all(), name

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 import diffsolve as ds
-from diffsolve.integrations.torchsde import SDE, Interval
+from diffsolve.integrations.torchsde import SDE, BrownianAdapter
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture
 
@@ -136,7 +136,7 @@ def test_the_adjoint_gives_the_gradients():
 
 def test_their_interval_where_ours_is_expected():
     bm = torchsde.BrownianInterval(0.0, 2.0, size=(3, 4), entropy=0)
-    path = Interval(bm, shape=(3, 2, 2))
+    path = BrownianAdapter(bm, shape=(3, 2, 2))
     w = path(0.5, 1.5)
     assert w.shape == path.shape == (3, 2, 2)
     assert torch.equal(w.reshape(3, 4), bm(0.5, 1.5))
@@ -145,12 +145,12 @@ def test_their_interval_where_ours_is_expected():
     torch.testing.assert_close(path.normal_between(0.5, 1.0), path(0.5, 1.0) / math.sqrt(0.5))
     several = path.normal_between([0.1, 0.2], [0.4, 0.9])
     torch.testing.assert_close(several[1], path(0.2, 0.9) / math.sqrt(0.7))
-    wide = Interval(torchsde.BrownianInterval(0.0, 2.0, size=(200, 50), entropy=1)).normal_between(0.2, 0.9)
+    wide = BrownianAdapter(torchsde.BrownianInterval(0.0, 2.0, size=(200, 50), entropy=1)).normal_between(0.2, 0.9)
     assert stats.kstest(wide.flatten().numpy(), "norm").pvalue > 1e-3
     with pytest.raises(ValueError, match="length"):
         path.normal_between(0.5, 0.5)
     with pytest.raises(ValueError, match=r"\(5,\)"):
-        Interval(bm, shape=(5,))
+        BrownianAdapter(bm, shape=(5,))
 
 
 def test_errors():

@@ -13,6 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from support.solvers import KINDS
 
 import diffsolve as ds
 from diffsolve import kernels
@@ -110,9 +111,7 @@ def test_words_equal_bit_for_bit(key, start):
     assert torch.equal(found, torch.stack(torch.broadcast_tensors(*r), -1))
 
 
-@pytest.mark.parametrize("key", KEYS, ids=str)
-@pytest.mark.parametrize("size", [1, 3, 4, 37, 2500])
-@pytest.mark.parametrize("dtype", [F32, BF16, F64])
+@pytest.mark.product({"size": [1, 3, 4, 37, 2500], "dtype": [F32, BF16, F64], "key": KEYS}, each=2)
 @BOTH
 def test_noise_made_in_the_kernel(key, size, dtype, monkeypatch, choice):
     x, draw = draws(3, size, dtype=dtype), Draw(key, 16, Stream.ROW)
@@ -163,11 +162,16 @@ def test_offsets_past_two_to_the_31(size, batch, R, C):
             assert bool((out[1] == program % blocks).all())
 
 
-@pytest.mark.parametrize("solver", ds.solvers.names())
+@pytest.mark.product(
+    {
+        "solver": ds.solvers.names(),
+        "path, predicts": [("edm", "noise"), ("condot", "velocity"), ("edm", "edm")],
+    },
+    some={"solver": KINDS},
+)
 @BOTH
-def test_every_solver(solver, monkeypatch, choice):
+def test_every_solver(solver, path, predicts, monkeypatch, choice):
     """A whole run, one launch per call, against the chain; the truth is the run in float64."""
-    path, predicts = [("edm", "noise"), ("condot", "velocity"), ("edm", "edm")][ds.solvers.names().index(solver) % 3]
     model = ds.adapt(lambda x, t: torch.tanh(x) * 0.7, path, predicts)
     run = lambda dtype: ds.sample(model, (3, 2, 5), solver=solver, steps=4, seed=[3, 1, 4], dtype=dtype)  # noqa: E731
     monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")
@@ -225,8 +229,12 @@ def test_guidance_in_the_update(rescale, dtype, monkeypatch, choice):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", ["transposed", "channels last", "sliced output", "expanded output"])
-@pytest.mark.parametrize("solver", ["unipc-3", "ddim(eta=1.0)"])
+@pytest.mark.product(
+    {
+        "layout": ["transposed", "channels last", "sliced output", "expanded output"],
+        "solver": ["unipc-3", "ddim(eta=1.0)"],
+    }
+)
 @BOTH
 def test_runs_of_other_layouts(layout, solver, monkeypatch, choice):
     x = draws(4, 3, 6, 5)
@@ -271,9 +279,14 @@ def test_a_run_on_paper(monkeypatch):
             assert sum(masks == 0 for masks in options["MASKS"]) == 0, f"{solver} writes zeros"
 
 
-@pytest.mark.parametrize("dtype", [F32, F64, BF16])
-@pytest.mark.parametrize("one", [False, True])
-@pytest.mark.parametrize(("L", "K", "size"), [(1, 1, 1), (5, 2, 37), (3, 4, 1500), (3, 4, 0), (9, 3, 16)])
+@pytest.mark.product(
+    {
+        "L, K, size": [(1, 1, 1), (5, 2, 37), (3, 4, 1500), (3, 4, 0), (9, 3, 16)],
+        "dtype": [F32, F64, BF16],
+        "one": [False, True],
+    },
+    each=2,
+)
 def test_window_update(dtype, one, L, K, size, monkeypatch):
     """Against the recurrence in float64, with columns that are never used, with and without noise and a state apart."""
     shape = (L, 3, size)

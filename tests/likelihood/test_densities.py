@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_likelihood import PREDICTS, TIGHT, normal, truth
+from support.densities import PREDICTS, TIGHT, normal, truth
 
 import diffsolve as ds
 from diffsolve.likelihood import Density, traces
@@ -117,7 +117,7 @@ def test_three_standard_errors_hold_the_truth_with_128_probes(path):
 
 
 def test_more_probes_hold_more_of_the_truth():
-    """The same in short, against the exact trace on the same few calls, from which an estimate differs by its probes."""
+    """The same in short: from the exact trace on the same few calls an estimate differs by its probes."""
     mixture = random_means(64)
     model = mixture_model(mixture, "vp", "v")
     x = mixture.sample(128, seed=0)
@@ -188,10 +188,7 @@ def deterministic():
 SOME = ["deis-3", "dpmpp-2m", "unipc-3", "pndm", "ipndm-2", "tab-1", "res-3s", "dpm-3s", "auto"]
 
 
-@pytest.mark.parametrize("path", PREDICTS)
-@pytest.mark.parametrize(
-    "solver", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in deterministic()]
-)
+@pytest.mark.product({"path": list(PREDICTS), "solver": deterministic()}, some={"solver": SOME}, each=6)
 def test_every_deterministic_solver_on_every_path(path, solver, mixture):
     """The error falls with the steps, and is small, in frames that are singular at the data or at the noise too."""
     model = mixture_model(mixture, path, "v")
@@ -208,8 +205,7 @@ def test_every_deterministic_solver_on_every_path(path, solver, mixture):
         assert fine < coarse or fine < 2e-6
 
 
-@pytest.mark.parametrize("path", PREDICTS)
-@pytest.mark.parametrize("solver", ["dpmpp-2m", "rk4", "unipc-3"])
+@pytest.mark.product({"path": list(PREDICTS), "solver": ["dpmpp-2m", "rk4", "unipc-3"]}, each=2)
 def test_a_tableau_gives_samples_and_their_densities(path, solver, mixture):
     model = mixture_model(mixture, path, PREDICTS[path])
     tableau = ds.plan(model, solver, steps=60, grid="angle")

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.densities import PREDICTS, TIGHT, normal, truth
 
 import diffsolve as ds
 from diffsolve.adaptive import Adaptive, Status
@@ -15,24 +16,6 @@ from diffsolve.noise import Key
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic, random_means, ring
 from diffsolve.tableau.augmented import augmented
-
-PREDICTS = {"condot": "velocity", "edm": "denoised", "vp": "noise"}
-TIGHT = Adaptive("dopri8", rtol=1e-7, atol=1e-7)
-
-
-def normal(x, deviation):
-    x = x.double().flatten(1) / deviation
-    return -x.square().sum(1) / 2 - x.shape[1] * math.log(deviation * math.sqrt(2 * math.pi))
-
-
-def truth(mixture, path, x):
-    """What the model with the prior N(0, prior_std^2) gives the data: the exact flow, and the mixture's own density.
-
-    log p_0(x) - log p_T(x_T) is the flow's, whatever is then taken for the density at the noise end.
-    """
-    level = float(path.alpha(path.t_noise)), float(path.sigma(path.t_noise))
-    end = mixture.flow(x.double(), (1.0, 0.0), level)
-    return mixture.log_prob(x.double()) - mixture.log_prob(end, *level) + normal(end, path.prior_std())
 
 
 @pytest.mark.parametrize("path", PREDICTS)
@@ -67,8 +50,9 @@ def test_the_integral_over_the_plane_is_one():
         assert found.value.exp().sum().item() * 0.2**2 == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("frame", ["trig", "straight", "noise", "lambda", "native", "denoised"])
-@pytest.mark.parametrize("path", PREDICTS)
+@pytest.mark.product(
+    {"frame": ["trig", "straight", "noise", "lambda", "native", "denoised"], "path": list(PREDICTS)}, each=2
+)
 def test_every_frame(path, frame, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(4, seed=0)
@@ -77,8 +61,13 @@ def test_every_frame(path, frame, mixture):
     assert (found.value - truth(mixture, model.path, x)).abs().max() < (2e-3 if rough else 1e-4)
 
 
-@pytest.mark.parametrize("solver", ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"])
-@pytest.mark.parametrize("path", PREDICTS)
+@pytest.mark.product(
+    {
+        "solver": ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"],
+        "path": list(PREDICTS),
+    },
+    each=2,
+)
 def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(6, seed=3)
@@ -96,7 +85,7 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     )
 
 
-@pytest.mark.parametrize(("make", "numbers"), [(lambda: anisotropic(8), 8), (lambda: random_means(12), 12)])
+@pytest.mark.parametrize(("make", "dim"), [(lambda: anisotropic(8), 8), (lambda: random_means(12), 12)])
 @pytest.mark.parametrize("shape", [(12,), (2, 6), (3, 2, 2), (8,), (2, 2, 2)])
 def test_any_rank(shape, make, dim):
     mixture = make()
@@ -285,7 +274,7 @@ def test_samples_with_their_densities(path, mixture):
 
 
 def test_conditions_and_guidance(mixture):
-    """A condition that shifts the data by a label, and guidance as a mixture of two networks, each against a plain net."""
+    """A condition that shifts the data by a label, and guidance as a mixture of two networks: each against one."""
     inner = mixture_model(mixture, "vp", "noise")
 
     def net(x, t, label=None):

@@ -28,8 +28,7 @@ def model(net=None, path="condot"):
     return ds.adapt(net or Net(), path, "velocity" if path == "condot" else "denoised")
 
 
-@pytest.mark.parametrize("path", ["condot", "edm"])
-@pytest.mark.parametrize("spec", STOCHASTIC)
+@pytest.mark.product({"spec": STOCHASTIC, "path": ["condot", "edm"]})
 def test_a_replayed_run_has_the_same_log_probabilities(spec, path):
     net = model(path=path)
     steps = 12 if spec == "restart" else 6  # or no node lies below its interval

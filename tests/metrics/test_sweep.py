@@ -547,9 +547,17 @@ def test_the_command_is_the_library_on_the_digits(command):
 
     text = command("--nfe", 2, "--num", 8, "--exact", 0, "--guidance", 2.0, "--class", 3, "--seeds", 2, "--batch", 5)
     table = sweep(
-        ds.load("digits"), (1, 8, 8), reference=DATA["digits"](), nfe=[2], num=8, seeds=2, guidance=2.0, exact=0, batch=5,
+        ds.load("digits"),
+        (1, 8, 8),
+        reference=DATA["digits"](),
+        nfe=[2],
+        num=8,
+        seeds=2,
+        guidance=2.0,
+        exact=0,
+        batch=5,
         cond={"label": torch.tensor([3])},
-    )  # fmt: skip
+    )
     assert text == f"{table}\n"
     assert "8 samples of each of 2 seeds" in text
 

@@ -196,8 +196,14 @@ def test_raw_edm_network_is_its_denoiser(mixture):
         (lambda: ds.adapt(len, "edm", "edm", sigma_data=0), "sigma_data=0"),
         (lambda: ds.adapt(len, "edm", "noise", dtype=torch.int32), "dtype=torch.int32"),
         (lambda: ds.adapt(lambda x, t: x, "edm", "noise").predict("eps", torch.ones(1, 2), 1.0), "what='eps'"),
-        (lambda: ds.adapt(lambda x, t: x, "edm", "noise").noise(torch.ones(3, 2), torch.ones(2)), r"t has shape \(2,\)"),
-        (lambda: ds.adapt(lambda x, t: x[:1], "edm", "noise").noise(torch.ones(3, 2), 1.0), r"net returned shape \(1, 2\)"),
+        (
+            lambda: ds.adapt(lambda x, t: x, "edm", "noise").noise(torch.ones(3, 2), torch.ones(2)),
+            r"t has shape \(2,\)",
+        ),
+        (
+            lambda: ds.adapt(lambda x, t: x[:1], "edm", "noise").noise(torch.ones(3, 2), 1.0),
+            r"net returned shape \(1, 2\)",
+        ),
         (lambda: ds.adapt(lambda x, t: (x,), "edm", "noise").noise(torch.ones(3, 2), 1.0), "net returned tuple"),
         (lambda: ds.adapt(lambda x, t: x.int(), "edm", "noise").noise(torch.ones(3, 2), 1.0), "net returned dtype"),
     ],

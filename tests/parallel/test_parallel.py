@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.solvers import KINDS
 
 import diffsolve as ds
 from diffsolve.noise import Key, Stream
@@ -15,7 +16,8 @@ from diffsolve.parallel.rows import Rows, step_variance
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, random_means
 
-EVERY = [*ds.solvers.names(), "ddim(eta=1.0)", "ddim(eta=0.4)", "ab-3(corrector=3)"]
+OWN = ["ddim(eta=1.0)", "ddim(eta=0.4)", "ab-3(corrector=3)"]
+EVERY, KINDS = [*ds.solvers.names(), *OWN], [*KINDS, *OWN]
 SOME = ["ddim(eta=1.0)", "unipc-3", "heun", "dpmpp-2m"]
 DRIVERS = {
     "picard": ds.Picard(window=5, tol=0),
@@ -55,8 +57,7 @@ def window(model, solver, parallel, shape, steps):
 # The limit -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY, "driver": list(DRIVERS)})
 def test_the_limit_is_the_sequential_run(solver, driver, mixture):
     model = mixture_model(mixture, "condot", "v")
     run = solve(model, solver, DRIVERS[driver], steps=5)
@@ -66,9 +67,14 @@ def test_the_limit_is_the_sequential_run(solver, driver, mixture):
     assert run.parallel.wasted == run.parallel.calls - 3 * run.tableau.nfe >= 0
 
 
-@pytest.mark.parametrize("path", ["edm", "ddpm", "condot", "rectified(shift=3.0)", "ddpm(zero_terminal_snr=True)"])
-@pytest.mark.parametrize("predicts", ["noise", "denoised", "velocity", "v", "edm"])
-@pytest.mark.parametrize("frame", ["straight", "noise", "trig", "native"])
+@pytest.mark.product(
+    {
+        "path": ["edm", "ddpm", "condot", "rectified(shift=3.0)", "ddpm(zero_terminal_snr=True)"],
+        "predicts": ["noise", "denoised", "velocity", "v", "edm"],
+        "frame": ["straight", "noise", "trig", "native"],
+    },
+    each=4,
+)
 def test_the_limit_on_every_path_for_every_prediction(path, predicts, frame, mixture):
     model = mixture_model(mixture, path, predicts)
     try:
@@ -92,7 +98,7 @@ def test_the_limit_in_other_precisions(solver, dtype):
         torch.testing.assert_close(x, alone, rtol=0, atol=20 * torch.finfo(dtype).eps * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY}, some={"solver": KINDS})
 def test_a_window_of_one_call_is_the_sequential_run_bit_for_bit(solver):
     model = ds.load("digits")
     options = {"shape": (2, 1, 8, 8), "steps": 2, "dtype": None, "cond": {"label": torch.tensor([3, 7])}}
@@ -156,8 +162,7 @@ def test_it_ends_whatever_the_network_does(driver):
         solve(broken, "heun", DRIVERS[driver], check=True)
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-@pytest.mark.parametrize("solver", SOME)
+@pytest.mark.product({"driver": list(DRIVERS), "solver": SOME}, each=2)
 def test_a_sample_does_not_depend_on_its_batch_mates(solver, driver):
     """Neither its values, nor the rounds it takes; a mate that is not finite changes nothing."""
     from dataclasses import replace
@@ -305,7 +310,7 @@ def test_one_round_is_the_recurrence_with_what_the_first_guesses_say():
     assert run.parallel.calls == 3 * 400
 
 
-@pytest.mark.parametrize("solver", EVERY)
+@pytest.mark.product({"solver": EVERY}, some={"solver": KINDS})
 def test_the_trajectory_is_that_of_the_sequential_run(solver, mixture):
     model, drivers = mixture_model(mixture, "condot", "v"), {**DRIVERS, "one": ds.Picard(window=1)}
     for which in (True, "calls"):

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from support import peers
+from support.peers import KEY, MIXTURE, SHAPE, TABLES, distance, start, table
+from support.weights import added, agree, lagrange_integrals, unipc
 
 import diffsolve as ds
 from diffsolve import grids, paths
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Stream
 from diffsolve.paths import Discrete
 from diffsolve.reference import mixture_model
-from diffsolve.reference.mixture import anisotropic
 from diffsolve.solvers import DDIM, DPMpp, Multistep, Solver, UniPC
 
 pytestmark = [
@@ -34,14 +35,7 @@ pytestmark = [
 ULP = 2.0**-24
 """Half the spacing of float32 at 1: its largest relative rounding."""
 
-KEY = Key(0)
-MIXTURE = anisotropic(dim=8, modes=4)
-SHAPE = (8, 2, 2, 2)
 EDM = paths.EDM()
-
-
-def start(dtype=torch.float64):
-    return KEY.normal(SHAPE, dtype=dtype)
 
 
 def noise(i, dtype=torch.float64):
@@ -51,11 +45,6 @@ def noise(i, dtype=torch.float64):
 
 def ours(model, x, solver, grid):
     return ds.sample(model, noise=x, solver=solver, grid=grid, seed=0)
-
-
-def distance(a, b):
-    """The largest difference, relative to the largest entry."""
-    return float((a - b).abs().max() / b.abs().max())
 
 
 # k-diffusion -------------------------------------------------------------------------------------------------
@@ -81,12 +70,6 @@ K_DIFFUSION = {
     "ancestral-1": ("euler_ancestral", {"eta": 1.0}, DDIM(1.0)),
     **{f"lms-{k}": ("lms", {"order": k}, f"ab-{k}(frame='noise')") for k in (1, 2, 3, 4)},
 }
-# LMS down to sigma = 0 is not here: it extrapolates to there at full order, where ours makes a first-order step by rule.
-K_RUNS = [
-    run
-    for run in product(K_DIFFUSION, ("karras", "exponential"), (True, False))
-    if run[0] not in ("lms-2", "lms-3", "lms-4") or not run[2]
-]
 
 
 def k_diffusion_pair(kd, case, grid, to_zero, dtype):
@@ -103,8 +86,10 @@ def k_diffusion_pair(kd, case, grid, to_zero, dtype):
     return ours(model, x, solver, sigmas.double()), theirs
 
 
-@pytest.mark.parametrize(("case", "grid", "to_zero"), K_RUNS)
+@pytest.mark.product({"case": list(K_DIFFUSION), "grid": ["karras", "exponential"], "to_zero": [True, False]}, each=2)
 def test_k_diffusion(kd, case, grid, to_zero):
+    # Down to sigma = 0 LMS extrapolates at full order, where ours makes a first-order step by rule.
+    to_zero = to_zero and case not in ("lms-2", "lms-3", "lms-4")
     mine, theirs = k_diffusion_pair(kd, case, grid, to_zero, torch.float64)
     assert distance(mine, theirs) < 1e-13  # 1e-14 is seen
     # In float32 each is off by its own rounding; ours by no more than theirs, but for luck.
@@ -141,19 +126,7 @@ def test_k_diffusion_between_the_rows_of_a_table(kd):
 # diffusers: tables, spacings and grids -------------------------------------------------------------------------
 
 
-TABLES = {
-    "linear": (Discrete.linear, {"beta_start": 1e-4, "beta_end": 0.02}),
-    "scaled_linear": (Discrete.scaled_linear, {"beta_start": 0.00085, "beta_end": 0.012}),
-    "squaredcos_cap_v2": (Discrete.cosine, {}),
-}
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "denoised"}
-
-
-def table(name, zero_snr=False):
-    """(our path, the scheduler's options)."""
-    make, options = TABLES[name]
-    extra = {"rescale_betas_zero_snr": True} if zero_snr else {}
-    return make(zero_terminal_snr=zero_snr), {"beta_schedule": name, **options, **extra}
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -269,8 +242,7 @@ def scheduler_pair(df, case, path, options, predicts, exact):
     return ours(model, x, case.solver, at), theirs, float(path.alpha(at[0]))
 
 
-@pytest.mark.parametrize(("name", "prediction"), list(zip(TABLES, PREDICTIONS, strict=True)))
-@pytest.mark.parametrize("case", list(vp_cases()), ids=str)
+@pytest.mark.product({"case": list(vp_cases()), "name, prediction": list(zip(TABLES, PREDICTIONS, strict=True))})
 def test_diffusers_methods(df, case, name, prediction):
     """With float64 noise levels in the place of its float32 ones, each scheduler is our tableau to rounding."""
     path, options = table(name)
@@ -404,42 +376,6 @@ def levels(times):
     return ([mp.mpf(float(value)) for value in values] for values in (p.alpha, p.sigma, p.lam))
 
 
-def added(tableau, row, ratio):
-    """What the step of a row adds to `ratio` times the row's state: weights on d, newest first."""
-    s, y = tableau.weights[row]
-    state = s if tableau.history > 1 and not np.array_equal(s, y) else np.eye(len(y))[1]
-    rest = y - float(ratio) * state
-    np.testing.assert_allclose(rest[[0, 1, -1]], 0, atol=1e-15)
-    return rest[2:-1]
-
-
-def agree(found, expected):
-    """Equal but for rounding, and for the zeros of a history that is longer than this combination."""
-    expected = np.array([float(w) for w in expected] + [0.0] * (len(found) - len(expected)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
-
-
-def unipc(lam, end, lead, data, bh, corrects):
-    """Weights on d at lam[0], lam[1], .. (and at the end, if it corrects) of a step from lam[0] to `end`.
-
-    R(h) rho = b: UniPC (2302.04867), theorem 3.1 with b_k = k! h phi_(k+1)(h) / B(h), and rho = 1/2 where it is alone.
-    """
-    h = end - lam[0]
-    r = [(x - lam[0]) / h for x in lam[1:]] + [mp.mpf(1)] * corrects
-    hh = -h if data else h
-    B = hh if bh == "bh1" else mp.expm1(hh)
-    phi = [mp.expm1(hh) / hh]
-    for k in range(1, len(r) + 1):
-        phi.append((phi[-1] - 1 / mp.factorial(k)) / hh)
-    if len(r) > 1:
-        R = mp.matrix([[x**k for x in r] for k in range(len(r))])
-        rho = list(mp.lu_solve(R, mp.matrix([mp.factorial(k) * hh * phi[k] / B for k in range(1, len(r) + 1)])))
-    else:
-        rho = [mp.mpf(1) / 2] * len(r)
-    on_d = [-lead * B * w / x for w, x in zip(rho, r, strict=True)]
-    return [-lead * mp.expm1(hh) - sum(on_d), *on_d]
-
-
 @pytest.mark.parametrize("times", [COARSE, FINE], ids=["coarse", "fine"])
 @pytest.mark.parametrize("bh", ["bh1", "bh2"])
 @pytest.mark.parametrize("frame", ["denoised", "noise"])
@@ -504,19 +440,6 @@ def test_deis_weights(points, times):
         expected = [mp.quad(lambda tau, j=j: integrand(tau, j), [t[ROW], end]) for j in range(points)]
         ratio = mp.exp(log_alpha(end) - log_alpha(t[ROW]))
     agree(added(tableau, ROW, ratio), expected)
-
-
-def lagrange_integrals(nodes, start, stop):
-    """The integral of each Lagrange polynomial from start to stop, exactly."""
-    result = []
-    for j, x in enumerate(nodes):
-        poly = [Fraction(1)]  # coefficients, constant first
-        for k, y in enumerate(nodes):
-            if k != j:
-                shifted = [Fraction(0), *poly]
-                poly = [(a - y * b) / (x - y) for a, b in zip(shifted, [*poly, Fraction(0)], strict=True)]
-        result.append(sum(c * (stop ** (n + 1) - start ** (n + 1)) / (n + 1) for n, c in enumerate(poly)))
-    return result
 
 
 # Where the frame's c is 1 and its v is exact in binary: sigma on both.

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from support import PATHS
 from support.loops import LOOPS, Schedule
+from support.orders import INTERIOR, TIMES, measured_order
+from support.solvers import NAMES
+from support.weights import composition
 
 import diffsolve as ds
 from diffsolve import paths
@@ -21,22 +23,12 @@ from diffsolve.tableau.frames import FRAMES, VARIABLES
 
 RK = ["euler", "heun", "midpoint", "ralston", "rk4"]
 ONE_STEP = [f"{name}(frame={frame!r})" for name in RK for frame in FRAMES]
-# The other points of their families are in test_multistep.py.
-POINTS = {"ab-5", "ab-6", "unip-1", "unip-2", "unip-4", "unip-5", "unip-6", "unipc-5", "unipc-6", "ipndm-1", "ipndm-2", "ipndm-3",
-          "ipndm-4", "deis-3", "res-3m", "unip-3",
-          "abm-1", "abm-2", "abm-4", "abm-5", "abm-6", "deis-1", "deis-2", "res-2m", "plms",
-          *(f"{kind}-{r}" for kind in ("tab", "rhoab") for r in (1, 2, 3, 4) if (kind, r) != ("tab", 3))}  # fmt: skip
-NAMES = [name for name in ds.solvers.names() if name not in POINTS]
 STOCHASTIC = [name for name in NAMES if ds.plan("vp", name, steps=12).stochastic]
-SPECS = [*NAMES, *ONE_STEP, "ddim(eta=1.0)", "unipc-3(frame='noise')", "unipc-3(lower_final=False)",
-         "dopri5(frame='noise')", "tsit5(frame='native')", "dopri8(frame='denoised')", "res-2s(frame='noise')",
-         "res-3s(frame='noise')", "etdrk-4s(frame='noise')", "res-5s(frame='noise')"]  # fmt: skip
-TIMES = {
-    "edm": [80.0, 20.0, 6.0, 2.0, 0.9, 0.3, 0.1, 0.002, 0.0],
-    "condot": [0.0, 0.1, 0.3, 0.45, 0.7, 0.8, 0.95, 1.0],
-    "vp": [1.0, 0.8, 0.65, 0.5, 0.3, 0.1, 0.01],
-    "ddpm": [999.0, 800.0, 540.0, 300.0, 120.0, 20.0, -1.0],
-}
+SPECS = [
+    *(*NAMES, *ONE_STEP, "ddim(eta=1.0)", "unipc-3(frame='noise')", "unipc-3(lower_final=False)"),
+    *("dopri5(frame='noise')", "tsit5(frame='native')", "dopri8(frame='denoised')"),
+    *(f"{name}(frame='noise')" for name in ("res-2s", "res-3s", "etdrk-4s", "res-5s")),
+]
 KEY = Key(5)
 
 
@@ -59,8 +51,7 @@ def loop_result(spec, path, times, mixture, x):
     return loop(sched, D, x, times, noise)
 
 
-@pytest.mark.parametrize("path", list(TIMES))
-@pytest.mark.parametrize("spec", list(LOOPS))
+@pytest.mark.product({"spec": list(LOOPS), "path": list(TIMES)})
 def test_agrees_with_the_loop_of_its_paper(spec, path, mixture):
     predicts = {"edm": "denoised", "ddpm": "noise", "vp": "v", "condot": "velocity"}[path]
     model = mixture_model(mixture, path, predicts)
@@ -109,24 +100,6 @@ def test_mutants_die(spec, mixture):
             assert caught(weights), f"weights[{i}, :, {one} and {two}]"
 
 
-def composition(tableau):
-    """(A, b) of one Runge-Kutta step, read off the run-time weights by following z and every k through the rows."""
-    frame, count = FRAMES[tableau.frame[0]], tableau.nfe
-    points = [paths.Position(*row, math.nan, math.nan) for row in (*tableau.calls, tableau.grid[-1])]
-    h = frame.v(points[-1]) - frame.v(points[0])
-    basis = np.eye(count + 1)
-    s = y = basis[0] * frame.c(points[0])  # z itself is basis[0]
-    rows, d = [], np.zeros((tableau.history, count + 1))
-    for i in range(count):
-        rows.append(y / frame.c(points[i]))
-        d = np.vstack([basis[i + 1], d[:-1]])
-        s, y = tableau.weights[i] @ np.vstack([s, y, d, 0 * y])
-    rows.append(y / frame.c(points[-1]))
-    rows = np.array(rows)
-    np.testing.assert_allclose(rows[:, 0], 1, rtol=1e-12)
-    return rows[:-1, 1:] / h, rows[-1, 1:] / h
-
-
 @pytest.mark.parametrize("frame", list(FRAMES))
 @pytest.mark.parametrize("name", RK[1:])
 def test_runge_kutta_order_conditions_on_the_weights_used(name, frame):
@@ -151,9 +124,14 @@ def test_runge_kutta_order_conditions_on_the_weights_used(name, frame):
     np.testing.assert_allclose((np.array(v[:-1]) - v[0]) / (v[-1] - v[0]), c, atol=1e-12)
 
 
-@pytest.mark.parametrize("frame", ["denoised", "noise", "straight", "trig", "lambda", "native"])
-@pytest.mark.parametrize("variable", [None, *VARIABLES])
-@pytest.mark.parametrize(("points", "corrector"), [(1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (2, 3), (3, 4)])
+@pytest.mark.product(
+    {
+        "variable": [None, *VARIABLES],
+        "frame": ["denoised", "noise", "straight", "trig", "lambda", "native"],
+        "points, corrector": [(1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (2, 3), (3, 4)],
+    },
+    each=6,
+)
 def test_multistep_weights_are_exact_for_polynomials(frame, variable, points, corrector):
     """With d any polynomial of degree < p in the variable, each step past the start gives the exact integral."""
     mpmath = pytest.importorskip("mpmath")
@@ -195,35 +173,16 @@ def test_multistep_weights_are_exact_for_polynomials(frame, variable, points, co
         del z
 
 
-@lru_cache
-def exact_run(mixture, path, start, stop):
-    """(x at start, its exact image at stop)."""
-    pair = lambda t: (float(path.alpha(t)), float(path.sigma(t)))  # noqa: E731
-    x = math.hypot(*pair(start)) * torch.randn(24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return x, mixture.flow(x, pair(start), pair(stop))
+DECLARED = [
+    *(*(name for name in NAMES if name not in STOCHASTIC), *ONE_STEP),
+    *("ab-2(frame='trig')", "ab-3(frame='noise', variable='t')", "ab-3(frame='denoised', variable='lambda')"),
+    *("ab-2(corrector=2)", "ab-2(corrector=3)", "ab-3(corrector=4)"),
+    *(f"unipc-{p}(lower_final=False)" for p in (1, 2, 3)),
+    "unipc-3(bh='bh1', lower_final=False)",
+]
 
 
-def measured_order(mixture, path, predicts, solver, start, stop, steps, grid="uniform-theta"):
-    """The slope of log error against log steps."""
-    model = mixture_model(mixture, path, predicts)
-    x, exact = exact_run(mixture, model.path, start, stop)
-    where = {} if stop == model.path.t_data else {"stop": stop}
-    errors = [
-        float((ds.sample(model, noise=x, solver=solver, steps=n, grid=grid, start=start, **where) - exact).norm())
-        for n in steps
-    ]
-    return float(np.polyfit(np.log(steps), -np.log(errors), 1)[0])
-
-
-INTERIOR = {"condot": (0.4, 0.85, "velocity"), "edm": (1.5, 0.2, "denoised"), "vp": (0.6, 0.12, "noise")}
-DECLARED = [*(name for name in NAMES if name not in STOCHASTIC), *ONE_STEP, "ab-2(frame='trig')", "ab-3(frame='noise', variable='t')",
-            "ab-3(frame='denoised', variable='lambda')", "ab-2(corrector=2)", "ab-2(corrector=3)",
-            "ab-3(corrector=4)", "unipc-1(lower_final=False)", "unipc-2(lower_final=False)",
-            "unipc-3(lower_final=False)", "unipc-3(bh='bh1', lower_final=False)"]  # fmt: skip
-
-
-@pytest.mark.parametrize("path", list(INTERIOR))
-@pytest.mark.parametrize("solver", DECLARED)
+@pytest.mark.product({"solver": DECLARED, "path": list(INTERIOR)})
 def test_order_between_interior_times(solver, path, mixture):
     start, stop, predicts = INTERIOR[path]
     declared = ds.solvers.named(solver).order
@@ -293,14 +252,15 @@ def test_equivalences(mixture):
 
 
 def test_histories_are_as_small_as_the_methods_allow():
-    wanted = {"euler": 1, "heun": 1, "midpoint": 1, "ralston": 1, "rk4": 2, "ab-3": 3, "dpmpp-2m": 2, "dpmpp-3m": 3, "ddim": 1,
-              "unipc-1": 2, "unipc-3": 4}  # fmt: skip
+    wanted = {
+        **dict.fromkeys(["euler", "heun", "midpoint", "ralston", "ddim"], 1),
+        **{"rk4": 2, "ab-3": 3, "dpmpp-2m": 2, "dpmpp-3m": 3, "unipc-1": 2, "unipc-3": 4},
+    }
     for name, history in wanted.items():
         assert ds.plan("condot", name, steps=8).history == history, name
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.product({"spec": SPECS, "path": PATHS})
 def test_finite_for_any_number_of_steps_in_both_directions(spec, path):
     """The rule for the ends: sigma = 0 and alpha = 0 make no NaN, and every row passes its own check."""
     path, solver = paths.named(path), ds.solvers.named(spec)
@@ -320,9 +280,13 @@ def test_finite_for_any_number_of_steps_in_both_directions(spec, path):
         assert path.t_last == path.t_data or path.t_data not in called
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize(("path", "predicts"), [("condot", "velocity"), ("condot", "denoised"), ("edm", "denoised"), ("cosine", "v"),
-                                                ("ddpm(zero_terminal_snr=True)", "v"), ("ddpm", "noise"), ("ve", "score")])  # fmt: skip
+NETWORKS = [
+    *(("condot", predicts) for predicts in ("velocity", "denoised")),
+    *(("edm", "denoised"), ("cosine", "v"), ("ddpm(zero_terminal_snr=True)", "v"), ("ddpm", "noise"), ("ve", "score")),
+]
+
+
+@pytest.mark.product({"spec": SPECS, "path, predicts": NETWORKS})
 def test_samples_are_finite_down_to_the_data(spec, path, predicts, mixture):
     model = mixture_model(mixture, path, predicts)
     for steps in (1, 2, 5, 8):
@@ -330,8 +294,7 @@ def test_samples_are_finite_down_to_the_data(spec, path, predicts, mixture):
         assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("path", ["edm", "ddpm", "condot", "vp"])
+@pytest.mark.product({"eta": [0.0, 0.3, 0.7, 1.0], "path": ["edm", "ddpm", "condot", "vp"]}, each=2)
 def test_ddim_keeps_the_marginals_of_a_point(eta, path):
     """For data at a point D is constant, and each step must carry N(alpha x_0, sigma^2) into the next one exactly."""
     path = paths.named(path)

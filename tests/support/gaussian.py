@@ -1,7 +1,8 @@
 """What a tableau makes of Gaussian data, in closed form: no sampling.
 
-For data N(mean, std^2) the exact network is affine, D = mean + k (x - alpha mean), k = alpha std^2 / (alpha^2 std^2 + sigma^2),
-so that every y is an affine function of the start and of the normals drawn. Its coefficients are followed exactly.
+For data N(mean, std^2) the exact network is affine, D = mean + k (x - alpha mean) with
+k = alpha std^2 / (alpha^2 std^2 + sigma^2), so that every y is an affine function of the start and of the normals
+drawn. Its coefficients are followed exactly.
 """
 
 import numpy as np

@@ -515,8 +515,9 @@ LOOPS = {
     **{f"{name}(frame={frame!r})": runge_kutta(*method, frame) for frame in ("straight", "noise", "trig")
        for name, method in (("heun", HEUN), ("midpoint", MIDPOINT), ("ralston", RALSTON), ("rk4", RK4))},
     **{f"{name}(frame={frame!r})": runge_kutta(*method, frame)
-       for name, method, frame in (("ssprk3", SSPRK3, "straight"), ("bosh3", BOSH3, "noise"), ("rk4-38", KUTTA38, "trig"),
-                                   ("dopri5", DOPRI5, "straight"), ("tsit5", TSIT5, "noise"))},
+       for name, method, frame in (("ssprk3", SSPRK3, "straight"), ("bosh3", BOSH3, "noise"),
+                                   ("rk4-38", KUTTA38, "trig"), ("dopri5", DOPRI5, "straight"),
+                                   ("tsit5", TSIT5, "noise"))},
     "dpmpp-2s": singlestep(2, 0.5), "dpmpp-2s(r1=0.3)": singlestep(2, 0.3), "dpmpp-3s": singlestep(3, 1 / 3, 2 / 3),
     "dpm-2s": singlestep(2, 0.5, data=False), "dpm-3s": singlestep(3, 1 / 3, 2 / 3, data=False),
     "dpm-3s(r1=0.2, r2=0.5)": singlestep(3, 0.2, 0.5, data=False),

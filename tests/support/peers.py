@@ -14,7 +14,35 @@ import torch
 from torch import Tensor
 
 from diffsolve import paths
+from diffsolve.noise import Key
+from diffsolve.paths import Discrete
+from diffsolve.reference.mixture import anisotropic
 from diffsolve.solvers import DPMpp
+
+KEY = Key(0)
+MIXTURE = anisotropic(dim=8, modes=4)
+SHAPE = (8, 2, 2, 2)
+TABLES = {
+    "linear": (Discrete.linear, {"beta_start": 1e-4, "beta_end": 0.02}),
+    "scaled_linear": (Discrete.scaled_linear, {"beta_start": 0.00085, "beta_end": 0.012}),
+    "squaredcos_cap_v2": (Discrete.cosine, {}),
+}
+
+
+def start(dtype=torch.float64):
+    return KEY.normal(SHAPE, dtype=dtype)
+
+
+def distance(a, b):
+    """The largest difference, relative to the largest entry."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def table(name, zero_snr=False):
+    """(our path, the scheduler's options)."""
+    make, options = TABLES[name]
+    extra = {"rescale_betas_zero_snr": True} if zero_snr else {}
+    return make(zero_terminal_snr=zero_snr), {"beta_schedule": name, **options, **extra}
 
 
 def k_diffusion(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The stochastic solvers as the plain loops of their papers, like loops.py; `noise(i)` is the normal of call i, -1 of the start."""
+"""The stochastic solvers as the plain loops of their papers: `noise(i)` is the normal of call i, -1 of the start."""
 
 import math
 
@@ -365,7 +365,8 @@ STOCHASTIC = {
     "dpmpp-3m-sde": multistep_sde(3, 1.0),
     "er-sde-1": er_sde(1), "er-sde-2": er_sde(2), "er-sde-3": er_sde(3),
     "euler-maruyama": maruyama(1), "stochastic-heun": maruyama(2), "reverse-diffusion": reverse_diffusion,
-    "edm-heun(s_churn=3, s_min=0.05, s_max=50)": churn(3, 0.05, 50, 1.0), "edm-heun(s_noise=1.007)": churn(40, 0, math.inf, 1.007),
+    "edm-heun(s_churn=3, s_min=0.05, s_max=50)": churn(3, 0.05, 50, 1.0),
+    "edm-heun(s_noise=1.007)": churn(40, 0, math.inf, 1.007),
     "dpm-2-ancestral": ancestral(False, 1.0), "dpmpp-2s-ancestral": ancestral(True, 1.0),
     "dpmpp-2s-ancestral(eta=0.6)": ancestral(True, 0.6),
     "restart(low=0.5, high=1.5)": restart(0.5, 1.5, 2), "restart(low=0.5, high=1.5, times=3)": restart(0.5, 1.5, 3),

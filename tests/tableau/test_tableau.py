@@ -13,8 +13,7 @@ from diffsolve.tableau import Draft
 SOLVERS = [*ds.solvers.names(), "ddim(eta=0.7)", "rk4(frame='trig')", "ab-3(frame='noise', variable='t')"]
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.product({"path": PATHS, "solver": SOLVERS}, over="path")
 def test_json_keeps_every_bit(solver, path, tmp_path):
     tableau = ds.plan(path, solver, steps=5)
     again = ds.Tableau.from_json(tableau.to_json())
