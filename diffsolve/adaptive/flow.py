@@ -99,8 +99,7 @@ class Flow:
             t = np.asarray(self.frame.time(self.model.path, v))
         for end, time in exact_times:
             t = np.where(v == end, time, t)
-        # The path's own derivatives cost two passes of autograd.
-        at = self.model.path.nodes(t, slopes=self.model.predicts == "velocity" or self.frame.name == "native")
+        at = self.model.path.nodes(t)
         with np.errstate(all="ignore"):
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)
