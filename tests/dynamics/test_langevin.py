@@ -297,7 +297,7 @@ def test_guidance_and_conditions_reach_the_corrector():
         ),
         (lambda m: ds.annealed_langevin(m, (2, 2), levels=0), ValueError, "levels=0"),
         (lambda m: ds.annealed_langevin(m, (2, 2), levels=[0.5, 0.2]), ValueError, "from the noise to the data"),
-        (lambda m: ds.sample(m, (2, 2), steps=4, corrector=0.1), TypeError, "corrector=0.1"),
+        (lambda m: ds.sample(m, (2, 2), steps=4, corrector=0.1), TypeError, "corrector must be a ds.Langevin, got 0.1"),
         (lambda m: ds.sample(m, (2, 2), nfe=4, corrector=PC), ValueError, "nfe=4"),
         (lambda m: ds.sample(m, (2, 2), steps=4, corrector=PC, hook=print), ValueError, "hook"),
         (lambda m: ds.sample(m, (2, 2), steps=4, solver="unipc-3", corrector=PC), ValueError, "two states"),

@@ -276,7 +276,7 @@ def test_noise_drawn_from_a_seed_and_guidance():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"gradient": "reverse"}, "gradient='reverse' is unknown; accepted: direct, checkpoint, adjoint"),
+        ({"gradient": "reverse"}, "gradient must be None, 'direct', 'checkpoint' or 'adjoint', got 'reverse'"),
         ({"gradient": "adjoint", "solver": "ddim(eta=1.0)"}, "draws noise on the way"),
         ({"gradient": "direct", "trajectory": True}, "trajectory=True cannot be given with gradient"),
         (
@@ -285,7 +285,7 @@ def test_noise_drawn_from_a_seed_and_guidance():
         ),
         (
             {"gradient": "adjoint", "solver": Adaptive(), "steps": None, "grid": [1.0, 0.0], "trajectory": True},
-            "gradient='adjoint' with trajectory=True: 'direct' and 'checkpoint'",
+            "gradient must be 'direct' or 'checkpoint' with a trajectory",
         ),
         (
             {"gradient": "direct", "solver": ds.AdaptiveSDE(), "steps": None},

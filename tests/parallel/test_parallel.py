@@ -552,7 +552,7 @@ def test_what_cannot_go_together_is_refused_by_name():
             solve(model, "ddim", ds.Picard(), **options)
     with pytest.raises(ValueError, match="(?s)state=.* cannot be given with parallel"):
         ds.solve(model, solver=table, state=state, parallel=ds.Picard())
-    with pytest.raises(TypeError, match="parallel=4: a ds.Picard or a ds.Parareal is accepted"):
+    with pytest.raises(TypeError, match="parallel must be a ds.Picard or a ds.Parareal, got 4"):
         solve(model, "ddim", 4)
 
 
@@ -573,7 +573,7 @@ def test_what_cannot_go_together_is_refused_by_name():
         (lambda: ds.Picard(warm=ds.plan("edm", "ddim(eta=1)", steps=3)), "warm=.*a deterministic solver"),
         (lambda: ds.Picard(accelerate="newton"), "accelerate='newton': 'secant', a ds.Anderson or None"),
         (lambda: ds.Parareal(blocks=0), "blocks=0: an integer"),
-        (lambda: ds.Parareal(coarse="dim"), "solver='dim' is unknown"),
+        (lambda: ds.Parareal(coarse="dim"), "got 'dim'; did you mean 'ddim'"),
         (lambda: ds.Parareal(tol="a"), "tol='a': a finite number"),
         (lambda: ds.Anderson(memory=0), "memory=0: an integer"),
         (lambda: ds.Anderson(ridge=0), "ridge=0: a positive number"),
