@@ -14,12 +14,12 @@ from diffsolve import adaptive
 from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE
 from diffsolve.common.tensors import normal_log_density
 from diffsolve.dynamics import Correction, Langevin
-from diffsolve.execute import BrownianPath, Executor, State
+from diffsolve.execute import BrownianPath, Executor, State, executor_at_end
 from diffsolve.execute.graph import replay
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, last_time, one_of, own_times, plan_back, refuse
 from diffsolve.execute.results import DenoisedEstimate, Run, Seed, Step, seed_of
 from diffsolve.execute.start import begin, initial
-from diffsolve.gradients import GRADIENTS, differentiable, finished
+from diffsolve.gradients import GRADIENTS, differentiable
 from diffsolve.gradients.adaptive import attached
 from diffsolve.kernels import Guided
 from diffsolve.likelihood import DensityRun, sample_with_density
@@ -172,8 +172,8 @@ def solve(  # type: ignore[misc]
         method = None if isinstance(solver, Tableau) else resolve(solver)[0]
         x = ex.y if noise is None else noise.to(ex.y)
         s, x = differentiable(model, ex.tableau, method, x, ex.key, cond, guided, gradient)
-        done = finished(ex.tableau, model, s, x, ex.key)
-        return Run(x, ex.tableau, ex.tableau.nfe, seed_of(seed, ex.key), None, None, done)
+        end = executor_at_end(ex.program, s, x, ex.key)
+        return Run(x, ex.tableau, ex.tableau.nfe, seed_of(seed, ex.key), None, None, end)
     if max_calls is not None:
         one_of(max_calls=max_calls)
     if not isinstance(trajectory, bool) and trajectory != "calls":

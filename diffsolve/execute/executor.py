@@ -27,7 +27,7 @@ from diffsolve.kernels import Guided, Row
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.tableau import Tableau
 
-__all__ = ["BrownianPath", "Executor", "State"]
+__all__ = ["BrownianPath", "Executor", "State", "executor_at_end"]
 
 
 class BrownianPath(Protocol):
@@ -233,3 +233,10 @@ class Executor:
     def _noise(self, row: int) -> Draw | Tensor:
         """A row's noise: still to be drawn, so that a kernel can make it on the way, or drawn from the path."""
         return Draw(self.key, row, Stream.ROW) if self._brownian is None else self.noise(row)
+
+
+def executor_at_end(program: Program, s: Tensor, y: Tensor, key: Key) -> Executor:
+    """An executor at the end of a run that was made elsewhere, with s and y as its result."""
+    end = y.detach()
+    state = State(program.tableau.nfe, end if s is y else s.detach(), end, (), key)
+    return Executor(program, None, key, state=state)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffsolve.execute.bind import bind
 from diffsolve.execute.executor import BrownianPath, Executor, State
+from diffsolve.execute.network import network_times
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
 from diffsolve.execute.results import Seed
 from diffsolve.models import Model, as_model
@@ -57,8 +58,8 @@ def begin(
         tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
     if state is not None:
         refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
-    pair = state is not None and state.call == 0 and state.s is not state.y
-    program = bind(tableau, model, prediction, pair=pair)
+    two_states = state is not None and state.call == 0 and state.s is not state.y
+    program = bind(tableau, model, prediction, two_states=two_states)
     if state is not None:
         x, key = state.y, state.key
     else:
@@ -66,8 +67,7 @@ def begin(
             raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
         key = Key.of(seed, index)
         x = initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
-    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
-    network_time = network_time.to(x.device, model.time_dtype(x.dtype))
+    network_time = network_times(model, torch.tensor(tableau.calls[:, 0]), x)
     return Executor(program, x, key, state=state, network_time=network_time, dtype=model.dtype, brownian=brownian)
 
 

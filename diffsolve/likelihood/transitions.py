@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.tensors import normal_log_density
-from diffsolve.execute import bind, conversion
+from diffsolve.execute import Network, bind, conversion
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
@@ -67,11 +67,8 @@ def transition_log_prob(
     if not all(isinstance(i, int) and 0 <= i < n for i in wanted) or wanted != sorted(set(wanted)):
         raise ValueError(f"rows={rows!r}: rising numbers from 0 to {n - 1} are accepted")
     bind(tableau, model)  # its errors
-    network, at = Guidance.of(guidance).around(model, tableau), model.path.nodes(tableau.calls[:, 0])
-    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, at)
-    scale = model.input_scale(at)
-    device, dtype = trajectory.device, trajectory.dtype
-    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(device, model.time_dtype(dtype))
+    network = Network.of(model, tableau, Guidance.of(guidance), trajectory)
+    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, model.path.nodes(tableau.calls[:, 0]))
 
     alone = tableau.history == 1 and bool((tableau.weights[:, 0] == tableau.weights[:, 1]).all())
     s = trajectory[0]
@@ -79,8 +76,8 @@ def transition_log_prob(
     found: list[Tensor] = []
     for i in wanted if alone else range(max(wanted, default=-1) + 1):
         y, after = trajectory[i], trajectory[i + 1]
-        out = network(i, y if scale is None else y * float(scale[i]), network_time[i].expand(len(y)), cond or {})
-        history = [float(p[i]) * y + float(q[i]) * out.to(dtype), *history[: tableau.history - 1]]
+        out = network(i, y, cond or {}).to(y.dtype)
+        history = [float(p[i]) * y + float(q[i]) * out, *history[: tableau.history - 1]]
         live = [y if alone else s, y, *history]
         on_s, on_y = tableau.weights[i]
         if on_s[-1] and not on_y[-1]:

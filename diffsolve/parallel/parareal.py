@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from diffsolve import solvers
-from diffsolve.execute import Executor
+from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
-from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, flat, in_order
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, advance_window
@@ -132,7 +132,8 @@ class _Blocks:
         made, depth = sum(c.made for c in network), sum(c.depth for c in network)
         everyone = torch.ones(len(each), dtype=torch.bool)
         statistics = Rounds(rounds, made, made - len(each) * self.ex.tableau.nfe, depth, each, everyone)
-        return finished(self.ex, y if self.rows.single else end.s.view_as(y), y), statistics
+        s = y if self.rows.single else end.s.view_as(y)
+        return executor_at_end(self.ex.program, s, y, self.ex.key), statistics
 
     def round(self, first: int) -> None:
         """F of all blocks not done, then the correction, block after block."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsolve.execute import Executor
+from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
 from diffsolve.kernels.window import Window
 from diffsolve.parallel.anderson import Anderson, Mixer
-from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, flat, in_order
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, advance_window, gather_slots, shifted
 from diffsolve.parallel.secant import Slopes
@@ -156,7 +156,7 @@ class _Window:
         batch, made = len(self.each), self.calls.made + self.warm.made
         depth = self.calls.depth + self.warm.depth
         statistics = Rounds(rounds, made, made - batch * self.N, depth, self.each, self.converged)
-        return finished(self.ex, s, y), statistics
+        return executor_at_end(self.ex.program, s, y, self.ex.key), statistics
 
     def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One sweep: s, y and d at all points of the window, and the number of calls that each sample moves on."""

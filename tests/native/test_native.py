@@ -149,7 +149,7 @@ def test_noise_alone_and_in_the_update_is_the_same():
     for key in (Key(7, index=2**32 - 9), Key([5, 2**64 - 1, 2**63])):
         for size in (1, 5, 1021, 3000):
             draw, x, y = Draw(key, 2**32 - 1, Stream.ROW), torch.ones(3, size), torch.empty(3, size)
-            assert loop.run(loop.recipe([0, 1], [[(1, 1.0)]]), [x], [y], draw)
+            assert loop.run_recipe(loop.recipe([0, 1], [[(1, 1.0)]]), [x], [y], draw)
             assert torch.equal(y, draw.tensor(y))
 
 
