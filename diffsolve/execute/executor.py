@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.common.checks import integer, required
 from diffsolve.execute.bind import Program
 from diffsolve.kernels import Guided, Row
 from diffsolve.noise import Draw, Key, Stream
@@ -41,13 +42,11 @@ class BrownianPath(Protocol):
 
 def _check_path(brownian: BrownianPath, tableau: Tableau, x: Tensor | None) -> None:
     assert x is not None
-    if tuple(brownian.shape) != tuple(x.shape):
-        raise ValueError(
-            f"brownian has shape {tuple(brownian.shape)}; that of the state, {tuple(x.shape)}, is accepted"
-        )
+    shape = tuple(brownian.shape)
+    required(shape == tuple(x.shape), "brownian.shape", shape, f"that of the state, {tuple(x.shape)}")
     noisy = tableau.weights[:, :, -1].any(-1)
-    if tableau.entry[:, 1].any() or not (tableau.clock[noisy, 1] > tableau.clock[noisy, 0]).all():
-        raise ValueError(f"brownian with {tableau.solver}: a solver whose noise is that of one SDE is accepted")
+    one_sde = not tableau.entry[:, 1].any() and bool((tableau.clock[noisy, 1] > tableau.clock[noisy, 0]).all())
+    required(one_sde, "solver", tableau.solver, "one whose noise is that of one SDE where brownian is given")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class State:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = json.loads((file.metadata() or {}).get("state", "{}"))
         if about.get("format") != "diffsolve.state/1":
-            raise ValueError(f"path={os.fspath(path)!r} is not a saved diffsolve state")
+            raise ValueError(f"path must be a file that State.save wrote, got {os.fspath(path)!r}")
         seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
         history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
         key = Key(seed, about["index"], about.get("antithetic", False), about.get("shared", False))
@@ -129,8 +128,7 @@ class Executor:
             self._s = self._y = x.clone()
             self._history: tuple[Tensor, ...] = ()
         else:
-            if not 0 <= state.call <= self.tableau.nfe:
-                raise ValueError(f"state.call={state.call}: the tableau has {self.tableau.nfe} calls")
+            integer("state.call", state.call, 0, self.tableau.nfe)
             self.call, self.key = state.call, state.key
             self._s = state.s.clone()
             self._y = self._s if state.y is state.s else state.y.clone()

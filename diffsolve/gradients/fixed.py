@@ -143,7 +143,9 @@ def _adjoint(
     guidance: Guidance,
 ) -> tuple[Tensor, Tensor]:
     if tableau.stochastic:
-        raise ValueError(f"gradient='adjoint': {tableau.solver} draws noise on the way; accepted: direct, checkpoint")
+        raise ValueError(
+            f"gradient must be 'direct' or 'checkpoint' with {tableau.solver}, which draws noise, got 'adjoint'"
+        )
     leaves = leaves_of(model, cond, guidance)
     field = _Field(tableau, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
     check_leaves(field.derivative(0, x), x, leaves)
@@ -153,7 +155,10 @@ def _adjoint(
         s, y = rows.stretch(last, tableau.nfe, s, y)
         return s, y
     if solver is None:
-        raise ValueError(f"gradient='adjoint' with the tableau {tableau.solver!r}: a solver that can be turned round")
+        raise ValueError(
+            "solver must be a solver, or its name, with gradient='adjoint', which runs it backwards, got the tableau "
+            f"{tableau.solver!r}"
+        )
     times, last = tableau.times, len(tableau.times) - 1
     if not model.determined(float(times[-1])):  # the last step, from which there is no way back, has a graph of its own
         last -= 1
@@ -169,8 +174,8 @@ def _adjoint(
         why = ""
     if why:
         raise ValueError(
-            f"gradient='adjoint' with {tableau.solver!r}: {why}; accepted are 'direct' and 'checkpoint', or a "
-            "Runge-Kutta method in the frame 'straight' or 'trig', or 'reversible-heun'"
+            f"solver must be a Runge-Kutta method in the frame 'straight' or 'trig', or 'reversible-heun', with "
+            f"gradient='adjoint', got {tableau.solver!r}: {why}. gradient='direct' and 'checkpoint' take any solver"
         )
     turned = replace(field, tableau=backward.tableau)
     middle: Tensor = _Backwards.apply(x, rows, first, backward, turned, *leaves)  # type: ignore[no-untyped-call]

@@ -97,7 +97,8 @@ def is_plain(*tensors: Tensor, graph: bool = False) -> bool:
             return False
     # A level may be another thread's, and is no more than a reason to look: PyTorch counts levels for the process.
     if torch.autograd.forward_ad._current_level >= 0:
-        return all(torch.autograd.forward_ad.unpack_dual(x).tangent is None for x in tensors)
+        unpack: Any = torch.autograd.forward_ad.unpack_dual
+        return all(unpack(x).tangent is None for x in tensors)
     return True
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import instance, integer, number
 from diffsolve.execute import Executor, Network
 from diffsolve.execute.results import Rounds
 from diffsolve.models import Model
@@ -32,15 +33,12 @@ class Parallel(ABC):
     def _check(self, *counts: str, bounds: tuple[str, ...] = ("tol", "atol")) -> None:
         """That these counts and bounds, and the ranks, are what they should be."""
         for name in counts:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
         for name in bounds:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r}: a finite number of at least 0 is accepted")
-        if self.ranks is not None and not isinstance(self.ranks, Ranks):
-            raise TypeError(f"ranks={self.ranks!r}: a ds.Ranks is accepted")
+            number(name, getattr(self, name), low=0)
+        if self.ranks is not None:
+            instance("ranks", self.ranks, Ranks, "a ds.Ranks")
 
     @abstractmethod
     def run(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import solvers
+from diffsolve.common.checks import required
 from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
 from diffsolve.parallel.base import Calls, Parallel, flat, in_order
@@ -229,6 +230,5 @@ def _coarse(solver: str | Solver, calls: Calls, tableau: Tableau, bounds: list[i
         method(model.path, np.array(pair), call_last=model.determined(float(pair[1])))
         for pair in zip(times, times[1:], strict=False)
     ]
-    if any(t.stochastic for t in written):
-        raise ValueError(f"coarse={solver!r}: a deterministic solver is accepted")
+    required(not any(t.stochastic for t in written), "coarse", solver, "a deterministic solver")
     return written

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import integer, required
 from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
 from diffsolve.kernels.window import Window
@@ -79,16 +80,15 @@ class Picard(Parallel):
     ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
-        if self.window is None:
-            raise ValueError("window=None: an integer of at least 1 is accepted")
-        self._check("window", "workers", "max_batch", "max_rounds", bounds=("tol", "atol", "finish"))
+        integer("window", self.window, 1)
+        self._check("workers", "max_batch", "max_rounds", bounds=("tol", "atol", "finish"))
         frame_named(self.frame)
-        if self.warm not in ("extrapolate", "copy") and not isinstance(self.warm, Tableau):
-            raise ValueError(f"warm={self.warm!r}: 'extrapolate', 'copy' or a Tableau is accepted")
-        if isinstance(self.warm, Tableau) and self.warm.stochastic:
-            raise ValueError(f"warm={self.warm.solver}: a deterministic solver's tableau is accepted")
-        if self.accelerate not in ("secant", None) and not isinstance(self.accelerate, Anderson):
-            raise ValueError(f"accelerate={self.accelerate!r}: 'secant', a ds.Anderson or None is accepted")
+        if isinstance(self.warm, Tableau):
+            required(not self.warm.stochastic, "warm", self.warm.solver, "the tableau of a deterministic solver")
+        else:
+            required(self.warm in ("extrapolate", "copy"), "warm", self.warm, "'extrapolate', 'copy' or a Tableau")
+        accelerated = self.accelerate in ("secant", None) or isinstance(self.accelerate, Anderson)
+        required(accelerated, "accelerate", self.accelerate, "'secant', a ds.Anderson or None")
 
     def run(
         self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None

@@ -50,8 +50,8 @@ def flattened(tableau: Tableau) -> np.ndarray:
     theta = np.arctan2(tableau.calls[:, 2], tableau.calls[:, 1])
     if tableau.stochastic or (np.diff(theta) >= 0).any() or not (tableau.entry[:, 0] == 1).all():
         raise ValueError(
-            f"solver={tableau.solver!r}: a deterministic solver that calls the network once at each of its times, from "
-            "the noise to the data, is accepted"
+            "solver must be deterministic and call the network once at each of its times, from the noise to the data, "
+            f"got {tableau.solver!r}"
         )
     n = tableau.nfe
     unit = np.eye(n + 1)  # x, v_0, .., v_{N-1}
