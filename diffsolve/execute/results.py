@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from diffsolve.execute.bind import conversion
 from diffsolve.execute.executor import Executor, State
+from diffsolve.execute.network import conversion
 from diffsolve.models import Model, undetermined
 from diffsolve.noise import Key
 from diffsolve.tableau import Tableau

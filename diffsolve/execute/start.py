@@ -14,6 +14,7 @@ from diffsolve.common.checks import exactly_one, mapping, required
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute.bind import bind
 from diffsolve.execute.executor import Executor, State
+from diffsolve.execute.network import network_times
 from diffsolve.execute.options import BeginOptions, ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
 from diffsolve.execute.results import Seed
@@ -104,20 +105,17 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale)
     if state is not None:
         required(isinstance(state, State), "state", state, "a ds.State", TypeError)
-        refuse(
-            "state", shape=problem.shape, **{name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
-        )
-    pair = state is not None and state.call == 0 and state.s is not state.y
-    program = bind(tableau, model, prediction, pair=pair)
+        fresh = {name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
+        refuse("state", shape=problem.shape, **fresh)
+    two_states = state is not None and state.call == 0 and state.s is not state.y
+    program = bind(tableau, model, prediction, two_states=two_states)
     x = problem.state(float(tableau.times[0])) if state is None else state.y
-    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
-    network_time = network_time.to(x.device, model.time_dtype(x.dtype))
     return Executor(
         program,
         x,
         problem.key,
         state=state,
-        network_time=network_time,
+        network_time=network_times(model, torch.tensor(tableau.calls[:, 0]), x),
         dtype=model.dtype,
         brownian=options.get("brownian"),
     )

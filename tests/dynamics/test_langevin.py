@@ -278,13 +278,17 @@ def test_guidance_and_conditions_reach_the_corrector():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda m: ds.Langevin(), ValueError, "step=None, snr=None"),
+        (lambda m: ds.Langevin(), ValueError, "exactly one of step and snr must be given, got none"),
         (lambda m: ds.Langevin(step=0.1, snr=0.1), ValueError, "exactly one"),
-        (lambda m: ds.Langevin(steps=0, snr=0.1), ValueError, "steps=0"),
-        (lambda m: ds.Langevin(snr=-1.0), ValueError, "snr=-1.0"),
-        (lambda m: ds.Langevin(step=math.nan), ValueError, "step=nan"),
-        (lambda m: ds.langevin(m, torch.ones(2, 2), 1.0, steps=1, step=0.1), ValueError, "t=1.0.*sigma is 0"),
-        (lambda m: ds.langevin(m, torch.ones(2, 2), 1.5, steps=1, step=0.1), ValueError, "t=1.5"),
+        (lambda m: ds.Langevin(steps=0, snr=0.1), ValueError, "steps must be an integer >= 1, got 0"),
+        (lambda m: ds.Langevin(snr=-1.0), ValueError, "snr must be a finite number > 0, got -1.0"),
+        (lambda m: ds.Langevin(step=math.nan), ValueError, "step must be a finite number > 0, got nan"),
+        (
+            lambda m: ds.langevin(m, torch.ones(2, 2), 1.0, steps=1, step=0.1),
+            ValueError,
+            "t must be noisier: sigma is 0 there.*got 1.0",
+        ),
+        (lambda m: ds.langevin(m, torch.ones(2, 2), 1.5, steps=1, step=0.1), ValueError, "t must be from .* got 1.5"),
         (
             lambda m: ds.langevin(m, torch.ones(2, 2), 0.5, steps=1, snr=0.1, log_density=len),
             ValueError,
@@ -295,7 +299,7 @@ def test_guidance_and_conditions_reach_the_corrector():
             ValueError,
             r"returned \(2, 2\).*\(2,\)",
         ),
-        (lambda m: ds.annealed_langevin(m, (2, 2), levels=0), ValueError, "levels=0"),
+        (lambda m: ds.annealed_langevin(m, (2, 2), levels=0), ValueError, "levels must be an integer >= 1, got 0"),
         (lambda m: ds.annealed_langevin(m, (2, 2), levels=[0.5, 0.2]), ValueError, "from the noise to the data"),
         (lambda m: ds.sample(m, (2, 2), steps=4, corrector=0.1), TypeError, "corrector must be a ds.Langevin, got 0.1"),
         (lambda m: ds.sample(m, (2, 2), nfe=4, corrector=PC), ValueError, "nfe=4"),

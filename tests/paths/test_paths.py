@@ -187,7 +187,10 @@ def test_users_own_path():
         (lambda: paths.named("edm(sigma_mox=3)"), "unknown option 'sigma_mox'; accepted options: sigma_min, sigma_max"),
         (lambda: paths.named("edm(3)"), "cannot be read"),
         (lambda: paths.named(3), "path=3: a name or a Path"),
-        (lambda: paths.EDM(sigma_min=2.0, sigma_max=1.0), r"\(sigma_min, sigma_max\) must be positive, finite and rising, got \(2.0, 1.0\)"),
+        (
+            lambda: paths.EDM(sigma_min=2.0, sigma_max=1.0),
+            r"\(sigma_min, sigma_max\) must be positive, finite and rising, got \(2.0, 1.0\)",
+        ),
         (lambda: paths.VP(beta_min=-1.0), "beta_min"),
         (lambda: paths.Rectified(shift=0.0), "shift must be a finite number > 0, got 0.0"),
         (lambda: paths.Discrete([0.1, 1.2, 0.3]), r"betas\[1\] must be between 0 and 1 .*, got 1.2"),
@@ -197,7 +200,10 @@ def test_users_own_path():
             "strictly rising|finite and >= 0",
         ),
         (lambda: paths.Custom(lambda t: 1 - t, lambda t: t + 0.1), r"sigma\(t_data=0.0\) must be 0, the data end"),
-        (lambda: paths.Custom(lambda t: 1 - t, lambda t: torch.zeros(3)), r"sigma\(t\) must be of shape \(1001,\) .*, got Tensor of shape \(3,\)"),
+        (
+            lambda: paths.Custom(lambda t: 1 - t, lambda t: torch.zeros(3)),
+            r"sigma\(t\) must be of shape \(1001,\) .*, got Tensor of shape \(3,\)",
+        ),
         (lambda: paths.EDM().time([0.0, -9.0]), "lam must be between -4.38.* and inf, the ends of EDM"),
         (lambda: paths.EDM().time(float("nan")), "lam must be between -4.38.* and inf, the ends of EDM"),
     ],
