@@ -105,7 +105,7 @@ def _bind(tableau: Tableau, model: Model, prediction: str, pair: bool) -> Progra
     return Program(tableau, prediction, tuple(rows), scale is not None, K if any(needed) else 0)
 
 
-def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
+def conversion(target: Coefficients, model: Model, at: Position[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(p, q) per position with target = p y + q out; not finite where the network does not determine it."""
     with np.errstate(all="ignore"):
         source = model.coefficients(at)

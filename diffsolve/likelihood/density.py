@@ -35,7 +35,6 @@ from diffsolve.adaptive.flow import Flow, Point, first_order, regular_interval
 from diffsolve.adaptive.integrate import Parts
 from diffsolve.adaptive.run import warn
 from diffsolve.execute.plan import GridLike, last_time, own_times, plan, plan_back, refuse
-from diffsolve.grids import CUT
 from diffsolve.likelihood import traces
 from diffsolve.likelihood.results import LogProb
 from diffsolve.likelihood.traces import Trace
@@ -45,6 +44,7 @@ from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.augmented import augmented, drop_final_denoise
+from diffsolve.tableau.ends import CUT
 from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["DEFAULT", "Density", "log_prob", "sample_with_density"]
