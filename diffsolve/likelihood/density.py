@@ -40,7 +40,6 @@ from diffsolve.execute.options import ModelLike
 from diffsolve.execute.plan import GridLike, last_time, own_times, plan, plan_back, refuse
 from diffsolve.execute.results import Seed
 from diffsolve.execute.watch import Watch, bar
-from diffsolve.grids import CUT
 from diffsolve.likelihood import traces
 from diffsolve.likelihood.results import LogProb
 from diffsolve.likelihood.traces import Trace
@@ -50,6 +49,7 @@ from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.augmented import augmented, drop_final_denoise
+from diffsolve.tableau.ends import CUT
 from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["DEFAULT", "Density", "DensityOptions", "log_prob", "sample_with_density"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.paths import Path, Position
+from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import PREDICTIONS, convert
 
 __all__ = ["CLOCKS", "Clock", "Model", "check_prediction", "first_parameter", "undetermined"]
@@ -58,13 +59,13 @@ class Model:
         parameter = first_parameter(self.net)
         return torch.device("cpu") if parameter is None else parameter.device
 
-    def coefficients(self, p: Position) -> tuple[Any, Any]:
+    def coefficients(self, p: Position[Any]) -> tuple[Any, Any]:
         """(a, b) of what the network predicts at p: a x_0 + b eps."""
         return PREDICTIONS[self.predicts](p, self.sigma_data)
 
     def determined(self, t: float) -> bool:
         """Whether the network may be called at t, and its output there gives the data and the noise both."""
-        if t == self.path.t_data and self.path.t_last != self.path.t_data:
+        if not may_call(self.path, t):
             return False
         p = self.path.nodes(np.array([t]))
         with np.errstate(all="ignore"):
@@ -78,7 +79,7 @@ class Model:
             return torch.as_tensor(self.clock(t), dtype=torch.float64)
         return CLOCKS[self.clock](self.path, t)
 
-    def input_scale(self, p: Position) -> Any:
+    def input_scale(self, p: Position[Any]) -> Any:
         """What x is multiplied by before the network: c_in / alpha for a raw EDM network, else None."""
         if self.predicts != "edm":
             return None
