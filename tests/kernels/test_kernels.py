@@ -56,8 +56,7 @@ def draws(*shape, dtype=F32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.product({"size": SIZES, "per_sample": [False, True]})
 @BOTH
 def test_combine(size, per_sample, monkeypatch, choice):
     for count, into, dtypes in (
@@ -329,8 +328,7 @@ def test_window_update(dtype, one, L, K, size, monkeypatch):
         assert kernels.window_update(weights, keep, None, y, d, f)[3] is None
 
 
-@pytest.mark.parametrize("dtype", [F32, F64, BF16])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (2, 3, 500), (5, 0), (0, 4), (40, 2)])
+@pytest.mark.product({"shape": [(1, 1), (3, 37), (2, 3, 500), (5, 0), (0, 4), (40, 2)], "dtype": [F32, F64, BF16]})
 def test_rk_error(dtype, shape, monkeypatch):
     y, ks, h = (
         draws(*shape, dtype=dtype),
@@ -356,9 +354,7 @@ def test_rk_error(dtype, shape, monkeypatch):
             assert not found[1:].isnan().any()
 
 
-@pytest.mark.parametrize("gaussian", [False, True])
-@pytest.mark.parametrize("key", KEYS, ids=str)
-@pytest.mark.parametrize("size", [1, 37, 1024, 2500])
+@pytest.mark.product({"size": [1, 37, 1024, 2500], "gaussian": [False, True], "key": KEYS}, each=2)
 def test_probe_dot(gaussian, key, size, monkeypatch):
     jv, draw = draws(3, size), Draw(key, 4, Stream.ROW)
     v = kernels.probe(draw, jv.double(), gaussian=gaussian)
