@@ -34,7 +34,7 @@ TARGETS = {
 }
 SHAPE = (64, 3, 64, 64)
 ODD = (63, 3, 63, 63)
-KERNELS = ("combine_kernel", "window_kernel", "rk_error_kernel", "probe_dot_kernel", "moments_kernel")
+KERNELS = ("combine_kernel", "window_kernel", "moments_kernel")
 
 
 @dataclass(frozen=True)
@@ -146,27 +146,7 @@ def cases() -> list[Case]:
             4 * (2 + 4),  # the start's s and y; and in the loop over the calls, counted once: f, z, old, the last d
             4 * 3,
         ),
-        Case(
-            "rk_error, dopri5",
-            lambda w: launch.rk_error(
-                tensors(w, S)[0],
-                tensors(w, *[S] * 7),
-                torch.ones(SHAPE[0], device=w),
-                torch.ones(2, 7, dtype=DOUBLE, device=w),
-                (127, 127),
-                1e-5,
-                1e-5,
-            ),
-            4 * 8,
-            4,
-        ),
-        Case(
-            "probe_dot, signs", lambda w: launch.probe_dot(tensors(w, S)[0], Draw(Key(1), 0, Stream.ROW), False), 4, 0
-        ),
-        Case(
-            "probe_dot, normals", lambda w: launch.probe_dot(tensors(w, S)[0], Draw(Key(1), 0, Stream.ROW), True), 4, 0
-        ),
-        Case("norms of two", lambda w: launch.moments(tensors(w, S, S)), 8, 0),
+        Case("moments, guided", lambda w: launch.moments(*tensors(w, S, S), 2.0), 8, 0),
     ]
 
 

@@ -42,7 +42,8 @@ from torch.profiler import ProfilerActivity, profile
 import diffsolve as ds
 from diffsolve import native
 from diffsolve.execute import Executor
-from diffsolve.kernels.update import Z, _fold
+from diffsolve.kernels.terms import Z
+from diffsolve.kernels.update import _fold
 
 SHAPES = [(1, 4, 64, 64), (16, 3, 32, 32), (64, 3, 64, 64), (16, 4, 128, 128)]
 STEPS = 20

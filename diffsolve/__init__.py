@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffsolve import grids, integrations, metrics, models, paths, reference, solvers
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
-    from diffsolve.api import diffuse, encode, reversible, sample, solve
+    from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.dynamics import Chain, Langevin, annealed_langevin, langevin
     from diffsolve.execute.executor import Executor, State
     from diffsolve.execute.plan import plan
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "adaptive": ("Adaptive", "AdaptiveRun", "AdaptiveSDE", "Status"),
-    "api": ("diffuse", "encode", "reversible", "sample", "solve"),
+    "api": ("diffuse", "encode", "reversible", "sample", "sample_with_log_prob", "solve"),
     "dynamics": ("Chain", "Langevin", "annealed_langevin", "langevin"),
     "execute.executor": ("Executor", "State"),
     "execute.plan": ("plan",),
@@ -88,6 +88,7 @@ __all__ = [
     "reference",
     "reversible",
     "sample",
+    "sample_with_log_prob",
     "solve",
     "solvers",
     "transition_log_prob",

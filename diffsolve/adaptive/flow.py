@@ -20,6 +20,7 @@ from torch import Tensor
 from diffsolve.adaptive.options import Adaptive
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute import conversion
+from diffsolve.execute.watch import Watch
 from diffsolve.grids import CUT
 from diffsolve.models import Model, undetermined
 from diffsolve.models.guidance import Guidance
@@ -43,6 +44,19 @@ class Point:
     """The network, guided and told its clock: a function of x alone."""
     growth: Tensor
     """(2, n), float64: p c and q c, of which div_z d = p c D + q c div_x out."""
+    t: np.ndarray
+    """(n,): the times, on the path's clock."""
+    watch: Watch | None
+
+    def seen(self, out: Tensor) -> Tensor:
+        """The network's output, once who looks on has seen it."""
+        if self.watch is not None:
+            self.watch(out, self.t)
+        return out
+
+    def rate(self, x: Tensor) -> Tensor:
+        """d at x."""
+        return self.derivative(x, self.seen(self.output(x)))
 
     def derivative(self, x: Tensor, out: Tensor) -> Tensor:
         """d = p x + q out, in the dtype of x."""
@@ -69,6 +83,7 @@ class Flow:
     """The number of axes of x."""
     cond: Mapping[str, Any] = field(default_factory=dict)
     guidance: Guidance | None = None
+    watch: Watch | None = None
 
     def point(
         self, v: np.ndarray, like: Tensor, rows: SampleIndex = None, exact_times: Sequence[tuple[float, float]] = ()
@@ -84,8 +99,7 @@ class Flow:
             t = np.asarray(self.frame.time(self.model.path, v))
         for end, time in exact_times:
             t = np.where(v == end, time, t)
-        # The path's own derivatives cost two passes of autograd.
-        at = self.model.path.nodes(t, slopes=self.model.predicts == "velocity" or self.frame.name == "native")
+        at = self.model.path.nodes(t)
         with np.errstate(all="ignore"):
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)
@@ -113,7 +127,7 @@ class Flow:
 
         wide = torch.float32 if like.device.type == "mps" else torch.float64
         growth = torch.from_numpy(columns[1:3] * columns[0]).to(like.device, wide)
-        return Point(c_, p_, q_, output, growth)
+        return Point(c_, p_, q_, output, growth, np.asarray(at.t), self.watch)
 
     def _network(
         self, x: Tensor, network_time: Tensor, rho: np.ndarray, cond: Mapping[str, Any], uncond: Mapping[str, Any]
@@ -220,7 +234,7 @@ def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = N
 def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> Tensor:
     """x_t by one network call at s; see `first_order`."""
     point, ratio, gain = first_order(flow, x, s, t, rows)
-    return ratio * x + gain * point.derivative(x, point.output(x))
+    return ratio * x + gain * point.rate(x)
 
 
 def _select(given: Mapping[str, Any], rows: SampleIndex, batch: int) -> Mapping[str, Any]:

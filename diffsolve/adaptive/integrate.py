@@ -13,8 +13,9 @@ from torch import Tensor
 from diffsolve.adaptive.options import Adaptive, Status
 from diffsolve.adaptive.retrace import retrace
 from diffsolve.adaptive.solution import BatchStep, Solution, packed
-from diffsolve.adaptive.step import Field, FloatTable, Parts, index, inside, step, tensor, values, weighted
+from diffsolve.adaptive.step import Field, FloatTable, Parts, index, inside, step, tensor, values
 from diffsolve.common.tensors import per_sample
+from diffsolve.kernels import weighted_sum
 
 __all__ = ["Field", "Parts", "Solution", "integrate"]
 
@@ -191,7 +192,7 @@ def _error(
         rtol, atol = tolerances[i]
         scale = torch.maximum(y.abs(), y_new.abs()).mul_(rtol).add_(atol)
         for weights in table.errors:
-            error = weighted([k[i] for k in stages], weights)
+            error = weighted_sum(weights, [k[i] for k in stages])
             found.append(_rms(error / scale))
             if i + 1 == len(parts):
                 found.append(error.view(len(error), -1).mean(1).abs().to(found[0]))

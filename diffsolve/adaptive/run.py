@@ -14,6 +14,7 @@ from diffsolve.adaptive.flow import Flow, Origin, RegularInterval, make_step, re
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
 from diffsolve.adaptive.options import Adaptive, Status, warn
 from diffsolve.common.tensors import per_sample
+from diffsolve.execute.watch import Watch
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
@@ -64,6 +65,7 @@ def solve_ode(
     guidance: Guidance | None = None,
     gradient: str | None = None,
     adjoint: Adjoint | None = None,
+    watch: Watch | None = None,
 ) -> AdaptiveRun:
     """Solve the probability-flow ODE from x at `start` to `stop`, in either direction.
 
@@ -73,30 +75,29 @@ def solve_ode(
     Args:
         times: strictly monotone, from `start` to `stop`: where the trajectory is kept.
         gradient: "direct" or "checkpoint", of x and of the trajectory; see `diffsolve.gradients`. Or
+        watch: sees every output of the network.
         adjoint: what gives the result the gradient of an adjoint equation.
 
     Warns:
         RuntimeWarning: if some samples do not get to the end, saying why and where.
     """
     with torch.set_grad_enabled(gradient is not None or adjoint is not None):
-        return _run(model, x, options, start, stop, times, cond or {}, guidance, gradient, adjoint)
+        flow = Flow(model, FRAMES[options.frame], len(x), x.dim(), cond or {}, guidance, watch)
+        return _run(flow, x, options, start, stop, times, gradient, adjoint)
 
 
 def _run(
-    model: Model,
+    flow: Flow,
     x: Tensor,
     options: Adaptive,
     start: float,
     stop: float,
     times: Sequence[float] | np.ndarray | None,
-    cond: Mapping[str, Any],
-    guidance: Guidance | None,
     gradient: str | None,
     adjoint: Adjoint | None,
 ) -> AdaptiveRun:
-    frame = FRAMES[options.frame]
+    model, frame = flow.model, flow.frame
     way = regular_interval(model, frame, start, stop)
-    flow = Flow(model, frame, len(x), x.dim(), cond, guidance)
     before, after = int(way.first != way.start), int(way.last != way.stop)
     kept = _Kept(times, way, x)
     kept.at(way.start, x)
@@ -143,7 +144,7 @@ def _between(
         (z,) = parts
         point = flow.point(v, z, rows, exact_times)
         y = point.c * z
-        return (point.derivative(y, point.output(y)),)
+        return (point.rate(y),)
 
     inside = kept.inside(path, way)
     outputs = np.asarray(frame.v(path.nodes(inside))) if len(inside) else inside

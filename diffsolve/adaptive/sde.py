@@ -28,6 +28,7 @@ from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.run import AdaptiveRun
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute import BrownianPath
+from diffsolve.execute.watch import Watch
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
@@ -87,6 +88,7 @@ def solve_sde(
     cond: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
     brownian: BrownianPath | None = None,
+    watch: Watch | None = None,
 ) -> AdaptiveRun:
     """Solve the SDE from x at `start` to `stop`, from the noise to the data.
 
@@ -103,7 +105,7 @@ def solve_sde(
     first = start if math.isfinite(lam[0]) else float(path.time(math.log(1e-3)))
     cut = path.t_last if path.t_last != path.t_data else float(path.time(-math.log(min(1e-3, options.atol or 1e-3))))
     last = stop if math.isfinite(lam[1]) else cut
-    solve = _Solve(model, x, options, first, last, key, cond or {}, guidance, brownian)
+    solve = _Solve(model, x, options, first, last, key, cond or {}, guidance, brownian, watch)
     if first != start:
         solve.leave(start)
     solve.go(reserve=int(last != stop))
@@ -128,9 +130,10 @@ class _Solve:
         cond: Mapping[str, Any],
         guidance: Guidance | None,
         brownian: BrownianPath | None,
+        watch: Watch | None,
     ) -> None:
         self.model, self.options, self.ends = model, options, (first, last)
-        self.flow = Flow(model, FRAMES["denoised"], len(x), x.dim(), cond, guidance)
+        self.flow = Flow(model, FRAMES["denoised"], len(x), x.dim(), cond, guidance, watch)
         self.frame = reverse(model.path, Constant(options.tau))
         self.x = x.clone()
         self.path: BrownianPath = (
@@ -151,7 +154,7 @@ class _Solve:
     def denoised(self, x: Tensor, p: Position, rows: np.ndarray) -> Tensor:
         point = self.flow.place(p, FRAMES["denoised"].d(p), p.alpha * 0 + 1, x, rows)
         self.nfe[rows] += 1
-        return point.derivative(x, point.output(x))
+        return point.rate(x)
 
     def noise(self, s: Position, t: Position, rows: np.ndarray) -> Tensor:
         """z of each sample's step: the increment of its path over the root of its clock."""

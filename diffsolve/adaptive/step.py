@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.tensors import per_sample
+from diffsolve.kernels.terms import Terms, in_order, weighted_sum
 from diffsolve.solvers.butcher import Butcher
 
-__all__ = ["Field", "FloatTable", "Parts", "index", "inside", "step", "take", "tensor", "values", "weighted"]
+__all__ = ["Field", "FloatTable", "Parts", "index", "inside", "step", "take", "tensor", "values"]
 
 Parts = tuple[Tensor, ...]
 """The state: tensors whose first axis is the batch, each with an error of its own."""
@@ -23,17 +24,18 @@ class FloatTable:
     """A Butcher table in floats, with what a solve asks of it."""
 
     def __init__(self, method: Butcher) -> None:
-        self.a = [[float(w) for w in row] for row in method.a]
+        self.a = [in_order(row) for row in method.a]
         self.b = [float(w) for w in method.b]
+        self.solution = in_order(self.b)
         # The abscissae as they are rounded: 1 exactly where the last stage stands at the end.
         self.c = [float(c) for c in method.c]
         self.errors = []
         for weights in method.embedded.values():
             full = [*method.b, 0][: len(weights)]
-            self.errors.append([float(b - b_hat) for b, b_hat in zip(full, weights, strict=True)])
+            self.errors.append(in_order([b - b_hat for b, b_hat in zip(full, weights, strict=True)]))
         # The next step's first stage is called before this one is accepted, if the error or the middle needs it.
-        self.ahead = any(len(error) > len(self.b) for error in self.errors) or bool(method.middle)
-        self.middle = [float(w) for w in method.middle]
+        self.ahead = any(len(weights) > len(self.b) for weights in method.embedded.values()) or bool(method.middle)
+        self.middle = in_order(method.middle)
         self.dense = self.ahead and method.order <= 5
         self.order = method.order if len(self.errors) > 1 else 1 + min(method.order, *method.embedded)
         self.calls = len(self.b)
@@ -51,27 +53,16 @@ def step(
     stages: list[Parts] = []
     for i, (row, c) in enumerate(zip(table.a, table.c, strict=True)):
         at = end if c == 1 else v + c * h
-        stages.append(stage(i, _combine(parts, stages, row, h) if i else parts, at))
-    return stages, _combine(parts, stages, table.b, h)
+        stages.append(stage(i, _moved(parts, stages, row, h) if i else parts, at))
+    return stages, _moved(parts, stages, table.solution, h)
 
 
-def _combine(parts: Parts, stages: list[Parts], weights: Sequence[float], h: np.ndarray) -> Parts:
+def _moved(parts: Parts, stages: list[Parts], weights: Terms, h: np.ndarray) -> Parts:
     """y + h sum_j w_j k_j, with each sample's own h."""
     return tuple(
-        torch.addcmul(y, weighted([k[i] for k in stages], weights), per_sample(tensor(h, y), y))
+        torch.addcmul(y, weighted_sum(weights, [k[i] for k in stages]), per_sample(tensor(h, y), y))
         for i, y in enumerate(parts)
     )
-
-
-def weighted(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_j w_j k_j."""
-    used = [(k, w) for k, w in zip(terms, weights, strict=False) if w]
-    if not used:
-        return torch.zeros_like(terms[0])
-    total = used[0][0] * used[0][1]
-    for k, w in used[1:]:
-        total = total.add_(k, alpha=w)
-    return total
 
 
 def inside(outputs: np.ndarray, way: float, v: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +93,7 @@ def values(
     # Cubic Hermite, and then a multiple of (theta (1 - theta))^2 that brings it through the middle.
     value = y0 + t * (left + t * (3 * rise - 2 * left - right + t * (left + right - 2 * rise)))
     if table.middle:
-        middle = size * weighted(slopes, table.middle)
+        middle = size * weighted_sum(table.middle, slopes)
         value = value + 16 * (t * (1 - t)).square() * (middle - rise / 2 - (left - right) / 8)
     return value
 

@@ -1,6 +1,6 @@
 """The main calls: `sample`, `solve`, `encode`, `diffuse`, and `reversible`."""
 
 from diffsolve.api import reversible
-from diffsolve.api.sampling import diffuse, encode, sample, solve
+from diffsolve.api.sampling import diffuse, encode, sample, sample_with_log_prob, solve
 
-__all__ = ["diffuse", "encode", "reversible", "sample", "solve"]
+__all__ = ["diffuse", "encode", "reversible", "sample", "sample_with_log_prob", "solve"]

@@ -71,7 +71,7 @@ def choice(name: str, value: Any, accepted: Iterable[Any]) -> Any:
     Raises:
         ValueError: otherwise.
     """
-    known = list(accepted)
+    known = list(accepted)  # at least one
     listed = ", ".join(repr(option) for option in known[:-1])
     listed = f"{listed} or {known[-1]!r}" if listed else repr(known[-1])
     # `is` and type first: 1 must not pass for True, nor an array be compared element by element.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsolve import kernels
 from diffsolve.kernels import Row
-from diffsolve.kernels.update import OUT, D, S, Y, Z, terms
+from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
 from diffsolve.paths import Position
 from diffsolve.tableau import Tableau

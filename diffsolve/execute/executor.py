@@ -11,7 +11,6 @@ library, a serving engine) drives it from outside:
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -22,12 +21,15 @@ import torch
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.execute.bind import Program
 from diffsolve.kernels import Guided, Row
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.tableau import Tableau
 
 __all__ = ["BrownianPath", "Executor", "State"]
+
+FORMAT = "diffsolve.state/1"
 
 
 class BrownianPath(Protocol):
@@ -64,25 +66,20 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file: the whole file or none of it."""
-        from safetensors.torch import save_file
-
         tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
         tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
-        about = {"call": self.call, **asdict(self.key), "format": "diffsolve.state/1"}
-        temporary = f"{os.fspath(path)}.partial"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(about)})
-        os.replace(temporary, path)
+        write_tensors(path, tensors, "state", {"call": self.call, **asdict(self.key), "format": FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> State:
-        """Read what `save` wrote."""
-        from safetensors import safe_open
+        """Read what `save` wrote.
 
-        with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = json.loads((file.metadata() or {}).get("state", "{}"))
-        if about.get("format") != "diffsolve.state/1":
-            raise ValueError(f"path={os.fspath(path)!r} is not a saved diffsolve state")
+        Raises:
+            ValueError: if the file is not a saved state, naming it.
+        """
+        tensors, about = read_tensors(path, "state", str(device))
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise ValueError(f"path must be a file that State.save wrote, got {os.fspath(path)!r}")
         seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
         history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
         key = Key(seed, about["index"], about.get("antithetic", False), about.get("shared", False))

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from diffsolve import grids, solvers
+from diffsolve.common.checks import described, exactly_one, integer
 from diffsolve.grids import Grid
 from diffsolve.models import Model, adapt
 from diffsolve.paths import Path
@@ -60,7 +61,7 @@ def plan(
     if times is not None:
         refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
         if steps is not None and steps != len(times) - 1:
-            raise ValueError(f"steps={steps}: the grid given has {len(times) - 1} steps")
+            raise ValueError(f"steps must be {len(times) - 1}, that of the grid given, or be left out, got {steps}")
         return method(path, times, call_last=determined(float(times[-1])))
     one_of(steps=steps, nfe=nfe)
     last = path.t_data if stop is None else float(stop)
@@ -76,10 +77,12 @@ def plan_back(
     grid: GridLike | None = None,
     guidance: float = 1.0,
     begin: float | None = None,
+    end: float | None = None,
 ) -> Tableau:
     """The tableau of a run from the data to the noise: the grid of sampling, turned round.
 
-    It begins at the time `begin`; where the network cannot be called on the data at the last time where it can.
+    It goes from the time `begin` (where the network cannot be called on the data, the last time where it can) to `end`
+    (the noise end).
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
@@ -88,14 +91,12 @@ def plan_back(
     begin = last_time(model) if begin is None else begin
     stop = None if begin == path.t_data else begin
     times = own_times(grid)
-    if times is None:
-        one_of(steps=steps, nfe=nfe)
-        tableau = _plan(
-            method, _Reversed(_named_grid(grid, path)), path, steps, nfe, None, stop, model.determined(path.t_noise)
-        )
-    else:
-        tableau = method(path, times, call_last=model.determined(float(times[-1])))
-    return tableau
+    if times is not None:
+        refuse("a grid of one's own", stop=end)
+        return method(path, times, call_last=model.determined(float(times[-1])))
+    one_of(steps=steps, nfe=nfe)
+    call_last = model.determined(path.t_noise if end is None else end)
+    return _plan(method, _Reversed(_named_grid(grid, path)), path, steps, nfe, end, stop, call_last)
 
 
 def last_time(model: Model) -> float:
@@ -129,7 +130,7 @@ def _plan(
         n -= 1
         tableau = write(n)
     if tableau.nfe > nfe:
-        raise ValueError(f"nfe={nfe}: {method} needs at least {tableau.nfe} network calls here")
+        raise ValueError(f"nfe must be at least {tableau.nfe} for {method} here, got {nfe}")
     while tableau.nfe < nfe and method.calls > 1 and (longer := write(n + 1)).nfe <= nfe:
         n, tableau = n + 1, longer
     return tableau
@@ -157,7 +158,7 @@ def own_times(grid: GridLike | None) -> np.ndarray | None:
     try:
         return np.ascontiguousarray(grid, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"grid={grid!r}: a name, a Grid or a list of times is accepted") from None
+        raise TypeError(f"grid must be a name, a Grid or a list of times, got {described(grid)}") from None
 
 
 def _named_grid(grid: GridLike | None, path: Path) -> Grid:
@@ -170,18 +171,15 @@ def _named_grid(grid: GridLike | None, path: Path) -> Grid:
 
 def one_of(**values: int | None) -> None:
     """That exactly one of the counts is given, and is one."""
-    if sum(value is not None for value in values.values()) != 1:
-        given = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ValueError(f"{given}: exactly one of them is accepted")
-    for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+    name = exactly_one(**values)
+    integer(name, values[name], 1)
 
 
 def refuse(why: str, **values: object) -> None:
+    """Raise a ValueError for the first value that is given, since it cannot be given with `why`."""
     for name, value in values.items():
         if value is not None:
-            raise ValueError(f"{name}={value!r} cannot be given with {why}")
+            raise ValueError(f"{name}={described(value)} cannot be given with {why}")
 
 
 def _nothing(x: Tensor, t: Tensor) -> Tensor:

@@ -1,103 +1,152 @@
-"""An executor at its first call: the plan of a run, and the state that it starts from."""
+"""What is to be solved, and an executor at its first call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
+from diffsolve.common.checks import exactly_one, mapping, required
+from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute.bind import bind
-from diffsolve.execute.executor import BrownianPath, Executor, State
-from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
+from diffsolve.execute.executor import Executor, State
+from diffsolve.execute.options import BeginOptions, ModelLike, Shape
+from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
 from diffsolve.execute.results import Seed
-from diffsolve.models import Model, as_model
+from diffsolve.models import Guidance, Model, as_model
 from diffsolve.noise import Key, Stream
-from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
-__all__ = ["begin", "initial"]
+__all__ = ["Problem", "begin", "begin_run", "initial"]
 
 
-def begin(
-    model: Model,
-    shape: Sequence[int] | None = None,
-    *,
-    noise: Tensor | None = None,
-    solver: str | Solver | Tableau = DEFAULT_SOLVER,
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: GridLike | None = None,
-    seed: Seed | None = None,
-    index: int = 0,
-    start: float | None = None,
-    stop: float | None = None,
-    state: State | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    prediction: str | None = None,
-    guidance: float = 1.0,
-    brownian: BrownianPath | None = None,
-) -> Executor:
+@dataclass(frozen=True)
+class Problem:
+    """What is solved, however it is solved: a model, a start, its noise, conditions and guidance."""
+
+    model: Model
+    shape: Shape | None
+    noise: Tensor | None
+    start: float | None
+    """On the path's clock; None for its noise end."""
+    stop: float | None
+    """None for the data itself."""
+    key: Key
+    seed: Seed | None
+    """What was given."""
+    cond: Mapping[str, Any]
+    guidance: Guidance
+    dtype: torch.dtype | None
+    device: str | torch.device | None
+
+    @classmethod
+    def of(cls, model: ModelLike, shape: Shape | None, options: Mapping[str, Any]) -> Problem:
+        """The problem that these options of `solve` (or some of them) state."""
+        seed, state = options.get("seed"), options.get("state")
+        return cls(
+            as_model(model),
+            shape,
+            options.get("noise"),
+            options.get("start"),
+            options.get("stop"),
+            Key.of(seed, options.get("index", 0)) if state is None else state.key,
+            seed,
+            mapping("cond", options.get("cond")),
+            Guidance.of(options.get("guidance")),
+            options.get("dtype"),
+            options.get("device"),
+        )
+
+    def state(self, start: float) -> Tensor:
+        """The state at the time `start`: what was given, or the prior's noise.
+
+        Raises:
+            ValueError: for a run from part-way without its state.
+        """
+        if self.start is not None and self.noise is None:
+            raise ValueError(f"start={self.start!r} needs noise=, the state at that time")
+        return initial(self.model, start, self.shape, self.noise, self.key, self.dtype, self.device)
+
+
+@shows(BeginOptions, solver=DEFAULT_SOLVER, index=0, guidance=1.0)
+def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginOptions]) -> Executor:
     """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
+
+        ex = ds.begin(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
+        while not ex.done:
+            ex.advance(net(*ex.query()))
+        ex.y
 
     Args:
         prediction: what `advance` will be given, if not the network's output: "denoised", say.
         guidance: the scale of classifier-free guidance that the outputs will have; see `plan`.
 
-    The other arguments are those of `solve`.
+    The other options are those of `solve`.
     """
-    model = as_model(model)
+    refuse_unknown("begin", options, BeginOptions)
+    return begin_run(Problem.of(model, shape, options), options)
+
+
+def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
+    """The executor of a problem, on the tableau that the options plan."""
+    model, state, prediction = problem.model, options.get("state"), options.get("prediction")
+    solver = options.get("solver", DEFAULT_SOLVER)
+    planned = {name: options.get(name) for name in ("steps", "nfe", "grid", "start", "stop")}
     if isinstance(solver, Tableau):
-        refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, start=start, stop=stop)
+        refuse("a tableau as solver", **planned)
         tableau = solver
     else:
-        fed = model if prediction is None else replace(model, predicts=prediction)
-        tableau = plan(fed, solver, steps=steps, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guidance)
+        answered = model if prediction is None else replace(model, predicts=prediction)
+        tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale)
     if state is not None:
-        refuse("state", shape=shape, noise=noise, seed=seed, dtype=dtype, device=device)
+        required(isinstance(state, State), "state", state, "a ds.State", TypeError)
+        refuse(
+            "state", shape=problem.shape, **{name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
+        )
     pair = state is not None and state.call == 0 and state.s is not state.y
     program = bind(tableau, model, prediction, pair=pair)
-    if state is not None:
-        x, key = state.y, state.key
-    else:
-        if start is not None and noise is None:
-            raise ValueError(f"start={start!r}: a run from part-way needs noise=, the state at that time")
-        key = Key.of(seed, index)
-        x = initial(model, float(tableau.times[0]), shape, noise, key, dtype, device)
+    x = problem.state(float(tableau.times[0])) if state is None else state.y
     network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
     network_time = network_time.to(x.device, model.time_dtype(x.dtype))
-    return Executor(program, x, key, state=state, network_time=network_time, dtype=model.dtype, brownian=brownian)
+    return Executor(
+        program,
+        x,
+        problem.key,
+        state=state,
+        network_time=network_time,
+        dtype=model.dtype,
+        brownian=options.get("brownian"),
+    )
 
 
 def initial(
     model: Model,
     start: float,
-    shape: Sequence[int] | None,
+    shape: Shape | None,
     noise: Tensor | None,
     key: Key,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
 ) -> Tensor:
     """The state at the start: what was given, or the prior's noise."""
-    if (shape is None) == (noise is None):
-        raise ValueError(
-            f"shape={shape}, noise={'None' if noise is None else 'a tensor'}: exactly one of them is accepted"
-        )
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype={dtype!r}: a floating torch.dtype is accepted")
+    exactly_one(shape=shape, noise=noise)
+    if dtype is not None:
+        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        required(floating, "dtype", dtype, "a floating torch.dtype", TypeError)
     if noise is not None:
-        if not isinstance(noise, Tensor) or not noise.is_floating_point():
-            kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
-            raise TypeError(f"noise={kind}: a floating tensor is accepted")
-        if noise.dim() < 1:
-            raise ValueError("noise has no dimensions: a tensor of shape (B, ...) is accepted")
+        required(
+            isinstance(noise, Tensor) and noise.is_floating_point(), "noise", noise, "a floating tensor", TypeError
+        )
+        required(noise.dim() > 0, "noise", noise, "of shape (B, ...)")
         wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
         return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
     if dtype is None:
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    if not isinstance(shape, Sequence):
-        raise TypeError(f"shape={shape!r}: a sequence of sizes, the batch first, is accepted")
+        dtype = torch.float64 if torch.float64 in (model.dtype, torch.get_default_dtype()) else torch.float32
+    required(isinstance(shape, Sequence), "shape", shape, "a sequence of sizes, the batch first", TypeError)
+    assert shape is not None
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
     return x.mul_(model.path.prior_std(start))

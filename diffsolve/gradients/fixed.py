@@ -38,7 +38,8 @@ from torch.utils.checkpoint import checkpoint
 from diffsolve.adaptive.flow import Flow
 from diffsolve.execute import Executor, Program, State, bind
 from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
-from diffsolve.kernels.update import OUT, S, Terms, Y, Z
+from diffsolve.kernels import Row, weighted_sum
+from diffsolve.kernels.terms import S, Z, beginning_with
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key, Stream
@@ -52,6 +53,7 @@ __all__ = ["GRADIENTS", "differentiable"]
 GRADIENTS = ("direct", "checkpoint", "adjoint")
 
 Network = Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]
+Look = Callable[[int, Tensor, Tensor, Tensor], object]
 
 
 def differentiable(
@@ -63,17 +65,19 @@ def differentiable(
     cond: Mapping[str, Any],
     guidance: Guidance,
     gradient: str,
+    look: Look | None = None,
 ) -> tuple[Tensor, Tensor]:
     """s and y after the last call of a run from x, with a graph.
 
     Args:
         solver: what wrote the tableau, which the adjoint runs backwards.
         gradient: one of `GRADIENTS`.
+        look: sees every call, those of the forward pass first: (number, input, output, the next input).
     """
     network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(
         x.device, model.time_dtype(x.dtype)
     )
-    rows = _PureProgram(bind(tableau, model), guidance.around(model, tableau), network_time, cond, key)
+    rows = _PureProgram(bind(tableau, model), guidance.around(model, tableau), network_time, cond, key, look)
     with torch.enable_grad():
         if gradient == "direct":
             return rows.result(x)
@@ -91,6 +95,7 @@ class _PureProgram:
     network_time: Tensor
     cond: Mapping[str, Any]
     key: Key
+    look: Look | None
 
     def result(self, x: Tensor, segment: int = 0) -> tuple[Tensor, Tensor]:
         """The last s and y; with checkpoints between segments of so many calls."""
@@ -109,7 +114,7 @@ class _PureProgram:
         if self.program.tableau.entry[:, 1].any():
             live[Z] = self._noise(0, x)
         entry = self.program.rows[0]
-        return self._update(live, entry.s, entry.y)
+        return self._update(live, entry)
 
     def stretch(self, first: int, last: int, s: Tensor, y: Tensor, *history: Tensor) -> tuple[Tensor, ...]:
         """The calls from `first` up to `last`."""
@@ -117,48 +122,28 @@ class _PureProgram:
             row, scaled = self.program.rows[i + 1], self.program.scaled
             x = y * self.program.rows[i].scale if scaled else y
             out = self.network(i, x, self.network_time[i].expand(len(y)), self.cond)
-            live = [s, y, out, y]
+            before, live = y, [s, y, out, y]
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
             if self.program.depth:
-                history = (self._keep(row.keep, y, out), *history)[: self.program.depth]
+                kept = y if row.keep is None else weighted_sum(row.kept, live)  # y in a place that no row reads
+                history = (kept, *history)[: self.program.depth]
                 live.extend(history)
-            s, y = self._update(live, row.s, row.y)
+            s, y = self._update(live, row)
+            if self.look is not None:
+                self.look(i, before, out, y)
         return s, y, *history
 
     @staticmethod
-    def _keep(keep: tuple[float, float] | None, y: Tensor, out: Tensor) -> Tensor:
-        p, q = keep or (1.0, 0.0)
-        return y if q == 0 else out.to(y.dtype) if p == 0 else torch.add(out, y, alpha=p).to(y.dtype)
-
-    @staticmethod
-    def _update(live: Sequence[Tensor], s: Terms | None, y: Terms) -> tuple[Tensor, Tensor]:
-        """`kernels.linear_update`, with results of their own."""
-        if s is None:
-            used = {place for place, _ in y}
-            both = _combine(y, live, live[Y] if S not in used and Y in used else live[S])
+    def _update(live: Sequence[Tensor], row: Row) -> tuple[Tensor, Tensor]:
+        """`kernels.linear_update` with new tensors; each sum begins with what it overwrites there."""
+        if row.s is None:
+            both = weighted_sum(beginning_with(row.y, row.target), live)
             return both, both
-        return _combine(s, live, live[S]), _combine(y, live, None)
+        return weighted_sum(beginning_with(row.s, S), live), weighted_sum(row.y, live)
 
     def _noise(self, row: int, like: Tensor) -> Tensor:
         return self.key.normal(like.shape, row=row, stream=Stream.ROW, dtype=like.dtype, device=like.device)
-
-
-def _combine(terms: Terms, live: Sequence[Tensor], into: Tensor | None) -> Tensor:
-    """The sum of weight * live[place], the terms in the order in which the executor adds them up."""
-    if not terms:
-        return torch.zeros_like(live[S])
-    own = next((k for k, (place, _) in enumerate(terms) if live[place] is into), None)
-    if own is None:
-        (place, weight), *rest = sorted(terms, key=lambda term: (term[0] == OUT, term[1] != 1))
-    else:
-        (place, weight), rest = terms[own], [*terms[:own], *terms[own + 1 :]]
-    total = live[place].to(live[S].dtype)
-    if weight != 1:
-        total = total * weight
-    for place, weight in rest:
-        total = torch.add(total, live[place], alpha=weight)
-    return total
 
 
 def _adjoint(

@@ -5,7 +5,21 @@ from diffsolve.grids.base import CUT, Grid
 from diffsolve.grids.spaced import Spaced
 from diffsolve.grids.warps import Angle, Beta, Karras, Power, Shifted, Uniform, Warp
 
-__all__ = ["CUT", "Angle", "Beta", "Grid", "Karras", "Power", "Shifted", "Spaced", "Uniform", "Warp", "named", "names"]
+__all__ = [
+    "CUT",
+    "Angle",
+    "Beta",
+    "Grid",
+    "Karras",
+    "Power",
+    "Shifted",
+    "Spaced",
+    "Uniform",
+    "Warp",
+    "named",
+    "names",
+    "register",
+]
 
 registry: Registry[Grid] = Registry(
     "grid",
@@ -27,7 +41,9 @@ registry: Registry[Grid] = Registry(
         "uniform-theta": lambda: Uniform("theta"),
         "uniform-u": lambda: Uniform("u"),
     },
+    group="diffsolve.grids",
 )
+register = registry.register
 
 
 def named(grid: str | Grid) -> Grid:

@@ -2,9 +2,8 @@
 
 from diffsolve.kernels.combine import combine
 from diffsolve.kernels.dispatch import fused
-from diffsolve.kernels.reduce import probe, probe_dot, sample_norms
-from diffsolve.kernels.rk import rk_error
-from diffsolve.kernels.update import Guided, Row, Terms, backend_for, linear_update
+from diffsolve.kernels.terms import Terms, terms, weighted_sum
+from diffsolve.kernels.update import Guided, Row, backend_for, linear_update
 from diffsolve.kernels.window import window_update
 
 __all__ = [
@@ -15,9 +14,7 @@ __all__ = [
     "combine",
     "fused",
     "linear_update",
-    "probe",
-    "probe_dot",
-    "rk_error",
-    "sample_norms",
+    "terms",
+    "weighted_sum",
     "window_update",
 ]

@@ -248,96 +248,25 @@ def window_kernel(
 
 
 @triton.jit
-def rk_error_kernel(
-    y,
-    ks,
-    new,
-    h,
-    weights,
-    atol: tl.float64,
-    rtol: tl.float64,
-    partial,
-    batch,
-    size,
-    blocks,
-    B_MASK: tl.constexpr,
-    E_MASK: tl.constexpr,
-    ACC: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-):
-    """new = y + h sum b_k k, and the sum over a block of (h sum e_k k / (atol + rtol max(|y|, |new|)))^2."""
-    S: tl.constexpr = len(ks)
-    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
-    start = tl.load(y + at, mask=mask, other=0).to(ACC)
-    step = tl.load(h + b, mask=b < batch, other=0).to(ACC)
-    slope = tl.zeros((R, C), ACC)
-    error = tl.zeros((R, C), ACC)
-    for k in tl.static_range(S):
-        d = tl.load(ks[k] + at, mask=mask, other=0).to(ACC)
-        if (B_MASK >> k) & 1:
-            slope += tl.load(weights + k).to(ACC) * d
-        if (E_MASK >> k) & 1:
-            error += tl.load(weights + S + k).to(ACC) * d
-    end = (start + step * slope).to(new.dtype.element_ty)
-    tl.store(new + at, end, mask=mask)
-    size_ = tl.maximum(tl.abs(start), tl.abs(end.to(ACC)), propagate_nan=tl.PropagateNan.ALL)
-    scaled = step * error / (tl.full((1, 1), atol, ACC) + tl.full((1, 1), rtol, ACC) * size_)
-    scaled = tl.where(mask, scaled, 0)
-    tl.store(partial + block * batch + b, tl.sum(scaled * scaled, axis=1)[:, None], mask=b < batch)
-
-
-@triton.jit(do_not_specialize=["row", "first"])
-def probe_dot_kernel(
-    jv,
-    partial,
-    keys,
-    first: tl.int64,
-    row: tl.int64,
-    stream,
-    batch,
-    size,
-    blocks,
-    GAUSSIAN: tl.constexpr,
-    LISTED: tl.constexpr,
-    ACC: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-):
-    """The sum over a block of v * jv, where v is the probe of a counter."""
-    b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
-    x = tl.load(jv + at, mask=mask, other=0).to(ACC)
-    v = normals(b, block, batch, keys, first, row, stream, LISTED, R, C)
-    if not GAUSSIAN:
-        v = tl.where(v < 0, -1.0, 1.0)
-    dot = tl.sum(tl.where(mask, x * v.to(ACC), 0), axis=1)
-    tl.store(partial + block * batch + b, dot[:, None], mask=b < batch)
-
-
-@triton.jit
 def moments_kernel(
-    xs,
+    cond,
+    uncond,
+    guidance: tl.float64,
     partial,
     batch,
     size,
     blocks,
-    GUIDED: tl.constexpr,
-    guidance: tl.float64,
     ACC: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Sums over a block of x and x^2, for each of xs; with GUIDED the second becomes the guided output first."""
+    """Sums over a block of x and x^2, for x = cond and for the guided output."""
     b, at, mask, block = tile(tl.program_id(0).to(tl.int64), batch, size, blocks, False, R, C)
-    N: tl.constexpr = len(xs)
-    first = tl.load(xs[0] + at, mask=mask, other=0).to(ACC)
-    for i in tl.static_range(N):
-        if i == 0:
-            x = first
-        else:
-            x = tl.load(xs[i] + at, mask=mask, other=0).to(ACC)
-            if GUIDED:
-                x = x + tl.full((1, 1), guidance, ACC) * (first - x)
-        where = partial + (block * N + i) * 2 * batch + b
-        tl.store(where, tl.sum(x, axis=1)[:, None], mask=b < batch)
-        tl.store(where + batch, tl.sum(x * x, axis=1)[:, None], mask=b < batch)
+    first = tl.load(cond + at, mask=mask, other=0).to(ACC)
+    second = tl.load(uncond + at, mask=mask, other=0).to(ACC)
+    guided = second + tl.full((1, 1), guidance, ACC) * (first - second)
+    where = partial + block * 4 * batch + b
+    tl.store(where, tl.sum(first, axis=1)[:, None], mask=b < batch)
+    tl.store(where + batch, tl.sum(first * first, axis=1)[:, None], mask=b < batch)
+    tl.store(where + 2 * batch, tl.sum(guided, axis=1)[:, None], mask=b < batch)
+    tl.store(where + 3 * batch, tl.sum(guided * guided, axis=1)[:, None], mask=b < batch)

@@ -17,7 +17,7 @@ from diffsolve.noise import Draw
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
     raise ImportError(f"triton {triton.__version__} has no tuples of pointers; 3.3 or later is needed")
 
-__all__ = ["combine", "moments", "probe_dot", "rk_error", "tiles", "window_update"]
+__all__ = ["combine", "moments", "tiles", "window_update"]
 
 BLOCK = 1024
 """Elements of a program: 8 for each of its 128 threads, which is 128 bits of half precision."""
@@ -114,68 +114,23 @@ def window_update(
     return ys if ss is None else ss, ys, ds, None if partial is None else partial.sum(0)
 
 
-def rk_error(
-    y: Tensor, slopes: Sequence[Tensor], h: Tensor, weights: Tensor, masks: tuple[int, int], atol: float, rtol: float
-) -> tuple[Tensor, Tensor]:
-    """See `diffsolve.kernels.rk_error`; weights is (2, S) float64 on the device: b and e."""
-    y = y.contiguous()
-    slopes = same_layout(y, slopes)
-    batch, size = _sizes(y)
-    acc = accumulator(y, *slopes)
-    R, C, blocks = tiles(batch, size, len(slopes) + 3, acc)
-    new = torch.empty_like(y)
-    partial = torch.zeros(max(blocks, 1), batch, dtype=acc, device=y.device)
-    if y.numel():
-        with _on(y.device):
-            device.rk_error_kernel[(-(-batch // R) * blocks,)](
-                y, tuple(slopes), new, h.contiguous(), weights, float(atol), float(rtol), partial, batch, size, blocks,
-                B_MASK=masks[0], E_MASK=masks[1], ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
-            )  # fmt: skip
-    return new, (partial.sum(0) / max(size, 1)).sqrt()
-
-
-def probe_dot(jv: Tensor, draw: Draw, gaussian: bool) -> Tensor:
-    """See `diffsolve.kernels.probe_dot`."""
-    jv = jv.contiguous()
-    batch, size = _sizes(jv)
-    acc = accumulator(jv)
+def moments(cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+    """(2, 2, B): per sample the sums of x and of x^2, for cond and for uncond + guidance (cond - uncond)."""
+    cond = cond.contiguous()
+    uncond = same_layout(cond, [uncond])[0]
+    batch, size = len(cond), math.prod(cond.shape[1:])
+    acc = accumulator(cond, uncond)
     R, C, blocks = tiles(batch, size, 2, acc)
-    partial = torch.zeros(max(blocks, 1), batch, dtype=acc, device=jv.device)
-    keys, first, row, stream, listed = seeds_on(draw, jv.device)
-    if jv.numel():
-        with _on(jv.device):
-            device.probe_dot_kernel[(-(-batch // R) * blocks,)](
-                jv, partial, keys, first, row, stream, batch, size, blocks,
-                GAUSSIAN=gaussian, LISTED=listed, ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
-            )  # fmt: skip
-    return partial.sum(0)
-
-
-def moments(tensors: Sequence[Tensor], guidance: float | None = None) -> Tensor:
-    """(N, 2, B): per sample the sums of x and of x^2, for each of the tensors.
-
-    With `guidance`, of two tensors (cond, uncond): the second is replaced by uncond + guidance (cond - uncond).
-    """
-    like = tensors[0].contiguous()
-    given = [like, *same_layout(like, tensors[1:])]
-    batch, size = _sizes(like)
-    acc = accumulator(*given)
-    R, C, blocks = tiles(batch, size, len(given), acc)
-    partial = torch.zeros(max(blocks, 1), len(given), 2, batch, dtype=acc, device=like.device)
-    if like.numel():
-        with _on(like.device):
+    partial = torch.zeros(max(blocks, 1), 2, 2, batch, dtype=acc, device=cond.device)
+    if cond.numel():
+        with _on(cond.device):
             device.moments_kernel[(-(-batch // R) * blocks,)](
-                tuple(given), partial, batch, size, blocks, GUIDED=guidance is not None,
-                guidance=0.0 if guidance is None else float(guidance), ACC=_ACC[acc], R=R, C=C, num_warps=WARPS,
-            )  # fmt: skip
+                cond, uncond, float(guidance), partial, batch, size, blocks, ACC=_ACC[acc], R=R, C=C, num_warps=WARPS
+            )
     return partial.sum(0)
 
 
 _ACC = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
-
-
-def _sizes(x: Tensor) -> tuple[int, int]:
-    return len(x), math.prod(x.shape[1:])
 
 
 def _on(where: torch.device) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ chain does in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,43 +15,14 @@ import torch
 from torch import Tensor
 
 from diffsolve import native
+from diffsolve.common.tensors import per_sample
 from diffsolve.kernels.dispatch import fused
 from diffsolve.kernels.loop import Recipe, combine, recipe, run_recipe
 from diffsolve.kernels.reduce import spread
+from diffsolve.kernels.terms import OUT, D, S, Terms, Y, Z, beginning_with, weighted_sum
 from diffsolve.noise import Draw
 
-__all__ = [
-    "OUT",
-    "D",
-    "Guided",
-    "Lowered",
-    "Row",
-    "S",
-    "Terms",
-    "Y",
-    "Z",
-    "backend_for",
-    "compile_for_launch",
-    "compile_for_loop",
-    "linear_update",
-    "terms",
-]
-
-S, Y, OUT, Z, D = range(5)
-"""Places among the live tensors: the state, the network's input and output, the noise, then d_i, d_{i-1}, .."""
-
-Terms = tuple[tuple[int, float], ...]
-"""A combination: (place, weight), from `terms`."""
-
-
-def terms(weights: Mapping[int, float]) -> Terms:
-    """The combination with these weights, in the order in which it is best summed; zeros are left out.
-
-    A weight of 1 on the first of two terms saves a pass. The network's output may be of lower precision: it must not
-    come first, or its product would be rounded to that precision.
-    """
-    used = [(place, float(weight)) for place, weight in weights.items() if weight != 0]
-    return tuple(sorted(used, key=lambda term: (term[0] == OUT, term[1] != 1)))
+__all__ = ["Guided", "Lowered", "Row", "backend_for", "compile_for_launch", "compile_for_loop", "linear_update"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +44,7 @@ class Guided:
         if self.rescale:
             factor = self.factor()
             assert factor is not None
-            out = out * factor.to(out.dtype).view(-1, *[1] * (out.dim() - 1))
+            out = out * per_sample(factor.to(out.dtype), out)
         return out
 
     def factor(self) -> Tensor | None:
@@ -109,9 +80,24 @@ class Row:
     lowered: Lowered | None = None
     recipe: Recipe | None = None
 
+    @property
+    def kept(self) -> Terms:
+        """`keep` as a combination."""
+        return (
+            ()
+            if self.keep is None
+            else tuple((place, w) for place, w in zip((OUT, Y), self.keep[::-1], strict=True) if w)
+        )
+
+    @property
+    def target(self) -> int:
+        """Where y' is written if s' is y': over y if it is made of that and not of s, else over s."""
+        places = {place for place, _ in self.y}
+        return Y if Y in places and S not in places else S
+
 
 def backend_for(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
-    """What makes rows ready for such a state: `lower` for a launch, `written_down` for the compiled loop, or None."""
+    """What makes rows ready for such a state: `compile_for_launch`, `compile_for_loop`, or None for the chain."""
     if torch.compiler.is_compiling():
         return None
     found = fused(like.device, "combine")
@@ -122,56 +108,59 @@ def backend_for(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[R
 
 def compile_for_launch(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
     """A whole run's rows, the entry first, with their matrices on the device, copied there at once."""
-    folded = [_fold(row, same) for row, same in zip(rows, _ones(rows), strict=True)]
+    folded = [_fold(row, single) for row, single in zip(rows, _single_states(rows), strict=True)]
     table = torch.tensor([w for _, matrix in folded for line in matrix for w in line], dtype=torch.float64)
     sizes = [len(matrix) * len(matrix[0]) for _, matrix in folded]
-    done = []
+    compiled = []
     for row, (places, matrix), weights in zip(rows, folded, torch.split(table.to(device), sizes), strict=True):
         masks = tuple(sum((w != 0) << k for k, w in enumerate(line)) for line in matrix)
         inputs = tuple(place for place in places if place != Z)
-        done.append(replace(row, lowered=Lowered(inputs, weights.view(len(matrix), -1), masks)))
-    return tuple(done)
+        compiled.append(replace(row, lowered=Lowered(inputs, weights.view(len(matrix), -1), masks)))
+    return tuple(compiled)
 
 
 def compile_for_loop(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
     """A whole run's rows, the entry first, with what the compiled loop needs to do what the chain does."""
-    return tuple(replace(row, recipe=_recipe(row, one)) for row, one in zip(rows, _ones(rows), strict=True))
+    return tuple(
+        replace(row, recipe=_loop_recipe(row, single)) for row, single in zip(rows, _single_states(rows), strict=True)
+    )
 
 
-def _ones(rows: Sequence[Row]) -> list[bool]:
+def _single_states(rows: Sequence[Row]) -> list[bool]:
     """For each row, whether S and Y are one tensor when it begins."""
     return [True, *(row.s is None for row in rows[:-1])]
 
 
-def _recipe(row: Row, one: bool) -> Recipe | None:
-    """The results in the order of the chain: what is kept, y', s'. A sum begins with the tensor that it is put in.
+# Example: d = out - 0.5 y is kept, y' = 0.7 d + 0.9 s + 0.1 z, s' = y', and s and y are one tensor before, too.
+#     row      Row(keep=(-0.5, 1.0), s=None, y=((D, 0.7), (S, 0.9), (Z, 0.1)), noise=True)
+#     chain    d = out; d -= 0.5 y;               y' is written over s: s *= 0.9; s += 0.7 d; s += 0.1 z
+#     sums     [(OUT, 1.0), (Y, -0.5)]            [(S, 0.9), (D, 0.7), (Z, 0.1)]
+#     numbers  the inputs S, OUT, Z are 0, 1, 2 (Y is S here); the results follow, so d is 3
+#     recipe   places (S, OUT, Z), sums [(1, 1.0), (0, -0.5)] and [(0, 0.9), (3, 0.7), (2, 0.1)]
+def _loop_recipe(row: Row, single: bool) -> Recipe | None:
+    """The results in the order of the chain: what is kept, y', s'. A sum begins with the tensor that it overwrites,
+    as the chain's does, so that both round alike. D is no input: it is the first result.
 
     None for a row that is one operation of the chain: there the loop was measured to be no faster, at any size.
     """
-    same = {Y: S} if one else {}
-    sums: list[Terms] = []
-    if row.keep is not None:
-        p, q = row.keep
-        sums.append(tuple((place, w) for place, w in ((OUT, q), (Y, p)) if w))
-    into = None if row.s is not None else Y if _in_place_of_y(row.y) and not one else S
-    sums.append(_begun(row.y, into, same))
-    if row.s is not None:
-        sums.append(_begun(row.s, S, same))
+
+    def one(sum_of: Terms) -> Terms:
+        return tuple((S if single and place == Y else place, w) for place, w in sum_of)
+
+    sums = [one(row.kept)] if row.keep is not None else []
+    if row.s is None:
+        sums.append(beginning_with(one(row.y), S if single else row.target))
+    else:  # y' goes to a tensor of its own
+        sums += [one(row.y), beginning_with(one(row.s), S)]
     if not row.noise and len(sums) == 1 and (len(sums[0]) < 2 or (len(sums[0]) == 2 and sums[0][0][1] == 1)):
         return None
-    kept = {D: 0} if row.keep is not None else {}
-    used = {same.get(k, k) for one_sum in sums for k, _ in one_sum if k not in kept}
-    places = sorted(used, key=lambda k: (k == Z, k))
-    at = {**{k: i for i, k in enumerate(places)}, **{k: len(places) + i for k, i in kept.items()}}
-    return recipe(places, [[(at[same.get(k, k)], w) for k, w in one_sum] for one_sum in sums])
+    kept = {D} if row.keep is not None else set()
+    places = sorted({place for sum_of in sums for place, _ in sum_of} - kept, key=lambda k: (k == Z, k))
+    numbers = {place: i for i, place in enumerate([*places, *kept])}
+    return recipe(places, [[(numbers[place], w) for place, w in sum_of] for sum_of in sums])
 
 
-def _begun(sum_of: Terms, into: int | None, same: Mapping[int, int]) -> Terms:
-    own = [k for k, (place, _) in enumerate(sum_of) if same.get(place, place) == into][:1]
-    return tuple(sum_of[k] for k in own) + tuple(term for k, term in enumerate(sum_of) if k not in own)
-
-
-def _fold(row: Row, one: bool) -> tuple[list[int], list[list[float]]]:
+def _fold(row: Row, single: bool) -> tuple[list[int], list[list[float]]]:
     """The places that a row reads, each once, and its results as combinations of them: y', s', d, scale y'."""
     lines = [dict(side) for side in (row.y, row.s) if side is not None]
     if row.keep is not None:
@@ -181,7 +170,7 @@ def _fold(row: Row, one: bool) -> tuple[list[int], list[list[float]]]:
             for place, w in kept.items():
                 line[place] = line.get(place, 0.0) + on_d * w
         lines.append(kept)
-    if one:
+    if single:
         for line in lines:
             line[S] = line.get(S, 0.0) + line.pop(Y, 0.0)
     lines.append({place: row.scale * w for place, w in lines[0].items()})
@@ -205,13 +194,8 @@ def linear_update(
         return _launch(live, row, row.lowered, scratch, network_input)
     if isinstance(live[OUT], Guided):
         live = [*live[:OUT], live[OUT].tensor(), *live[Z:]]
-    done = None if row.recipe is None else _loop(live, row, row.recipe, scratch)
-    if done is None:
-        live = [t.tensor(live[S]) if isinstance(t, Draw) else t for t in live]
-        if row.keep is not None:
-            _keep(live[D], live[Y], live[OUT], *row.keep)
-        done = _chain(live, row.s, row.y, scratch)
-    s, y, scratch = done
+    updated = None if row.recipe is None else _loop(live, row, row.recipe, scratch)
+    s, y, scratch = updated or _chain(live, row, scratch)
     if network_input is not None:
         torch.mul(y, row.scale, out=network_input)
     return s, y, scratch
@@ -253,76 +237,33 @@ def _launch(
 
 
 def _loop(
-    live: Sequence[Any], row: Row, made: Recipe, scratch: Tensor | None
+    live: Sequence[Any], row: Row, recipe: Recipe, scratch: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """The same by the compiled loop, on the tensors that the chain would write to; None if it cannot."""
-    state, given, draw = live[S], live[Y], None
-    if row.s is None:
-        s = y = given if _in_place_of_y(row.y) else state
-        left = scratch if state is given else given if y is state else state
-    else:
-        s, y = state, torch.empty_like(state) if scratch is None else scratch
-        left = None if state is given else given
-    results = [y] if row.s is None else [y, s]
-    if row.keep is not None:
-        results.insert(0, live[D])
-    inputs = [live[place] for place in made.places]
-    if made.places[-1:] == (Z,) and isinstance(live[Z], Draw):
+    s, y, left = _destinations(live, row, scratch)
+    results = [*([] if row.keep is None else [live[D]]), y, *([] if row.s is None else [s])]
+    inputs, draw = [live[place] for place in recipe.places], None
+    if recipe.places[-1:] == (Z,) and isinstance(live[Z], Draw):
         draw = inputs.pop()
-    return (s, y, left) if run_recipe(made, inputs, results, draw) else None
+    return (s, y, left) if run_recipe(recipe, inputs, results, draw) else None
 
 
-def _in_place_of_y(y: Terms) -> bool:
-    used = {place for place, _ in y}
-    return S not in used and Y in used
+def _chain(live: Sequence[Any], row: Row, scratch: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same by torch, one pass per term."""
+    live = [t.tensor(live[S]) if isinstance(t, Draw) else t for t in live]
+    if row.keep is not None:
+        weighted_sum(row.kept, live, live[D])
+    s, y, left = _destinations(live, row, scratch)
+    weighted_sum(row.y, live, y)  # before s', which overwrites s
+    if row.s is not None:
+        weighted_sum(row.s, live, s)
+    return s, y, left
 
 
-def _keep(slot: Tensor, y: Tensor, out: Tensor, p: float, q: float) -> None:
-    """slot = p y + q out, where one of p and q is 1 or 0."""
-    if q == 0:
-        slot.copy_(y)
-    elif p == 0:
-        slot.copy_(out)
-    else:
-        torch.add(out, y, alpha=p, out=slot)
-
-
-def _chain(
-    live: Sequence[Tensor], s: Terms | None, y: Terms, scratch: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _destinations(live: Sequence[Any], row: Row, scratch: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(s', y', scratch): the tensors that the chain writes to, and the one that is left over."""
     state, given = live[S], live[Y]
-    if s is None:
-        into = given if _in_place_of_y(y) else state
-        _combine(into, y, live)
-        return into, into, scratch if state is given else given if into is state else state
-    # y' first, into the scratch, since s' is made in place of the old s.
-    new = torch.empty_like(state) if scratch is None else scratch
-    _combine(new, y, live)
-    _combine(state, s, live)
-    return state, new, None if state is given else given
-
-
-def _combine(into: Tensor, sum_of: Terms, live: Sequence[Tensor]) -> None:
-    """into = sum of weight * live[place]; `into` may itself be one of the terms."""
-    own = next((k for k, (place, _) in enumerate(sum_of) if live[place] is into), None)
-    if own is not None:
-        if sum_of[own][1] != 1:
-            into.mul_(sum_of[own][1])
-        rest = sum_of[:own] + sum_of[own + 1 :]
-    else:
-        if not sum_of:
-            into.zero_()
-            return
-        (place, weight), *others = sum_of
-        if weight == 1 and others:
-            torch.add(live[place], live[others[0][0]], alpha=others[0][1], out=into)
-            others = others[1:]
-        elif place == OUT or weight == 1:
-            into.copy_(live[place])
-            if weight != 1:
-                into.mul_(weight)
-        else:
-            torch.mul(live[place], weight, out=into)
-        rest = tuple(others)
-    for place, weight in rest:
-        into.add_(live[place], alpha=weight)
+    if row.s is None:
+        y = live[row.target]
+        return y, y, scratch if state is given else given if y is state else state
+    return state, torch.empty_like(state) if scratch is None else scratch, None if state is given else given

@@ -18,10 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from diffsolve.likelihood.density import log_prob
+from diffsolve.common.options import refuse_unknown, shows
+from diffsolve.execute.options import ModelLike
+from diffsolve.execute.results import Seed
+from diffsolve.likelihood.density import DEFAULT, DensityOptions, log_prob
 from diffsolve.likelihood.results import LogProb
-from diffsolve.models import Model
+from diffsolve.models import as_model
 from diffsolve.noise import Key, Stream
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
@@ -49,8 +53,9 @@ class BitsPerDim:
         return float(self.value.mean()), float(self.value.std()) / math.sqrt(count) if count > 1 else math.nan
 
 
+@shows(DensityOptions, solver=DEFAULT, gradient=False, progress=False, check=False)
 def bits_per_dim(
-    model: Model,
+    model: ModelLike,
     n: Tensor,
     *,
     levels: int = 256,
@@ -59,10 +64,10 @@ def bits_per_dim(
     spread: float = 0.3,
     samples: int = 1,
     stop: float | None = None,
-    seed: int = 0,
+    seed: Seed | None = 0,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[DensityOptions],
 ) -> BitsPerDim:
     """Bits per dimension of integer data.
 
@@ -76,6 +81,8 @@ def bits_per_dim(
         seed, index: of u and of the probes.
         cond, options: as in `ds.log_prob`.
     """
+    refuse_unknown("bits_per_dim", options, DensityOptions)
+    model = as_model(model)
     if not isinstance(n, Tensor) or n.is_floating_point() or n.is_complex() or n.dtype == torch.bool:
         raise TypeError(f"n={n.dtype if isinstance(n, Tensor) else type(n).__name__}: a tensor of integers is accepted")
     for name, count in (("levels", levels), ("samples", samples)):
@@ -92,12 +99,12 @@ def bits_per_dim(
         raise ValueError(f"dequantisation={dequantisation!r}: 'uniform' or 'truncated-normal' is accepted")
     if not 0 < spread < math.inf:
         raise ValueError(f"spread={spread!r}: a positive number is accepted")
-    width, key = (high - low) / levels, Key(seed, index)
+    width, key = (high - low) / levels, Key.of(seed, index)
     runs, weights = [], []
     for k in range(samples):
         u, log_q = _place(key, n, k, dequantisation, spread)
         x = (low + width * (n.double() + u)).to(torch.float64 if model.dtype == torch.float64 else torch.float32)
-        run = log_prob(model, x, stop=stop, seed=seed, index=index, cond=cond, **options)
+        run = log_prob(model, x, stop=stop, seed=key, cond=cond, **options)
         runs.append(run)
         weights.append(run.value + run.dim * math.log(width) - log_q)
     nats = torch.stack(weights)

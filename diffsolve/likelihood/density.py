@@ -29,12 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from diffsolve.adaptive import Adaptive, Status, integrate
 from diffsolve.adaptive.flow import Flow, Point, first_order, regular_interval
 from diffsolve.adaptive.integrate import Parts
 from diffsolve.adaptive.run import warn
+from diffsolve.common.checks import mapping, required
+from diffsolve.execute.options import ModelLike
 from diffsolve.execute.plan import GridLike, last_time, own_times, plan, plan_back, refuse
+from diffsolve.execute.results import Seed
+from diffsolve.execute.watch import Watch, bar
 from diffsolve.grids import CUT
 from diffsolve.likelihood import traces
 from diffsolve.likelihood.results import LogProb
@@ -47,7 +52,7 @@ from diffsolve.tableau import Tableau
 from diffsolve.tableau.augmented import augmented, drop_final_denoise
 from diffsolve.tableau.frames import FRAMES
 
-__all__ = ["DEFAULT", "Density", "log_prob", "sample_with_density"]
+__all__ = ["DEFAULT", "Density", "DensityOptions", "log_prob", "sample_with_density"]
 
 DEFAULT = Adaptive("dopri5", rtol=1e-5, atol=1e-5)
 EXACT = 128  # numbers per sample up to which the trace is exact by default
@@ -55,8 +60,22 @@ EXACT = 128  # numbers per sample up to which the trace is exact by default
 AnySolver = str | Solver | Tableau | Adaptive
 
 
+class DensityOptions(TypedDict, total=False):
+    """The options of `log_prob` that `bits_per_dim` passes on."""
+
+    solver: AnySolver
+    steps: int | None
+    nfe: int | None
+    grid: GridLike | None
+    trace: str | Trace | None
+    guidance: float | Guidance | None
+    gradient: bool
+    progress: bool
+    check: bool
+
+
 def log_prob(
-    model: Model,
+    model: ModelLike,
     x: Tensor,
     *,
     solver: AnySolver = DEFAULT,
@@ -65,11 +84,13 @@ def log_prob(
     grid: GridLike | None = None,
     trace: str | Trace | None = None,
     stop: float | None = None,
-    seed: int = 0,
+    seed: Seed | None = 0,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
     gradient: bool = False,
+    progress: bool = False,
+    check: bool = False,
 ) -> LogProb:
     """The log-density of samples under the model: of what `ds.sample` draws with an exact solver.
 
@@ -84,6 +105,7 @@ def log_prob(
         seed, index: of the probes, as those of the noise in `ds.solve`.
         cond, guidance: as in `ds.solve`.
         gradient: keep the graph of the solve, to differentiate `value` in x, cond and the network's parameters.
+        progress, check: as in `ds.solve`.
 
     Raises:
         ValueError, TypeError: for bad arguments, by name.
@@ -93,46 +115,52 @@ def log_prob(
             samples that did not get to the end.
     """
     model = as_model(model)
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1:
-        raise TypeError(f"x={x.dtype if isinstance(x, Tensor) else type(x).__name__}: a floating (B, ..) is accepted")
+    required(isinstance(x, Tensor) and x.is_floating_point(), "x", x, "a floating tensor of shape (B, ...)", TypeError)
+    required(x.dim() > 0, "x", x, "of shape (B, ...)", TypeError)
     x = x if x.dtype == torch.float64 else x.float()
     path = model.path
     stop = None if stop == path.t_data else stop
-    begun = last_time(model) if stop is None else float(stop)
-    if not path.within(begun) or not model.determined(begun):
-        raise ValueError(f"stop={stop!r}: a time on {path} where the network gives the data and the noise is accepted")
-    density = Density.of(model, x, solver, trace, Key(seed, index), cond, guidance)
-    if isinstance(solver, Adaptive):
-        refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
-        method: Adaptive | Tableau = solver
-    elif isinstance(solver, Tableau):
-        refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, stop=stop)
-        method, begun = solver, float(solver.times[0])
-    else:
-        method = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=begun)
-        if _singular(method) and own_times(grid) is None:
-            begun = float(path.time(CUT))
-            method = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=begun)
-        begun = float(method.times[0])
-    if isinstance(method, Tableau):
-        if _singular(method):
-            raise ValueError(
-                f"solver={method.solver!r}: its frame {method.frame[0]!r} is singular at the data, where a step "
-                "has no density; begin the grid before it, or take a solver in the frame 'straight' or 'trig'"
-            )
-        if method.times[-1] != path.t_noise:
-            raise ValueError(f"grid ends at t={method.times[-1]}: the noise end, {path.t_noise}, is accepted")
-    with torch.set_grad_enabled(gradient):
-        alpha = float(path.alpha(begun))
+    method, first = _backwards(model, solver, stop, steps=steps, nfe=nfe, grid=grid)
+    with torch.set_grad_enabled(gradient), bar(progress, None) as shown:
+        density = Density.of(model, x, solver, trace, Key.of(seed, index), cond, guidance, Watch(check, shown))
+        alpha = float(path.alpha(first))
         start = alpha * x
         known = torch.full((len(x), 1), density.dim * math.log(alpha), dtype=torch.float64, device=x.device)
         extra = 0
-        if begun != path.t_data and stop is None and not isinstance(solver, Tableau):
-            noise, half = density.at_end(start, begun)
+        if first != path.t_data and stop is None and not isinstance(solver, Tableau):
+            noise, half = density.at_end(start, first)
             known, extra = known + half - noise.double().square().view(len(x), -1).sum(1, keepdim=True) / 2, 1
-        way = density.follow(start, begun, path.t_noise, method)
-        values = density.prior(way.x)[:, None] + known + way.growth
-    return density.result(values, way, way.x, extra, path.t_data if stop is None else begun)
+        flow = density.follow(start, first, path.t_noise, method)
+        values = density.prior(flow.x)[:, None] + known + flow.growth
+    return density.result(values, flow, flow.x, extra, path.t_data if stop is None else first)
+
+
+def _backwards(
+    model: Model, solver: AnySolver, stop: float | None, *, steps: int | None, nfe: int | None, grid: GridLike | None
+) -> tuple[Adaptive | Tableau, float]:
+    """What solves from the data end to the noise, and the time at which it begins."""
+    path = model.path
+    first = last_time(model) if stop is None else float(stop)
+    if not path.within(first) or not model.determined(first):
+        raise ValueError(f"stop must be a time on {path} where the network gives the data and the noise, got {stop!r}")
+    if isinstance(solver, Adaptive):
+        refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
+        return solver, first
+    if isinstance(solver, Tableau):
+        refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, stop=stop)
+        tableau = solver
+    else:
+        tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=first)
+        if _singular(tableau) and own_times(grid) is None:
+            tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=float(path.time(CUT)))
+    if _singular(tableau):
+        raise ValueError(
+            f"solver={tableau.solver!r}: its frame {tableau.frame[0]!r} is singular at the data, where a step "
+            "has no density; begin the grid before it, or take a solver in the frame 'straight' or 'trig'"
+        )
+    if tableau.times[-1] != path.t_noise:
+        raise ValueError(f"grid must end at the noise end t={path.t_noise}, got t={tableau.times[-1]}")
+    return tableau, float(tableau.times[0])
 
 
 def sample_with_density(
@@ -147,6 +175,7 @@ def sample_with_density(
     key: Key,
     cond: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, LogProb]:
     """(samples, their log-densities) from x at the noise end, in one pass.
 
@@ -159,7 +188,7 @@ def sample_with_density(
     stops short of the data, log p_t(x_t) is what is given.
     """
     path, last = model.path, last_time(model)
-    density = Density.of(model, x, solver, trace, key, cond, guidance)
+    density = Density.of(model, x, solver, trace, key, cond, guidance, watch)
     extrapolated, stop = last != path.t_data, path.t_data
     if isinstance(solver, Adaptive):
         refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
@@ -224,9 +253,9 @@ class Density:
         key: Key,
         cond: Mapping[str, Any] | None,
         guidance: float | Guidance | None,
+        watch: Watch | None = None,
     ) -> Density:
-        if not isinstance(cond, Mapping | None):
-            raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+        cond = mapping("cond", cond)
         if model.dtype in (torch.float16, torch.bfloat16):
             warnings.warn(
                 f"the network computes in {model.dtype}: its rounding enters the log-density, and no error bar knows "
@@ -240,7 +269,7 @@ class Density:
         trace = traces.named(trace)
         frame = FRAMES[solver.frame if isinstance(solver, Adaptive) else "trig"]
         guided = guidance if isinstance(guidance, Guidance | None) else Guidance(guidance)
-        flow = Flow(model, frame, len(x), x.dim(), cond or {}, guided)
+        flow = Flow(model, frame, len(x), x.dim(), cond, guided, watch)
         return cls(flow, trace, trace.directions(x.shape, key, x), dim)
 
     def rates(self, point: Point, x: Tensor, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
@@ -249,7 +278,7 @@ class Density:
         if v is not None and rows is not None and len(rows) < v.shape[1]:
             v = v[:, torch.from_numpy(rows).to(v.device)]
         out, found = self.trace(point.output, x, v)
-        return point.derivative(x, out), point.divergence(found, self.dim)
+        return point.derivative(x, point.seen(out)), point.divergence(found, self.dim)
 
     def prior(self, x: Tensor) -> Tensor:
         """The log-density of x at the noise end."""

@@ -22,7 +22,7 @@ from torch.func import jvp, vmap
 from diffsolve.common.registry import Registry
 from diffsolve.noise import Key, Stream
 
-__all__ = ["Deflated", "Exact", "HutchPP", "Hutchinson", "Trace", "named"]
+__all__ = ["Deflated", "Exact", "HutchPP", "Hutchinson", "Trace", "named", "register"]
 
 Network = Callable[[Tensor], Tensor]
 
@@ -247,8 +247,12 @@ class Deflated(Trace):
 
 
 registry: Registry[Trace] = Registry(
-    "trace", Trace, {"deflated": Deflated, "exact": Exact, "hutch++": HutchPP, "hutchinson": Hutchinson}
+    "trace",
+    Trace,
+    {"deflated": Deflated, "exact": Exact, "hutch++": HutchPP, "hutchinson": Hutchinson},
+    group="diffsolve.traces",
 )
+register = registry.register
 
 
 def named(trace: str | Trace) -> Trace:

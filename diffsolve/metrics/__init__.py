@@ -4,7 +4,16 @@
 measures them for solvers and budgets of network calls, into a file of JSON lines and a `Table`.
 """
 
-from diffsolve.metrics.distances import Estimate, frechet, frechet_infinity, kid, sliced_wasserstein
+from diffsolve.metrics.distances import (
+    Estimate,
+    frechet,
+    frechet_infinity,
+    kid,
+    named,
+    names,
+    register,
+    sliced_wasserstein,
+)
 from diffsolve.metrics.statistics import Statistics, pixels
 from diffsolve.metrics.sweep import sweep
 from diffsolve.metrics.table import Table
@@ -16,7 +25,10 @@ __all__ = [
     "frechet",
     "frechet_infinity",
     "kid",
+    "named",
+    "names",
     "pixels",
+    "register",
     "sliced_wasserstein",
     "sweep",
 ]

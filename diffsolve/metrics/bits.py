@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import choice, required
+from diffsolve.common.records import Records
 from diffsolve.likelihood.bits import bits_per_dim
 from diffsolve.models import Model
 
@@ -43,38 +44,35 @@ def evaluate(
     """(samples, mean bits per dimension, its standard error) of the first `num` samples of a data set.
 
     Args:
-        out: a file with a line of settings, then a line per sample. Samples that it has are not evaluated again.
+        out: a file with a line of settings, then a line per sample (see `diffsolve.common.records`). Samples that it
+            has are not evaluated again.
         conditional: give the network the labels.
         about: settings that must agree with those of the file.
         options: as in `ds.bits_per_dim`.
 
     Raises:
         ValueError: if the data set is unknown, or the file was made with other settings.
+        BlockingIOError: while another run is writing the file.
     """
-    if data not in DATA:
-        raise ValueError(f"data={data!r} is unknown; accepted: {', '.join(DATA)}")
+    choice("data", data, DATA)
     integers, labels, bins = DATA[data]()
     total = len(integers) if num is None else min(num, len(integers))
-    settings = json.loads(json.dumps({"data": data, "conditional": conditional, **about, **bins}))
-    lines = out.read_text().splitlines() if out.exists() else []
-    if lines and json.loads(lines[0]) != settings:
-        raise ValueError(f"out={str(out)!r} was made with other settings: {lines[0]}")
-    # A line cut short by an interruption is made again.
-    done = [entry for line in lines[1:] if line.endswith("}") for entry in [json.loads(line)]][:total]
-    kept = [json.dumps(settings), *map(json.dumps, done)]
-    out.write_text("\n".join(kept) + "\n")
-    with out.open("a") as file:
-        for first in range(len(done), total, batch):
+    with Records(out, {"data": data, "conditional": conditional, **about, **bins}) as records:
+        for i, entry in enumerate(records.entries):
+            known = entry.get("index") == i and isinstance(entry.get("bits_per_dim"), float)
+            required(known, f"file {str(out)!r}, line {i + 2}", entry, f"the bits_per_dim of sample {i}")
+        for first in range(len(records.entries), total, batch):
             rows = slice(first, min(first + batch, total))
             cond = {"label": labels[rows]} if conditional else None
-            found = bits_per_dim(model, integers[rows], index=first, cond=cond, **bins, **options)
+            bound = bits_per_dim(model, integers[rows], index=first, cond=cond, **bins, **options)
             columns = zip(
-                found.value.tolist(), found.stderr.tolist(), found.nfe.tolist(), found.jvps.tolist(), strict=True
+                bound.value.tolist(), bound.stderr.tolist(), bound.nfe.tolist(), bound.jvps.tolist(), strict=True
             )
-            for i, (value, stderr, nfe, jvps) in enumerate(columns):
-                entry = {"index": first + i, "bits_per_dim": value, "stderr": stderr, "nfe": nfe, "jvps": jvps}
-                done.append(entry)
-                file.write(json.dumps(entry) + "\n")
-            file.flush()
-    values = torch.tensor([entry["bits_per_dim"] for entry in done], dtype=torch.float64)
-    return len(done), float(values.mean()), float(values.std()) / math.sqrt(len(done)) if len(done) > 1 else math.nan
+            records.append(
+                *(
+                    {"index": first + i, "bits_per_dim": value, "stderr": stderr, "nfe": nfe, "jvps": jvps}
+                    for i, (value, stderr, nfe, jvps) in enumerate(columns)
+                )
+            )
+    values = torch.tensor([entry["bits_per_dim"] for entry in records.entries[:total]], dtype=torch.float64)
+    return total, float(values.mean()), float(values.std()) / math.sqrt(total) if total > 1 else math.nan

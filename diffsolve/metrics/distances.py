@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import required
+from diffsolve.common.registry import Registry
 from diffsolve.metrics.statistics import Statistics, kernel_sums
 from diffsolve.noise import Key
 
-__all__ = ["Estimate", "frechet", "frechet_infinity", "kid", "sliced_wasserstein"]
+__all__ = [
+    "Estimate",
+    "Score",
+    "frechet",
+    "frechet_infinity",
+    "kid",
+    "named",
+    "names",
+    "register",
+    "sliced_wasserstein",
+]
 
 
 class Estimate(NamedTuple):
@@ -59,8 +73,7 @@ def frechet_infinity(found: Statistics, reference: Statistics) -> float:
     """
     _alike(found, reference)
     rows = found.numbers
-    if len(rows) < 4:
-        raise ValueError(f"{found!r}: at least 4 rows are needed")
+    required(len(rows) >= 4, "found", found, "statistics with at least 4 rows")
     whole = found if len(rows) == found.count else Statistics.of(rows)
     mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     halves = [frechet(Statistics.of(half), reference) for half in mixed.tensor_split(2)]
@@ -86,8 +99,7 @@ def kid(found: Statistics, reference: Statistics) -> Estimate:
     _alike(found, reference)
     x, y = found.numbers, reference.numbers
     m, n = len(x), len(y)
-    if min(m, n) < 2:
-        raise ValueError(f"{m} and {n} rows: at least 2 of each are needed")
+    required(min(m, n) >= 2, "found and reference", (found, reference), "statistics with at least 2 rows each")
     of_x, of_y = kernel_sums(x, y)
     xx, yy, xy = found.within.sum(), reference.within.sum(), of_x.sum()
     value = xx / (m * (m - 1)) + yy / (n * (n - 1)) - 2 * xy / (m * n)
@@ -118,6 +130,38 @@ def sliced_wasserstein(found: Statistics, reference: Statistics, *, projections:
     return float(distance)
 
 
+Score = Callable[[Statistics, Statistics], float | Estimate]
+"""A distance of samples from a reference."""
+
+
+def _sliced_wasserstein(projections: int = 256, seed: int = 0) -> Score:
+    return partial(sliced_wasserstein, projections=projections, seed=seed)
+
+
+registry: Registry[Score] = Registry(
+    "score",
+    Callable,
+    {
+        "frechet": lambda: frechet,
+        "frechet-infinity": lambda: frechet_infinity,
+        "kid": lambda: kid,
+        "sliced-wasserstein": _sliced_wasserstein,
+    },
+    group="diffsolve.metrics",
+)
+register = registry.register
+
+
+def named(score: str | Score) -> Score:
+    """The distance of that name, as in `"sliced-wasserstein(projections=64)"`; a function is returned as it is."""
+    return registry.resolve(score)
+
+
+def names() -> list[str]:
+    """The names that `scores=` of `sweep` accepts."""
+    return registry.names()
+
+
 def _alike(found: Statistics, reference: Statistics) -> None:
     if found.mean.shape != reference.mean.shape:
-        raise ValueError(f"features of {len(found.mean)} and {len(reference.mean)} numbers: they must agree")
+        raise ValueError(f"features must be of the same size, got {len(found.mean)} and {len(reference.mean)} numbers")

@@ -7,7 +7,9 @@ around one Inception network. What is left are the two short formulas here and t
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from diffsolve.common.checks import instance, integer, required
+from diffsolve.common.files import read_tensors, write_tensors, write_whole
 
 __all__ = ["Features", "Statistics", "pixels"]
 
@@ -71,21 +74,18 @@ class Statistics:
         Raises:
             ValueError, TypeError: for no images, and for features of another shape or kind, or that are not finite.
         """
-        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 0):
-            raise ValueError(f"keep={keep!r}: an integer of at least 0, or None, is accepted")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch={batch!r}: an integer of at least 1 is accepted")
-        room = math.inf if keep is None else keep
+        room = math.inf if keep is None else integer("keep", keep, 0)
+        batch = integer("batch", batch, 1)
         whole, rows = None, []
         for chunk in torch.split(images, batch) if isinstance(images, Tensor) else images:
             part = extract(features, chunk[0] if isinstance(chunk, tuple | list) else chunk)
             if len(part):
-                found = cls(len(part), *_moments(part))
-                whole = found if whole is None else whole + found
+                statistics = cls(len(part), *_moments(part))
+                whole = statistics if whole is None else whole + statistics
                 rows.append(part[: int(min(room, len(part)))].clone())
                 room -= len(rows[-1])
         if whole is None:
-            raise ValueError("images has none: at least one is needed")
+            raise ValueError("images must be at least one, got none")
         kept = torch.cat(rows)
         return cls(whole.count, whole.mean, whole.cov, kept if len(kept) else None, features)
 
@@ -99,9 +99,9 @@ class Statistics:
             return NotImplemented
         n, m = self.count, other.count
         if n is None or m is None:
-            raise ValueError("count=None: statistics of an unknown number of images cannot be added")
+            raise ValueError("count must be known of both statistics that are added, got None")
         if self.mean.shape != other.mean.shape:
-            raise ValueError(f"features of {len(self.mean)} and {len(other.mean)} numbers: they must agree")
+            raise ValueError(f"features must be of the same size, got {len(self.mean)} and {len(other.mean)} numbers")
         shift = other.mean - self.mean
         scatter = self.cov * (n - 1) + other.cov * (m - 1)
         scatter.addr_(shift, shift, alpha=n * m / (n + m))
@@ -131,7 +131,7 @@ class Statistics:
             ValueError: if none were kept.
         """
         if self.rows is None:
-            raise ValueError(f"{self!r} kept no features, and this distance needs them: use keep= of Statistics.of")
+            raise ValueError(f"rows must be kept for this distance (see keep= of Statistics.of), got {self!r}")
         return self.rows.double()
 
     def __repr__(self) -> str:
@@ -139,17 +139,22 @@ class Statistics:
         return f"Statistics(count={self.count}, features={len(self.mean)}, rows={kept})"
 
     def save(self, path: str | Path) -> None:
-        """Write a .safetensors file, or an .npz with `mu` and `sigma` as pytorch-fid, clean-fid and EDM read it."""
+        """Write a file, whole or not at all.
+
+        Args:
+            path: ending in .safetensors, or in .npz, with `mu` and `sigma` as pytorch-fid, clean-fid and EDM read it.
+        """
         tensors = {"mu": self.mean, "sigma": self.cov.contiguous()}
         if self.count is not None:
             tensors["count"] = torch.tensor(self.count)
         if self.rows is not None:
             tensors["rows"] = self.rows.contiguous()
         if _suffix(path) == ".npz":
-            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-            np.savez(path, **arrays)
+            buffer, arrays = io.BytesIO(), {name: tensor.numpy() for name, tensor in tensors.items()}
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]
+            write_whole(path, buffer.getvalue())
         else:
-            save_file(tensors, path)
+            write_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: str | Path, features: Features = pixels) -> Statistics:
@@ -161,28 +166,17 @@ class Statistics:
         Raises:
             ValueError: if the file is none of these, or its numbers are not finite or do not fit together.
         """
-        try:
-            if _suffix(path) == ".npz":
-                with np.load(path, allow_pickle=False) as file:
-                    read = {name: torch.from_numpy(file[name]) for name in NAMES if name in file.files}
-            else:
-                read = load_file(path)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"path={str(path)!r} cannot be read: {error}") from error
-        if not {"mu", "sigma"} <= read.keys():
-            raise ValueError(f"path={str(path)!r}: a file with mu and sigma is accepted")
+        read, file = _arrays(path), f"file {str(path)!r}"
+        required({"mu", "sigma"} <= read.keys(), file, sorted(read), "one with mu and sigma")
         mean, cov = read["mu"].double(), read["sigma"].double()
         rows = read.get("rows", torch.empty(0, *mean.shape))
-        if (
-            mean.dim() != 1
-            or cov.shape != (len(mean), len(mean))
-            or (rows is not None and rows.shape[1:] != mean.shape)
-        ):
-            raise ValueError(f"path={str(path)!r}: mu {tuple(mean.shape)} and sigma {tuple(cov.shape)} do not fit")
-        if not (mean.isfinite().all() and cov.isfinite().all()):
-            raise ValueError(f"path={str(path)!r} has values that are not finite")
-        if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max():  # some were gathered in float32
-            raise ValueError(f"path={str(path)!r}: sigma is not symmetric")
+        shapes = {name: tuple(part.shape) for name, part in (("mu", mean), ("sigma", cov), ("rows", rows))}
+        fit = mean.dim() == 1 and cov.shape == (len(mean), len(mean)) and rows.shape[1:] == mean.shape
+        required(fit, file, shapes, "one with mu (F,), sigma (F, F) and rows (K, F)")
+        for name, part in (("mu", mean), ("sigma", cov)):
+            required(bool(part.isfinite().all()), f"{file}: {name}", part, "finite")
+        symmetric = bool((cov - cov.T).abs().max() <= 1e-6 * cov.abs().max())  # some were gathered in float32
+        required(symmetric, f"{file}: sigma", cov, "symmetric")
         count = int(read["count"]) if "count" in read else None
         return cls(count, mean, (cov + cov.T) / 2, rows if len(rows) else None, features)
 
@@ -190,22 +184,31 @@ class Statistics:
 NAMES = ("mu", "sigma", "count", "rows")
 
 
+def _arrays(path: str | Path) -> dict[str, Tensor]:
+    """The arrays of a file of statistics, by name."""
+    if _suffix(path) == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        # An .npy is read as an array, and anything else that is no zip file as a pickle, which is refused.
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in NAMES if name in file.files}
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"file must be an .npz of arrays, got {str(path)!r}: {error}") from error
+
+
 def extract(features: Features, images: Any) -> Tensor:
     """(B, F): the features of a batch on the CPU, in float32, or float64 if they are; checked."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images={type(images).__name__}: tensors (B, ...) are accepted")
+    instance("images", images, Tensor, "tensors (B, ...)")
     with torch.no_grad():
-        found = features(images)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"features returned {kind}: a floating tensor of shape (B, F) is accepted")
-    if found.dim() != 2 or len(found) != len(images) or not found.shape[1]:
-        shape = tuple(found.shape)
-        raise ValueError(f"features returned shape {shape} for {len(images)} images: (B, F) is accepted")
-    found = found.detach().cpu()
-    if not found.isfinite().all():
-        raise ValueError(f"features returned {int((~found.isfinite()).sum())} values that are not finite")
-    return found if found.dtype == torch.float64 else found.float()
+        rows = features(images)
+    floating = isinstance(rows, Tensor) and rows.is_floating_point()
+    required(floating, "what features returns", rows, "a floating tensor of shape (B, F)", TypeError)
+    fits = rows.dim() == 2 and len(rows) == len(images) and rows.shape[1] > 0
+    required(fits, "what features returns", rows, f"of shape ({len(images)}, F)")
+    rows = rows.detach().cpu()
+    if not rows.isfinite().all():
+        raise ValueError(f"what features returns must be finite, got {int((~rows.isfinite()).sum())} that are not")
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,6 +230,5 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _suffix(path: str | Path) -> str:
     suffix = Path(path).suffix
-    if suffix not in SUFFIXES:
-        raise ValueError(f"path={str(path)!r}: a file ending in {' or '.join(SUFFIXES)} is accepted")
+    required(suffix in SUFFIXES, "path", str(path), f"a file ending in {' or '.join(SUFFIXES)}")
     return suffix

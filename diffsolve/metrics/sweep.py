@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +16,18 @@ from torch import Tensor
 
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
 from diffsolve.api.sampling import solve
+from diffsolve.common.checks import instance, integer, mapping, required
+from diffsolve.common.records import Records
 from diffsolve.execute.plan import plan
-from diffsolve.metrics import records
-from diffsolve.metrics.distances import Estimate, frechet, frechet_infinity, kid
+from diffsolve.metrics.distances import Estimate, Score, frechet, frechet_infinity, kid, named
+from diffsolve.metrics.settings import describe
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
 from diffsolve.models import Model, as_model
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
-__all__ = ["Score", "sweep"]
-
-Score = Callable[[Statistics, Statistics], float | Estimate]
-"""A distance of samples from a reference."""
+__all__ = ["sweep"]
 
 PLANNED = ("grid", "start", "stop")  # options of `solve` that are used up in planning
 OWNED = (
@@ -48,7 +48,7 @@ def sweep(
     num: int = 1000,
     batch: int = 250,
     seeds: int | Sequence[int] = 1,
-    scores: Mapping[str, Score] | None = None,
+    scores: Mapping[str, Score] | Sequence[str] | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
@@ -81,8 +81,8 @@ def sweep(
         num: samples of each cell. All samples' features are held: num F 4 bytes.
         batch: samples at a time; results do not depend on it beyond rounding.
         seeds: how many, from 0; or which.
-        scores: name -> distance of two `Statistics`. By default "FD", "FD inf" where num is at least 4 F (less
-            would mean nothing), and "KID" where every reference kept its rows.
+        scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
+            where num is at least 4 F (less would mean nothing), and "KID" where every reference kept its rows.
         cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
             i gets entry i modulo its length. So are those in the `uncond` of a Guidance. Anything else is passed
             unchanged. Labels in turn are a stratified sample, not an independent one: KID is then below 0 by an
@@ -105,47 +105,44 @@ def sweep(
             budget; a file `out` that was made with other settings.
     """
     model = as_model(model)
-    if not isinstance(cond, Mapping | None):
-        raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
+    num, exact = integer("num", num, 1), integer("exact", exact, 0)
     study = _Study(
-        model, _shape(shape), _count("num", num), _count("batch", batch), cond or {}, Guidance.of(guidance), decode,
-        min(num, _count("exact", exact, 0)), _count("fine", fine, 2), _free("options", options),
+        model, _shape(shape), num, integer("batch", batch, 1), mapping("cond", cond), Guidance.of(guidance), decode,
+        min(num, exact), integer("fine", fine, 2), _free("options", options),
     )  # fmt: skip
     references = _references(reference)
-    if not references and not study.exact:
-        raise ValueError("reference=None with exact=0: nothing is left to be measured")
-    budgets = [nfe] if isinstance(nfe, int) else list(nfe)
-    if not budgets:
-        raise ValueError("nfe is empty: at least one budget is needed")
+    required(bool(references or study.exact), "reference", None, "given with exact=0, which measures nothing else")
+    budgets = list(nfe) if isinstance(nfe, Sequence) else [nfe]
+    required(bool(budgets), "nfe", nfe, "at least one budget")
     measured = _scores(scores, references, num)
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
     wanted = [(seed, cell) for seed in _seeds(seeds) for cell in cells]
 
     about = {
-        "model": records.describe(model),
+        "model": describe(model),
         "shape": study.shape,
         "num": num,
-        "reference": records.describe(references),
+        "reference": describe(references),
         "scores": list(measured),
-        "cond": records.describe(study.cond),
-        "guidance": records.describe(study.guidance),
-        "decode": records.describe(decode),
+        "cond": describe(study.cond),
+        "guidance": describe(study.guidance),
+        "decode": describe(decode),
         "exact": study.exact,
         "fine": fine,
-        "options": records.describe(_told(options)),
+        "options": describe(_relevant(options)),
     }
-    file = None if out is None else Path(out)
-    done = {} if file is None else _known(records.open_records(file, about), cells, file)
     from tqdm.auto import tqdm
 
-    left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in done]
-    with tqdm(total=len(left) * num, disable=not progress, unit="sample") as bar:
-        for seed, cell in left:
-            bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
-            row = study.measure(cell, seed, measured, references, bar.update)
-            done[cell.label, cell.nfe, seed] = row
-            if file is not None:
-                records.append(file, asdict(row))
+    with nullcontext() if out is None else Records(out, about) as records:
+        done = {} if records is None else _known(records, cells)
+        left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in done]
+        with tqdm(total=len(left) * num, disable=not progress, unit="sample") as bar:
+            for seed, cell in left:
+                bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
+                row = study.measure(cell, seed, measured, references, bar.update)
+                done[cell.label, cell.nfe, seed] = row
+                if records is not None:
+                    records.append(asdict(row))
     return Table(tuple(done[cell.label, cell.nfe, seed] for seed, cell in wanted), about)
 
 
@@ -168,7 +165,7 @@ class _Cell:
 
     @cached_property
     def table(self) -> Any:
-        return records.describe([self.solver, _told(self.options)])
+        return describe([self.solver, _relevant(self.options)])
 
 
 class _Batch(NamedTuple):
@@ -278,26 +275,27 @@ def _compared(name: str, reference: Statistics, images: Tensor) -> Tensor:
     rows = extract(reference.features, images)
     if rows.shape[1] != len(reference.mean):
         raise ValueError(
-            f"reference {name!r}: its features make {rows.shape[1]} numbers of a sample, and it has "
-            f"{len(reference.mean)}: Statistics.load is to be given the features that the file was made with"
+            f"reference {name!r} must have features of {rows.shape[1]} numbers, as those of the samples, got "
+            f"{len(reference.mean)}: give Statistics.load the features that the file was made with"
         )
     return rows
 
 
-def _known(results: Sequence[dict[str, Any]], cells: Sequence[_Cell], file: Path) -> dict[Any, ResultRow]:
+def _known(records: Records, cells: Sequence[_Cell]) -> dict[Any, ResultRow]:
     """The rows of a file by label, budget and seed.
 
     Raises:
         ValueError: if a label meant something else there.
     """
     meant = {(cell.label, cell.nfe): cell.table for cell in cells}
-    rows = [row_of(entry, file) for entry in results]
+    rows = [row_of(entry, records.path) for entry in records.entries]
     for row in rows:
         here = meant.get((row.solver, row.nfe), row.table)
         if here != row.table:
             raise ValueError(
-                f"out={str(file)!r} was made with other settings: solver {row.solver!r} with nfe={row.nfe} is "
-                f"{row.table} there and {here} here; give it a label of its own, as solvers={{label: solver}}"
+                f"file {str(records.path)!r} must be of the same settings, got other settings: solver {row.solver!r} with "
+                f"nfe={row.nfe} as {row.table} there and {here} here; give it a label of its own, as "
+                "solvers={label: solver}"
             )
     return {(row.solver, row.nfe, row.seed): row for row in rows}
 
@@ -305,39 +303,41 @@ def _known(results: Sequence[dict[str, Any]], cells: Sequence[_Cell], file: Path
 def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:
     """label -> options of `solve`."""
     if isinstance(solvers, Mapping):
-        named = {str(label): given for label, given in solvers.items()}
+        by_label = {str(label): given for label, given in solvers.items()}
     else:
         given = solvers if isinstance(solvers, Sequence) and not isinstance(solvers, str) else [solvers]
-        named = {entry.solver if isinstance(entry, Tableau) else str(entry): entry for entry in given}
-        if len(named) < len(given):
-            raise ValueError(f"solvers={list(named)!r} are given more than once: a mapping gives them labels")
-    if not named:
-        raise ValueError("solvers is empty: at least one is needed")
-    found = {}
-    for label, entry in named.items():
-        found[label] = _free(f"solvers[{label!r}]", entry) if isinstance(entry, Mapping) else {"solver": entry}
-        if "solver" not in found[label]:
-            raise ValueError(f"solvers[{label!r}] lacks 'solver': a dict with it and other options is accepted")
-        if isinstance(entry, Mapping) and "stop" in entry:
-            raise ValueError(f"solvers[{label!r}] has 'stop': it is accepted for all solvers alone")
-    return found
+        by_label = {entry.solver if isinstance(entry, Tableau) else str(entry): entry for entry in given}
+        if len(by_label) < len(given):
+            raise ValueError(f"solvers must be different, got {list(by_label)!r} more than once; a mapping labels them")
+    required(bool(by_label), "solvers", solvers, "at least one")
+    configurations = {}
+    for label, entry in by_label.items():
+        name = f"solvers[{label!r}]"
+        if not isinstance(entry, Mapping):
+            configurations[label] = {"solver": entry}
+            continue
+        configurations[label] = _free(name, entry)
+        required("solver" in entry, name, dict(entry), "a mapping with 'solver' and other options of ds.solve")
+        required("stop" not in entry, name, dict(entry), "without 'stop', which is one for all solvers")
+    return configurations
 
 
 def _references(given: Any) -> dict[str, Statistics]:
     if isinstance(given, Statistics):
         return {"": given}
-    if not isinstance(given, Mapping | None):
-        kind = type(given).__name__
-        raise TypeError(f"reference is of type {kind}: Statistics, a mapping from names to them, or None is accepted")
+    instance("reference", given, (Mapping, type(None)), "Statistics, a mapping from names to them, or None")
     for name, entry in (given or {}).items():
-        if not isinstance(entry, Statistics):
-            raise TypeError(f"reference {name!r} is of type {type(entry).__name__}: Statistics are accepted")
+        instance(f"reference[{name!r}]", entry, Statistics, "Statistics")
     return dict(given or {})
 
 
-def _scores(given: Mapping[str, Score] | None, references: Mapping[str, Statistics], num: int) -> Mapping[str, Score]:
-    if given is not None:
+def _scores(
+    given: Mapping[str, Score] | Sequence[str] | None, references: Mapping[str, Statistics], num: int
+) -> Mapping[str, Score]:
+    if isinstance(given, Mapping):
         return given
+    if given is not None:
+        return {score: named(score) for score in given}
     chosen: dict[str, Score] = {"FD": frechet}
     if all(num >= 4 * len(r.mean) for r in references.values()):
         chosen["FD inf"] = frechet_infinity
@@ -359,7 +359,7 @@ def _cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
     return {name: entries(value) for name, value in given.items()}
 
 
-def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+def _relevant(options: Mapping[str, Any]) -> dict[str, Any]:
     """What results depend on."""
     return {name: value for name, value in options.items() if name != "device"}
 
@@ -369,26 +369,21 @@ def _rms(difference: Tensor) -> float:
 
 
 def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
-    chosen = range(_count("seeds", seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"seeds={seeds!r}: a number of seeds, or different ones, are accepted")
+    if isinstance(seeds, Iterable):
+        chosen: Sequence[int] = [integer(f"seeds[{i}]", seed, 0) for i, seed in enumerate(seeds)]
+    else:
+        chosen = range(integer("seeds", seeds, 1))
+    required(0 < len(set(chosen)) == len(chosen), "seeds", seeds, "a number of seeds, or different ones")
     return chosen
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"shape={shape!r}: the sizes of one sample, without the batch, are accepted")
-    return tuple(shape)
-
-
-def _count(name: str, value: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: an integer of at least {least} is accepted")
-    return value
+    sizes = isinstance(shape, Sequence) and bool(shape)
+    required(sizes, "shape", shape, "the sizes of one sample, without the batch")
+    return tuple(integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
 
 
 def _free(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    for key in options:
-        if key in OWNED:
-            raise ValueError(f"{name} has {key!r}, which is the sweep's own: other options of ds.solve are accepted")
+    for option in options:
+        required(option not in OWNED, name, option, "options of ds.solve that the sweep does not give itself")
     return dict(options)

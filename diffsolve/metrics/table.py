@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffsolve.metrics import records
+from diffsolve.common import records
+from diffsolve.common.checks import described
 
 __all__ = ["ENDPOINT", "ResultRow", "Table"]
 
@@ -56,9 +57,9 @@ class Table:
         """
         rows, about = [], None
         for path in map(Path, paths):
-            settings, results, _ = records.read(path)
+            settings, results = records.read(path)
             if about is not None and settings != about:
-                raise ValueError(f"{str(path)!r} was made with other settings than {str(paths[0])!r}")
+                raise ValueError(f"files must be of the same settings, got {str(paths[0])!r} and {str(path)!r}")
             about = settings
             rows += [row_of(entry, path) for entry in results]
         return cls(tuple(rows), about or {})
@@ -153,7 +154,7 @@ def row_of(entry: dict[str, Any], path: Path) -> ResultRow:
     try:
         return ResultRow(**entry)
     except TypeError:
-        raise ValueError(f"{str(path)!r} has a line that is no result of a sweep: {entry}") from None
+        raise ValueError(f"file {str(path)!r} must have results of a sweep, got {described(entry)}") from None
 
 
 def _line(cells: Sequence[str]) -> str:

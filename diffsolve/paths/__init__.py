@@ -26,6 +26,7 @@ __all__ = [
     "SubVP",
     "named",
     "names",
+    "register",
 ]
 
 registry: Registry[Path] = Registry(
@@ -43,7 +44,9 @@ registry: Registry[Path] = Registry(
         "ve": VE,
         "vp": VP,
     },
+    group="diffsolve.paths",
 )
+register = registry.register
 
 
 def named(path: str | Path) -> Path:

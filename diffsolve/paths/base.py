@@ -4,49 +4,51 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["Path", "Position", "Times", "UnitVariance", "check", "float64"]
+__all__ = ["Array", "Path", "Position", "Times", "UnitVariance", "float64"]
 
 Times = float | Sequence[float] | np.ndarray | Tensor
+Array = TypeVar("Array", float, np.ndarray, Tensor)
+"""What a position is made of: one point, or float64 arrays or tensors of one shape for many."""
 
 
 @dataclass(frozen=True)
-class Position:
-    """One or many points of a path: its clock, alpha, sigma and their derivatives by the clock.
+class Position(Generic[Array]):
+    """One or many points of a path: its clock, alpha, sigma and their derivatives by the clock."""
 
-    Fields are floats, float64 arrays or float64 tensors of one shape.
-    """
+    t: Array
+    alpha: Array
+    sigma: Array
+    dalpha: Array
+    dsigma: Array
 
-    t: Any
-    alpha: Any
-    sigma: Any
-    dalpha: Any
-    dsigma: Any
-
-    def __getitem__(self, index: Any) -> Position:
+    @overload
+    def __getitem__(self: Position[np.ndarray], index: int) -> Position[float]: ...
+    @overload
+    def __getitem__(self: Position[np.ndarray], index: Any) -> Position[np.ndarray]: ...
+    def __getitem__(self: Position[np.ndarray], index: Any) -> Any:
         return Position(self.t[index], self.alpha[index], self.sigma[index], self.dalpha[index], self.dsigma[index])
 
     @property
-    def lam(self) -> Any:
+    def lam(self) -> Array:
         """lambda = log(alpha / sigma), infinite at the ends."""
         with np.errstate(divide="ignore"):
-            return np.log(self.alpha) - np.log(self.sigma)
+            lam: Array = np.log(self.alpha) - np.log(self.sigma)
+        return lam
 
 
 class Path(ABC):
     """x_t = alpha(t) x_0 + sigma(t) eps.
 
-    A subclass gives `_alpha` and `_sigma`, elementwise in torch and float64, and the ends. It may give the
-    inverse of lambda (`_time`); otherwise that is found by bisection.
+    A subclass gives `_alpha`, `_sigma`, their derivatives `_slopes` from t and both of them, elementwise in torch and
+    float64, and the ends. It may give the inverse of lambda (`_time`); otherwise that is found by bisection.
     """
 
     t_noise: float
@@ -68,6 +70,9 @@ class Path(ABC):
     @abstractmethod
     def _sigma(self, t: Tensor) -> Tensor: ...
 
+    @abstractmethod
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]: ...
+
     def alpha(self, t: Times) -> Tensor:
         """alpha(t), the weight of the data; float64, the shape of t."""
         return self._alpha(float64(t))
@@ -88,20 +93,17 @@ class Path(ABC):
 
     def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), infinite where they are."""
-        t = float64(t)
-        return _derivative(self._alpha, t), _derivative(self._sigma, t)
+        p = self.at(t)
+        return p.dalpha, p.dsigma
 
-    def at(self, t: Times) -> Position:
+    def at(self, t: Times) -> Position[Tensor]:
         """alpha, sigma and their derivatives at t, as float64 tensors of t's shape."""
         t = float64(t)
-        return Position(t, self._alpha(t), self._sigma(t), *self.derivatives(t))
+        alpha, sigma = self._alpha(t), self._sigma(t)
+        return Position(t, alpha, sigma, *self._slopes(t, alpha, sigma))
 
-    def nodes(self, t: Times, *, slopes: bool = True) -> Position:
-        """`at`, as numpy arrays: what solvers compute weights from; NaN for the derivatives where not asked for."""
-        if not slopes:
-            t = float64(t)
-            alpha, sigma = self._alpha(t).cpu().numpy(), self._sigma(t).cpu().numpy()
-            return Position(t.cpu().numpy(), alpha, sigma, np.full_like(alpha, np.nan), np.full_like(alpha, np.nan))
+    def nodes(self, t: Times) -> Position[np.ndarray]:
+        """`at`, as numpy arrays: what solvers compute weights from."""
         p = self.at(t)
         return Position(*(value.cpu().numpy() for value in (p.t, p.alpha, p.sigma, p.dalpha, p.dsigma)))
 
@@ -116,8 +118,7 @@ class Path(ABC):
         slack = 1e-9 * (1 + low.abs())
         if bool((~(lam >= low - slack) | ~(lam <= high + 1e-9 * (1 + high.abs()))).any()):
             raise ValueError(
-                f"lam={_brief(lam)} is beyond the ends of {self}: lambda runs from {float(low):.6g} to "
-                f"{float(high):.6g} there"
+                f"lam must be between {float(low):.6g} and {float(high):.6g}, the ends of {self}, got {_brief(lam)}"
             )
         t = self._time(lam.clamp(low, high))
         t = torch.where(lam <= low, torch.full_like(t, self.t_noise), t)
@@ -157,33 +158,6 @@ def float64(t: Times) -> Tensor:
     if isinstance(t, np.ndarray):
         t = np.array(t, dtype=np.float64)  # torch wants it writable and with positive strides
     return torch.as_tensor(t, dtype=torch.float64)
-
-
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    twice = torch.is_grad_enabled() and t.requires_grad  # as torchdiffeq's step sizes have gradients too
-    # Its own graph is over when it returns: a checkpoint around it is not to forget it, and be made again for it.
-    with torch.enable_grad(), nullcontext() if twice else saved_tensors_hooks(_itself, _itself):
-        try:
-            t = t if twice else t.detach().requires_grad_(True)
-        except RuntimeError:  # inside a transform of torch.func, which has no other derivatives; it is the slower way
-            at = t.detach().contiguous()
-            slope: Tensor = torch.func.jvp(function, (at,), (torch.ones_like(at),))[1]
-        else:
-            value = function(t)
-            if not value.requires_grad:
-                return torch.zeros_like(t)
-            (slope,) = torch.autograd.grad(value.sum(), t, create_graph=twice)
-    slope = slope if twice else slope.detach()
-    return slope.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
-
-
-def _itself(x: Tensor) -> Tensor:
-    return x
-
-
-def check(holds: bool, name: str, value: object, accepted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value!r}: {accepted} is accepted")
 
 
 def _brief(values: Tensor) -> str:

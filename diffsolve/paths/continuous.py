@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffsolve.paths.base import Path, Times, UnitVariance, check, float64
+from diffsolve.common.checks import number, required
+from diffsolve.paths.base import Path, UnitVariance
 
 __all__ = ["EDM", "VE", "VP", "CondOT", "Cosine", "Rectified", "SubVP"]
 
@@ -28,22 +29,26 @@ class VP(UnitVariance):
     grid = "uniform-lambda"
 
     def __post_init__(self) -> None:
-        check(
-            0 < self.beta_min <= self.beta_max,
-            "beta_min, beta_max",
-            (self.beta_min, self.beta_max),
-            "0 < min <= max",
-        )
-        check(0 < self.t_last < 1, "t_last", self.t_last, "a time between 0 and 1")
+        betas = self.beta_min, self.beta_max
+        required(0 < betas[0] <= betas[1] < math.inf, "(beta_min, beta_max)", betas, "positive, finite and not falling")
+        number("t_last", self.t_last, above=0, below=1)
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -(t * t) * ((self.beta_max - self.beta_min) / 4) - t * (self.beta_min / 2)
+
+    def _half_beta(self, t: Tensor) -> Tensor:
+        """-d log alpha / dt."""
+        return t * ((self.beta_max - self.beta_min) / 2) + self.beta_min / 2
 
     def _alpha(self, t: Tensor) -> Tensor:
         return self._log_alpha(t).exp()
 
     def _sigma(self, t: Tensor) -> Tensor:
         return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        dalpha = -alpha * self._half_beta(t)
+        return dalpha, -alpha * dalpha / sigma
 
     def _time(self, lam: Tensor) -> Tensor:
         # -2 log alpha = softplus(-2 lam) is a quadratic in t; this root does not cancel.
@@ -58,6 +63,10 @@ class SubVP(VP):
 
     def _sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(2 * self._log_alpha(t))
+
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        dalpha = -alpha * self._half_beta(t)
+        return dalpha, -2 * alpha * dalpha
 
     def _time(self, lam: Tensor) -> Tensor:
         # alpha / (1 - alpha^2) = e^lam gives alpha; -log alpha = log(sigma... ) in the form that keeps digits:
@@ -91,6 +100,9 @@ class VE(Path):
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
 
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), sigma * math.log(self.sigma_max / self.sigma_min)
+
     def _time(self, lam: Tensor) -> Tensor:
         return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
@@ -117,6 +129,9 @@ class EDM(Path):
     def _sigma(self, t: Tensor) -> Tensor:
         return t.clone()
 
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
+
     def _time(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
 
@@ -136,8 +151,8 @@ class CondOT(Path):
     def _sigma(self, t: Tensor) -> Tensor:
         return 1 - t
 
-    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
-        one = torch.ones_like(float64(t))
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(t)
         return one, -one
 
     def _time(self, lam: Tensor) -> Tensor:
@@ -160,7 +175,7 @@ class Rectified(Path):
     regular = True
 
     def __post_init__(self) -> None:
-        check(0 < self.shift < math.inf, "shift", self.shift, "a positive number")
+        number("shift", self.shift, above=0)
         object.__setattr__(self, "grid", f"shifted(shift={self.shift!r})")
 
     def _alpha(self, t: Tensor) -> Tensor:
@@ -169,8 +184,8 @@ class Rectified(Path):
     def _sigma(self, t: Tensor) -> Tensor:
         return t.clone()
 
-    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
-        one = torch.ones_like(float64(t))
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(t)
         return -one, one
 
     def _time(self, lam: Tensor) -> Tensor:
@@ -192,13 +207,9 @@ class Cosine(UnitVariance):
     grid = "uniform-lambda"
 
     def __post_init__(self) -> None:
-        check(self.s >= 0, "s", self.s, "a number >= 0")
-        check(
-            0 < self.t_last < self.t_noise <= 1,
-            "t_last, t_noise",
-            (self.t_last, self.t_noise),
-            "0 < t_last < t_noise <= 1",
-        )
+        number("s", self.s, low=0)
+        ends = self.t_last, self.t_noise
+        required(0 < ends[0] < ends[1] <= 1, "(t_last, t_noise)", ends, "rising, above 0 and at most 1")
 
     @property
     def _phi_0(self) -> float:
@@ -213,6 +224,13 @@ class Cosine(UnitVariance):
         rise = t * (math.pi / 2 / (1 + self.s))
         return (torch.sin(rise) * torch.sin(rise + 2 * self._phi_0)).clamp(min=0).sqrt() / math.cos(self._phi_0)
 
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        # phi' sin(phi), and by sigma sigma' = -alpha alpha'; sin(phi) / sigma is 1 for s = 0, at t = 0 too.
+        speed = math.pi / 2 / (1 + self.s)
+        rise = torch.sin(t * speed + self._phi_0)
+        steepness = rise / sigma if self.s else torch.ones_like(t)
+        return -speed / math.cos(self._phi_0) * rise, speed / math.cos(self._phi_0) * alpha * steepness
+
 
 def _check_sigmas(low: float, high: float) -> None:
-    check(0 < low < high < math.inf, "sigma_min, sigma_max", (low, high), "0 < sigma_min < sigma_max")
+    required(0 < low < high < math.inf, "(sigma_min, sigma_max)", (low, high), "positive, finite and rising")

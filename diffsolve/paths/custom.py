@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
-from diffsolve.paths.base import Path, check
+from diffsolve.common.checks import required
+from diffsolve.paths.base import Path
 
 __all__ = ["Custom"]
 
@@ -34,28 +37,20 @@ class Custom(Path):
     def __post_init__(self) -> None:
         if math.isnan(self.t_last):
             object.__setattr__(self, "t_last", self.t_data)
-        ends = np.array([self.t_noise, self.t_data])
-        check(
-            bool(np.isfinite(ends).all()) and ends[0] != ends[1],
-            "t_noise, t_data",
-            tuple(ends),
-            "two finite times",
-        )
+        ends = self.t_noise, self.t_data
+        required(bool(np.isfinite(ends).all()) and ends[0] != ends[1], "(t_noise, t_data)", ends, "two finite times")
         t = torch.linspace(self.t_noise, self.t_data, 1001, dtype=torch.float64)
-        for name, value in (("alpha", self._alpha(t)), ("sigma", self._sigma(t))):
-            if value.shape != t.shape:
-                raise ValueError(f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}")
-            if not bool((value.isfinite() & (value >= 0)).all()):
-                raise ValueError(f"{name}(t) must be finite and >= 0 between the ends, got {float(value.min()):.6g}")
-        if float(self._sigma(t[-1])) != 0:
-            raise ValueError(
-                f"sigma(t_data={self.t_data!r})={float(self._sigma(t[-1])):.6g}: it must be 0 at the data end"
-            )
+        for name, value in (("alpha(t)", self._alpha(t)), ("sigma(t)", self._sigma(t))):
+            required(value.shape == t.shape, name, value, f"of shape {tuple(t.shape)} for t of that shape")
+            good = bool((value.isfinite() & (value >= 0)).all())
+            required(good, name, float(value.min()), "finite and >= 0 between the ends")
+        last = float(self._sigma(t[-1]))
+        required(last == 0, f"sigma(t_data={self.t_data!r})", last, "0, the data end")
         falls = torch.diff(self.lam(t)) <= 0
         if bool(falls.any()):
             where = float(t[int(falls.nonzero()[0])])
             raise ValueError(
-                f"lambda = log(alpha / sigma) must rise strictly from t_noise to t_data; it does not at t={where:.6g}"
+                f"log(alpha / sigma) must be strictly rising from t_noise to t_data, got one that is not at t={where:.6g}"
             )
 
     def _alpha(self, t: Tensor) -> Tensor:
@@ -63,3 +58,34 @@ class Custom(Path):
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_fn(t)
+
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return _slope(self.alpha_fn, t), _slope(self.sigma_fn, t)
+
+
+def _slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt of an elementwise function, by reverse-mode autograd; differentiable where t asks for it.
+
+    Not by `torch.func.jvp`, whose first call costs a second and each further one several times as much, but inside
+    transforms of torch.func, where there is no other way.
+    """
+    differentiable = torch.is_grad_enabled() and t.requires_grad
+    # A checkpoint around this call keeps its hands off a graph that is over when the call returns.
+    private = nullcontext() if differentiable else saved_tensors_hooks(_unchanged, _unchanged)
+    with torch.enable_grad(), private:
+        try:
+            t = t if differentiable else t.detach().requires_grad_(True)
+        except RuntimeError:  # inside a transform of torch.func
+            t = t.detach().contiguous()
+            slope: Tensor = torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+        else:
+            value = function(t)
+            if not value.requires_grad:
+                return torch.zeros_like(t)
+            (slope,) = torch.autograd.grad(value.sum(), t, create_graph=differentiable)
+    slope = slope if differentiable else slope.detach()
+    return slope.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # 0 * inf inside a chain rule
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x

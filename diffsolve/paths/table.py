@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import required
 from diffsolve.paths.base import UnitVariance, float64
 
 __all__ = ["Discrete"]
@@ -34,13 +35,11 @@ class Discrete(UnitVariance):
 
     def __init__(self, betas: Sequence[float] | np.ndarray | Tensor, *, zero_terminal_snr: bool = False) -> None:
         table = float64(betas).detach().cpu().numpy()
-        if table.ndim != 1 or len(table) < 2:
-            raise ValueError(f"betas has shape {table.shape}: a list of at least 2 numbers is needed")
+        required(table.ndim == 1 and len(table) >= 2, "betas", table, "a list of at least 2 numbers")
         bad = ~((table > 0) & (table < 1))
         bad[-1] &= table[-1] != 1
-        if bad.any():
-            where = int(np.flatnonzero(bad)[0])
-            raise ValueError(f"betas[{where}]={table[where]!r}: each beta must be between 0 and 1 (the last may be 1)")
+        for where in np.flatnonzero(bad)[:1]:
+            required(False, f"betas[{where}]", float(table[where]), "between 0 and 1 (the last may be 1)")
         with np.errstate(divide="ignore"):
             log_alpha2 = np.cumsum(np.log1p(-table))
         if zero_terminal_snr:
@@ -89,18 +88,26 @@ class Discrete(UnitVariance):
         lam = self._lam
         return f"Discrete({len(self)} steps, lambda {float(lam[-1]):.4g} to {float(lam[0]):.4g})"
 
-    def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For each t: whether the angle is linear here, the angle from the data or the noise end, and lambda."""
+    def _segments(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The row k before each t, and lambda at the ends of its segment; the last may be -inf."""
         lam = self._lam.to(t.device)
         k = torch.nan_to_num(t.detach()).floor().clamp(0, len(self) - 2).long()
-        left, right = lam[k], lam[k + 1]
+        return k, lam[k], lam[k + 1]
+
+    def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each t: whether the angle is linear here, the angle from the data or the noise end, and lambda."""
+        k, left, right = self._segments(t)
         at_noise = torch.isinf(right) & (t > k)  # the last segment, if the table ends at alpha = 0
         at_data = t < 0
         right = torch.where(torch.isinf(right), left, right)
         linear = left + (t - k) * (right - left)
         from_noise = (k + 1 - t) * torch.atan(left.exp())  # pi / 2 - theta
-        from_data = (t + 1) * torch.atan((-lam[0]).exp())
+        from_data = (t + 1) * self._first_angle(t)
         return at_noise, at_data, torch.where(at_noise, from_noise, from_data), linear
+
+    def _first_angle(self, t: Tensor) -> Tensor:
+        """The angle atan(sigma / alpha) of row 0."""
+        return torch.atan((-self._lam[0].to(t.device)).exp())
 
     def _alpha(self, t: Tensor) -> Tensor:
         at_noise, at_data, angle, lam = self._angles(t)
@@ -111,6 +118,14 @@ class Discrete(UnitVariance):
         at_noise, at_data, angle, lam = self._angles(t)
         value = torch.where(at_noise, torch.cos(angle), torch.sigmoid(-2 * lam).sqrt())
         return torch.where(at_data, torch.sin(angle), value)
+
+    def _slopes(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        # (alpha, sigma) = (cos, sin) of an angle; where lambda is linear, angle' = -alpha sigma lambda'. At an index
+        # it is the slope of the segment that begins there.
+        _, left, right = self._segments(t)
+        turn = torch.where(torch.isinf(right), torch.atan(left.exp()), alpha * sigma * (left - right))
+        turn = torch.where(t < 0, self._first_angle(t), turn)
+        return -sigma * turn, alpha * turn
 
     def _time(self, lam: Tensor) -> Tensor:
         table = self._lam.to(lam.device)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from diffsolve.common.registry import Registry
 from diffsolve.models import Model, adapt
-from diffsolve.paths import Path, Position
+from diffsolve.paths import Path
 from diffsolve.paths import named as path_named
 from diffsolve.reference.mixture import GaussianMixture, ring
 from diffsolve.tableau.frames import PREDICTIONS
@@ -25,8 +25,7 @@ def mixture_model(mixture: GaussianMixture, path: str | Path = "condot", predict
             if predicts != "edm"
             else where.time((-4 * network_time.double()).clamp(*where.lam([where.t_noise, where.t_data])))
         )
-        # Only a velocity needs the path's derivatives, which cost two passes of autograd.
-        p = where.at(t) if predicts == "velocity" else Position(t, where.alpha(t), where.sigma(t), None, None)
+        p = where.at(t)
         a, b = (weight.to(x).view(-1, *[1] * (x.dim() - 1)) for weight in PREDICTIONS[predicts](p, sigma_data))
         scale = model.input_scale(p)
         if scale is not None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.reference.digits import load_data
 
 __all__ = ["Classifier", "load", "split", "train"]
@@ -43,7 +43,7 @@ def load(path: str | Path | None = None) -> Classifier:
     """The trained classifier in float32, its parameters frozen: by default the one that comes with the package."""
     packaged = resources.files(__package__) / "weights" / "classifier.safetensors"
     with resources.as_file(packaged) as file:
-        weights = load_file(file if path is None else path)
+        weights, _ = read_tensors(file if path is None else path)
     with torch.random.fork_rng(devices=[]):
         net = Classifier()
     net.load_state_dict({name: value.float() for name, value in weights.items()})
@@ -79,5 +79,5 @@ def train(out: str | Path, *, steps: int = 1500, batch: int = 128, lr: float = 3
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    save_file({name: value.half().contiguous() for name, value in net.state_dict().items()}, out)
+    write_tensors(out, {name: value.half() for name, value in net.state_dict().items()})
     return load(out)

@@ -12,9 +12,7 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -24,11 +22,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from diffsolve.common.checks import described, integer, number
+from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.reference.unet import UNet
 
 __all__ = ["load", "load_data", "network", "train"]
@@ -70,7 +68,7 @@ def load(path: str | Path | None = None, *, build: Callable[[], UNet] = network)
     """
     packaged = resources.files(__package__) / "weights" / "digits.safetensors"
     with resources.as_file(packaged) if path is None else nullcontext(Path(path)) as file:
-        weights, _ = _read(file)
+        weights, _ = read_tensors(file, KEY)
     with torch.random.fork_rng(devices=[]):
         net = build()
     _match(file, weights, net.state_dict())
@@ -116,13 +114,15 @@ def train(
         A report: `out`, `finished`, `steps` done, `loss` (a moving average), `seconds` and `parameters`.
     """
     config = {"steps": steps, "batch": batch, "lr": lr, "ema": ema, "seed": seed}
-    if min(steps, batch, checkpoint_every) < 1 or lr <= 0 or not 0 <= ema < 1:
-        raise ValueError(f"train needs steps, batch, checkpoint_every >= 1, lr > 0 and 0 <= ema < 1, got {config}")
-    if minutes is not None and minutes <= 0:
-        raise ValueError(f"minutes must be positive or None, got {minutes!r}")
+    for name, count in (("steps", steps), ("batch", batch), ("checkpoint_every", checkpoint_every)):
+        integer(name, count, 1)
+    number("lr", lr, above=0)
+    number("ema", ema, low=0, below=1)
+    if minutes is not None:
+        number("minutes", minutes, above=0)
     out = Path(out)
     if out.is_dir():
-        raise IsADirectoryError(f"out must be a file, {out} is a directory")
+        raise IsADirectoryError(f"out must be a file, got the folder {str(out)!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(out.name + ".checkpoint")
 
@@ -141,9 +141,11 @@ def train(
         live |= {f"weights/{name}": p.detach(), f"average/{name}": average[name]}
     done, loss, seconds = 0, 0.0, 0.0
     if resume and checkpoint.exists():
-        state, note = _read(checkpoint)
+        state, note = read_tensors(checkpoint, KEY)
         if not isinstance(note, dict) or note.get("config") != config:
-            raise ValueError(f"{checkpoint} is not of a run with {config}: delete it or pass resume=False")
+            raise ValueError(
+                f"checkpoint must be of a run with {config}, got {str(checkpoint)!r}: delete it or pass resume=False"
+            )
         random = state.pop("generator")
         _match(checkpoint, state, live)
         for key, saved in state.items():
@@ -176,12 +178,12 @@ def train(
             seconds, paused = time.monotonic() - began, time.monotonic() > late
             if done < steps and (paused or done % checkpoint_every == 0):
                 note = {"config": config, "done": done, "loss": loss, "seconds": seconds}
-                _write(checkpoint, {"generator": generator.get_state(), **live}, note)
+                write_tensors(checkpoint, {"generator": generator.get_state(), **live}, KEY, note)
             if paused:
                 break
 
     if done == steps:
-        _write(out, {name: p.half() for name, p in average.items()}, {**config, "loss": loss})
+        write_tensors(out, {name: p.half() for name, p in average.items()}, KEY, {**config, "loss": loss})
         checkpoint.unlink(missing_ok=True)
     parameters = sum(p.numel() for p in net.parameters())
     report = {"finished": done == steps, "steps": done, "loss": loss, "seconds": seconds}
@@ -198,41 +200,20 @@ def _draw(images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, ...]:
     return blend * data + (1 - blend) * noise, t, labels[pick].masked_fill(unlabelled, -1), data - noise
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a safetensors file and the JSON value in its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {}).get(KEY, "null"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a file of this module: {error}") from error
+def _match(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Check that a file holds finite, floating-point tensors of these names and shapes.
 
-
-def _match(name: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Checks that a file holds finite, floating-point tensors of these names and shapes, else."""
+    Raises:
+        ValueError: otherwise.
+    """
+    file = f"file {str(path)!r}"
     if found.keys() != wanted.keys():
         odd = sorted(found.keys() ^ wanted.keys())[:3]
-        raise ValueError(f"{name} does not belong to this network: only one of the two has {', '.join(odd)}")
+        raise ValueError(f"{file} must have the tensors of this network, got others: only one has {', '.join(odd)}")
     for key, value in found.items():
         if value.shape != wanted[key].shape or not value.is_floating_point():
             raise ValueError(
-                f"{name} does not belong to this network: {key} is {value.dtype} {tuple(value.shape)},"
-                f" not floating-point {tuple(wanted[key].shape)}"
+                f"{file}: {key} must be floating-point of shape {tuple(wanted[key].shape)}, got {described(value)}"
             )
         if not value.isfinite().all():
-            raise ValueError(f"{name} has values in {key} that are not finite")
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Writes a safetensors file whole or not at all."""
-    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    data = save(contiguous, metadata={KEY: json.dumps(note)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            raise ValueError(f"{file}: {key} must be finite, got {int((~value.isfinite()).sum())} values that are not")

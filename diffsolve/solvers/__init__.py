@@ -1,7 +1,7 @@
 """Solvers: each writes a tableau for a path and a grid, and knows nothing of networks.
 
 To add one: a `Multistep` with other weights overrides `predict` (see `DPMpp`), anything else is a `Solver` with
-`write`; then a line in the registry below gives it a name.
+`write`; `register` gives it a name.
 """
 
 from collections.abc import Callable
@@ -61,6 +61,7 @@ __all__ = [
     "aliases",
     "named",
     "names",
+    "register",
     "resolve",
 ]
 
@@ -216,7 +217,9 @@ registry: Registry[Solver] = Registry(
         **{f"unipc-{k}": _multistep(UniPC, k) for k in range(1, 7)},
     },
     aliases=ALIASES,
+    group="diffsolve.solvers",
 )
+register = registry.register
 
 
 def resolve(solver: str | Solver) -> tuple[Solver, str | None]:

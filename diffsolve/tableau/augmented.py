@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from diffsolve.kernels.terms import in_order, weighted_sum
 from diffsolve.tableau import Tableau
 
 __all__ = ["Augmented", "augmented", "drop_final_denoise"]
@@ -58,8 +59,8 @@ class Augmented:
         history: deque[Parts] = deque(maxlen=self.tableau.history)
         for i, (on_s, on_y) in list(enumerate(self.weights.tolist()))[calls]:
             history.appendleft(field(i, y))
-            terms = [s, y, *history]
-            s, y = _combine(on_s, terms), _combine(on_y, terms)
+            live = list(zip(s, y, *history, strict=True))  # of each part
+            s, y = (tuple(weighted_sum(in_order(side), part) for part in live) for side in (on_s, on_y))
         return y
 
 
@@ -104,14 +105,3 @@ def drop_final_denoise(tableau: Tableau) -> tuple[Tableau, bool]:
         return tableau, False
     rows = ("grid", "calls", "frame", "d", "node", "weights", "clock")
     return replace(tableau, **{name: getattr(tableau, name)[:-1] for name in rows}), True
-
-
-def _combine(weights: list[float], terms: list[Parts]) -> Parts:
-    used = [(w, term) for w, term in zip(weights, terms, strict=False) if w]
-    combined = []
-    for i in range(len(terms[0])):
-        total = used[0][1][i] * used[0][0]
-        for w, term in used[1:]:
-            total = total.add_(term[i], alpha=w)
-        combined.append(total)
-    return tuple(combined)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from diffsolve.common.files import write_whole
 from diffsolve.paths import Position
 from diffsolve.tableau.frames import FRAMES
 
@@ -207,18 +208,19 @@ class Tableau:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tableau as JSON: the whole file or none of it."""
-        target = FilePath(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(self.to_json())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tableau:
-        """Read what `save` wrote."""
-        return cls.from_json(FilePath(path).read_text())
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file is not such a tableau, naming it.
+        """
+        try:
+            return cls.from_json(FilePath(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # not UTF-8, or not a tableau
+            raise ValueError(f"path must be a file of Tableau.save, got {os.fspath(path)!r}: {error}") from error
 
     def __str__(self) -> str:
         frames = ", ".join(dict.fromkeys(self.frame))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.tuning.student import Student
 
 __all__ = ["Progress"]
@@ -68,8 +66,10 @@ class Progress:
         value, parameters = loss.item(), list(self._parameters.values())
         gradients = torch.autograd.grad(loss, parameters)
         if not math.isfinite(value) or not all(bool(g.isfinite().all()) for g in gradients):
-            raise FloatingPointError(f"the loss became {value}, or its gradient not finite, in iteration "
-                                     f"{self.iteration}: a smaller lr may help")  # fmt: skip
+            raise FloatingPointError(
+                f"the loss became {value}, or its gradient not finite, in iteration {self.iteration}: a smaller lr may "
+                "help"
+            )
         for p, g in zip(parameters, gradients, strict=True):
             p.grad = g
         self._adam.param_groups[0]["lr"] = rate
@@ -101,13 +101,7 @@ class Progress:
         assert self.ends is not None
         counted = {name: getattr(self, name) for name in ("iteration", "calls", "losses", "validation", "seconds")}
         note = {"format": FORMAT, "about": self._about, **counted}
-        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
-        try:
-            tensors = {"ends": self.ends.cpu(), **self._live}
-            save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"tuning": json.dumps(note)})
-            os.replace(partial, self._file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(self._file, {"ends": self.ends, **self._live}, "tuning", note)
 
     def remove(self) -> None:
         """Delete the file, if there is one."""
@@ -115,18 +109,15 @@ class Progress:
             self._file.unlink(missing_ok=True)
 
     def _load(self, file: Path) -> None:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                note = json.loads((opened.metadata() or {}).get("tuning", "{}"))
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"checkpoint={str(file)!r} is not a file of a tuning: {error}") from error
-        if note.get("format") != FORMAT:
-            raise ValueError(f"checkpoint={str(file)!r} is not a file of a tuning")
+        tensors, note = read_tensors(file, "tuning")
+        if not isinstance(note, dict) or note.get("format") != FORMAT:
+            raise ValueError(f"checkpoint must be a file of a tuning, got {str(file)!r}")
         if note["about"] != self._about:
             odd = sorted(name for name, value in self._about.items() if note["about"].get(name) != value)
-            raise ValueError(f"checkpoint={str(file)!r} is of a tuning with other {', '.join(odd)}: delete it, or name "
-                             "another file")  # fmt: skip
+            raise ValueError(
+                f"checkpoint must be of the same tuning, got {str(file)!r} with other {', '.join(odd)}: delete it, or "
+                "name another file"
+            )
         self.ends = tensors.pop("ends")
         for name, value in tensors.items():
             self._live[name].copy_(value)

@@ -26,7 +26,7 @@ def recorded(monkeypatch):
         result = work().clone()
         return result, lambda: result.copy_(work())
 
-    monkeypatch.setattr("diffsolve.api.sampling.replay", lambda *a: graph.replay(*a, record=record))
+    monkeypatch.setattr("diffsolve.api.drivers.replay", lambda *a: graph.replay(*a, record=record))
     return made
 
 
@@ -87,7 +87,7 @@ def test_captures_go_with_their_network(monkeypatch):
     def record(work):  # as a CUDA graph, it keeps the memory and not the work
         return work(), lambda: None
 
-    monkeypatch.setattr("diffsolve.api.sampling.replay", lambda *a: graph.replay(*a, record=record))
+    monkeypatch.setattr("diffsolve.api.drivers.replay", lambda *a: graph.replay(*a, record=record))
     model = ds.adapt(Net(), "edm", "noise")
     gc.collect()
     before = len(graph._captures)

@@ -19,7 +19,7 @@ import diffsolve as ds
 from diffsolve import kernels
 from diffsolve.kernels import device, dispatch, launch
 from diffsolve.kernels.layout import seeds_on
-from diffsolve.kernels.update import D, Y, Z
+from diffsolve.kernels.terms import D, Y, Z
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.noise.key import philox
 
@@ -328,59 +328,6 @@ def test_window_update(dtype, one, L, K, size, monkeypatch):
         assert kernels.window_update(weights, keep, None, y, d, f)[3] is None
 
 
-@pytest.mark.product({"shape": [(1, 1), (3, 37), (2, 3, 500), (5, 0), (0, 4), (40, 2)], "dtype": [F32, F64, BF16]})
-def test_rk_error(dtype, shape, monkeypatch):
-    y, ks, h = (
-        draws(*shape, dtype=dtype),
-        [draws(*shape, dtype=dtype, seed=i + 1) for i in range(7)],
-        draws(shape[0], dtype=F64),
-    )
-    b = [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0]
-    e = [71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40]
-    (new, error), (new_t, error_t) = both(monkeypatch, lambda: kernels.rk_error(y, ks, h, b, e, 1e-3, 1e-2))
-    column = h.view(-1, *[1] * (len(shape) - 1))
-    stack = torch.stack([k.double() for k in ks])
-    exact = y.double() + column * torch.einsum("k,k...->...", torch.tensor(b, dtype=F64), stack)
-    assert_as_good(new, new_t, exact)
-    for found, made in ((error, new), (error_t, new_t)):
-        scale = 1e-3 + 1e-2 * torch.maximum(y.double().abs(), made.double().abs())
-        scaled = column * torch.einsum("k,k...->...", torch.tensor(e, dtype=F64), stack) / scale
-        want = scaled.flatten(1).square().mean(1).sqrt() if y[0:1].numel() else torch.zeros(shape[0], dtype=F64)
-        torch.testing.assert_close(found.double(), want, rtol=1e-12 if dtype == F64 else 2e-5, atol=1e-12)
-    if y.numel():
-        bad = [ks[0].clone().index_fill_(0, torch.tensor([0]), float("nan")), *ks[1:]]
-        for _, found in both(monkeypatch, lambda: kernels.rk_error(y, bad, h, b, e, 1e-3, 1e-2)):
-            assert found[0].isnan()
-            assert not found[1:].isnan().any()
-
-
-@pytest.mark.product({"size": [1, 37, 1024, 2500], "gaussian": [False, True], "key": KEYS}, each=2)
-def test_probe_dot(gaussian, key, size, monkeypatch):
-    jv, draw = draws(3, size), Draw(key, 4, Stream.ROW)
-    v = kernels.probe(draw, jv.double(), gaussian=gaussian)
-    if not gaussian:
-        assert torch.equal(v, kernels.probe(draw, jv.double(), gaussian=True).sign())
-    want = (v * jv.double()).sum(1)
-    for found in both(monkeypatch, lambda: kernels.probe_dot(jv, draw, gaussian=gaussian)):
-        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-6 * size**0.5 * 6)
-
-
-def test_probe_signs_are_fair_and_the_samples_own():
-    v = kernels.probe(Draw(Key(1), 0, Stream.ROW), torch.empty(4, 100000, dtype=F64))
-    assert v.mean(1).abs().max() < 5 / 100000**0.5
-    assert (torch.corrcoef(v) - torch.eye(4)).abs().max() < 5 / 100000**0.5
-    alone = kernels.probe(Draw(Key(1, index=2), 0, Stream.ROW), torch.empty(1, 100000, dtype=F64))
-    assert torch.equal(alone, v[2:3])
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (2, 3, 500), (4, 0), (0, 3)])
-def test_norms(shape, monkeypatch):
-    score, noise = draws(*shape, seed=1), draws(*shape, seed=2) * 30
-    for found in both(monkeypatch, lambda: kernels.sample_norms(score, noise)):
-        for norm, x in zip(found, (score, noise), strict=True):
-            torch.testing.assert_close(norm.double(), x.double().flatten(1).norm(dim=1), rtol=1e-6, atol=0)
-
-
 @pytest.mark.parametrize("per_sample", [False, True])
 @BOTH
 def test_gradients(per_sample, monkeypatch, choice):
@@ -404,10 +351,10 @@ def test_gradients(per_sample, monkeypatch, choice):
 def test_fold_reads_each_place_once():
     row = kernels.Row((0.5, 1.0), None, ((0, 2.0), (Y, 1.0), (D, 3.0), (D + 1, -1.0), (Z, 0.25)), True, 0.1)
     fold = sys.modules["diffsolve.kernels.update"]._fold
-    places, lines = fold(row, one=False)
+    places, lines = fold(row, single=False)
     assert places == [0, 1, 2, 5, 3]
     np.testing.assert_allclose(lines, [[2, 2.5, 3, -1, 0.25], [0, 0.5, 1, 0, 0], [0.2, 0.25, 0.3, -0.1, 0.025]])
-    places, lines = fold(row, one=True)
+    places, lines = fold(row, single=True)
     assert places == [0, 2, 5, 3]
     np.testing.assert_allclose(lines, [[4.5, 3, -1, 0.25], [0.5, 1, 0, 0], [0.45, 0.3, -0.1, 0.025]])
 
@@ -482,8 +429,6 @@ def window(**other):
         (lambda: window(keep=torch.ones(2, 2)), r"keep has shape \(2, 2\); accepted: \(1, 2, 2\)"),
         (lambda: window(old=X), r"old has shape \(2, 3\); accepted: \(1, 2, 3\)"),
         (lambda: window(s=X[:1]), r"s has shape \(1, 3\); accepted: \(2, 3\)"),
-        (lambda: kernels.rk_error(X, [X], torch.ones(2), [1.0, 2.0], [1.0], 1.0, 1.0), "slopes, b, e: 1, 2, 1"),
-        (lambda: kernels.rk_error(X, [X], torch.ones(3), [1.0], [1.0], 1.0, 1.0), "have shapes"),
     ],
 )
 def test_errors_name_what_is_wrong(make, says):

@@ -26,14 +26,7 @@ def test_every_kernel_on_every_target(found):
     assert {f["target"] for f in found} == {"sm_80", "sm_90", "sm_100", "gfx942"}
     cases = {f["case"] for f in found}
     assert len(found) == 4 * len(cases)
-    assert {c.split(",")[0] for c in cases} >= {
-        "dpmpp-2m",
-        "ancestral",
-        "window",
-        "rk_error",
-        "probe_dot",
-        "norms of two",
-    }
+    assert {c.split(",")[0] for c in cases} >= {"dpmpp-2m", "ancestral", "window", "moments"}
 
 
 def test_nothing_spills(found):

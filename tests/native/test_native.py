@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import diffsolve as ds
 from diffsolve.execute import Executor
 from diffsolve.kernels import Guided, Row, loop, update
-from diffsolve.kernels.update import OUT, D, S, Y, Z, terms
+from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
 from diffsolve.native import loader as native
 from diffsolve.noise import Draw, Key, Stream
 
@@ -46,11 +46,11 @@ def loops(monkeypatch):
     seen = Seen()
 
     def run(made, inputs, results, draw):
-        done = not seen.stop and loop.run(made, inputs, results, draw)
+        done = not seen.stop and loop.run_recipe(made, inputs, results, draw)
         seen.append((len(made.places), len(results), draw is not None, done))
         return done
 
-    monkeypatch.setattr(update, "run", run)
+    monkeypatch.setattr(update, "run_recipe", run)
     return seen
 
 
@@ -112,7 +112,7 @@ def test_sums_in_place_are_the_fused_sums(size, dtype):
     second = fused((np.longdouble(w[2]) * first.astype(np.longdouble)).astype(narrow), w[3], wide[2])
     second = fused(second, w[4], wide[0])
     made = loop.recipe([0, 1, 2], [[(0, w[0]), (1, w[1])], [(3, w[2]), (2, w[3]), (0, w[4])]])
-    assert loop.run(made, [a, b, c], [b, a], None)
+    assert loop.run_recipe(made, [a, b, c], [b, a], None)
     for found, true in ((b, first), (a, second)):
         if dtype == F32:
             np.testing.assert_array_equal(found.numpy(), true)
@@ -135,7 +135,7 @@ def test_any_row_at_all(one):
 
         row = Row(keep, None if draw.integers(2) else side(), side(), noise)
         found = []
-        for way in (update._recipe(row, one), None):
+        for way in (update._loop_recipe(row, one), None):
             s, y, out, *history = (normal(2, 37, seed=100 * trial + i) for i in range(6))
             live = [s, s if one else y, out, Draw(Key(trial), 1, Stream.ROW), *history]
             scratch = None if one else normal(2, 37)
@@ -147,8 +147,8 @@ def test_any_row_at_all(one):
 
 
 def test_noise_is_always_the_loops():
-    assert update._recipe(Row(None, None, ((S, 1.0), (Z, 0.5)), True), True) is not None
-    assert update._recipe(Row(None, None, ((S, 1.0), (OUT, 0.5)), False), True) is None
+    assert update._loop_recipe(Row(None, None, ((S, 1.0), (Z, 0.5)), True), True) is not None
+    assert update._loop_recipe(Row(None, None, ((S, 1.0), (OUT, 0.5)), False), True) is None
 
 
 def test_noise_alone_and_in_the_update_is_the_same():

@@ -1,14 +1,11 @@
-"""A file of JSON lines: one of settings, then one per result, each appended whole or not at all."""
+"""What a sweep depends on, as JSON values: a file of its results has them, and is continued only where they agree."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -19,64 +16,9 @@ from diffsolve.metrics.statistics import Statistics
 from diffsolve.paths import Path
 from diffsolve.tableau import Tableau
 
-__all__ = ["append", "describe", "open_records", "read"]
+__all__ = ["describe"]
 
 ENDS = 32  # numbers from either end of a parameter that stand for all of it
-
-
-def read(path: FilePath) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """The settings, the results, and the length of the whole lines in bytes: a last line cut short is left out.
-
-    Raises:
-        ValueError: for a file that is not one of these, with the number of the line.
-    """
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    found = []
-    for i, line in enumerate(whole.splitlines()):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"out={str(path)!r}, line {i + 1}: cannot be read as JSON") from None
-        if not isinstance(found[-1], dict):
-            raise ValueError(f"out={str(path)!r}, line {i + 1}: a JSON object is expected")
-    return (found[0] if found else {}), found[1:], len(whole)
-
-
-def open_records(path: FilePath, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results that a file has already; it is begun if there is none, and freed of a line cut short.
-
-    Raises:
-        ValueError: if it was made with other settings, naming them.
-    """
-    if not path.parent.is_dir():
-        raise ValueError(f"out={str(path)!r}: there is no directory {str(path.parent)!r}")
-    wanted = json.loads(json.dumps(settings))
-    known, results, length = read(path) if path.exists() else ({}, [], 0)
-    if known:
-        differ = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
-        if differ:
-            what = "; ".join(f"{name}={known.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
-            raise ValueError(f"out={str(path)!r} was made with other settings: {what}")
-    if path.exists() and path.stat().st_size > length:
-        os.truncate(path, length)
-    if not known:
-        append(path, wanted)
-    return results
-
-
-def append(path: FilePath, entry: Mapping[str, Any]) -> None:
-    """One more line. If it cannot be written whole, the file is as it was."""
-    line = json.dumps(entry).encode() + b"\n"
-    with path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            if file.write(line) != len(line):
-                raise OSError(f"out={str(path)!r}: no more than a part of a line could be written")
-            os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(before)
-            raise
 
 
 def describe(value: Any) -> Any:
@@ -126,9 +68,9 @@ def _rounded(numbers: np.ndarray) -> str:
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in tensors:
         tensor = tensor.detach().cpu().contiguous()
-        made.update(str((tensor.dtype, *tensor.shape)).encode())
-        made.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()[:16]
+        digest.update(str((tensor.dtype, *tensor.shape)).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
