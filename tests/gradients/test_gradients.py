@@ -179,9 +179,14 @@ def test_adaptive_runs():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(3,), (3, 2, 2), (2, 1, 3, 2)])
+@pytest.mark.product(
+    {
+        "gradient": ["direct", "checkpoint", "adjoint"],
+        "shape": [(3,), (3, 2, 2), (2, 1, 3, 2)],
+        "dtype": [torch.float32, torch.float64],
+    },
+    each=3,
+)
 def test_any_rank_and_dtype(shape, dtype, gradient):
     """dx/dt = -x: every element's gradient is that of the solver's own step, (1 - h + h^2 / 2)^4."""
     model = ds.adapt(lambda x, t: -x, "condot", "velocity")

@@ -292,9 +292,14 @@ def test_memory_of_samples_with_different_numbers_of_steps():
     assert peaks[1] < 0.35 * peaks[0]
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(3,), (3, 2, 2), (2, 1, 3, 2)])
+@pytest.mark.product(
+    {
+        "gradient": GRADIENTS,
+        "shape": [(3,), (3, 2, 2), (2, 1, 3, 2)],
+        "dtype": [torch.float32, torch.float64],
+    },
+    each=3,
+)
 def test_any_rank_and_dtype(shape, dtype, gradient):
     """dx/dt = -x for a velocity on the native clock: the gradient is 1 / e."""
     model = ds.adapt(lambda x, t: -x, "condot", "velocity")

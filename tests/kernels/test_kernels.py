@@ -56,8 +56,7 @@ def draws(*shape, dtype=F32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.product({"size": SIZES, "per_sample": [False, True]})
 @BOTH
 def test_combine(size, per_sample, monkeypatch, choice):
     for count, into, dtypes in (

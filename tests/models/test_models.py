@@ -70,8 +70,7 @@ def test_frames_are_what_their_table_says():
         np.testing.assert_allclose(frame.time(path, frame.v(p)), t, rtol=1e-10, err_msg=frame.name)
 
 
-@pytest.mark.parametrize("path", ["edm", "vp", "condot", "ddpm"])
-@pytest.mark.parametrize("predicts", NAMES)
+@pytest.mark.product({"predicts": list(NAMES), "path": ["edm", "vp", "condot", "ddpm"]}, each=2)
 def test_a_model_converts_its_network(path, predicts, mixture):
     path = paths.named(path)
     model = mixture_model(mixture, path, predicts)

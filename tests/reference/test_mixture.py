@@ -134,8 +134,13 @@ def exact_expectations(mixture, x, alpha, sigma):
         return [torch.tensor([float(v) for v in y], dtype=torch.float64) for y in (x0, eps)]
 
 
-@pytest.mark.parametrize("make", [ring, lopsided, lambda: ring(std=0.01), lambda: ring(std=0.0), random_means])
-@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 80.0), (1.0, 0.4), (1.0, 0.03), (0.6, 0.8)])
+@pytest.mark.product(
+    {
+        "make": [ring, lopsided, lambda: ring(std=0.01), lambda: ring(std=0.0), random_means],
+        "alpha, sigma": [(1.0, 80.0), (1.0, 0.4), (1.0, 0.03), (0.6, 0.8)],
+    },
+    each=2,
+)
 def test_expectations_to_rounding(make, alpha, sigma):
     mixture = make()
     x = noised(mixture, 3, alpha, sigma)

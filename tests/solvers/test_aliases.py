@@ -145,7 +145,7 @@ def comfyui(name, n):
 
 @pytest.mark.parametrize("name", ["simple", "sgm_uniform", "normal", "ddim_uniform"])
 def test_comfyui_grids(name):
-    """To within a row of the table, or half of one where we round; where n divides 1000, or ddim_uniform calls others."""
+    """To within a row of the table, or half of one where we round; its ddim_uniform where n divides 1000."""
     for n in (4, 10, 20, 25, 30, 50):
         if name == "ddim_uniform" and 1000 % n:
             continue

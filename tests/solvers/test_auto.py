@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.product import shown
 
 import diffsolve as ds
 from diffsolve.reference import mixture_model
@@ -13,19 +14,17 @@ def net(x, t, label=None):
     return 0.5 * x if label is None else 0.5 * x + label.view(-1, 1)
 
 
-@pytest.mark.parametrize(
-    ("scale", "steps", "points", "corrector"),
-    [
+def test_the_rule():
+    rule = [
         *((w, n, p, p + 1) for w in (1.0, 0.0, 0.5) for n, p in ((5, 1), (6, 2), (9, 2), (10, 3), (17, 3), (18, 4))),
         *((1.0, n, 4, 5) for n in (30, 100)),
         # n / sqrt(w) = 5, 5.5, 17, 17.5, and below two no corrector; from u + w (c - u) and c + (1 - w) (u - c) alike
         *((w, *rule) for w in (4.0, -3.0) for rule in ((10, 1, 2), (11, 2, 3), (34, 3, 4), (35, 4, 5), (3, 1, 0))),
-        (7.5, 5, 1, 0), (7.5, 10, 1, 2), (7.5, 20, 2, 3), (7.5, 30, 3, 4), (2.0, 10, 2, 3), (2.0, 30, 4, 5),
-    ],
-)  # fmt: skip
-def test_the_rule(scale, steps, points, corrector):
-    found = Auto().guided(scale).method(steps)
-    assert found == Multistep(points, "straight", "theta", corrector)
+        *((7.5, *rule) for rule in ((5, 1, 0), (10, 1, 2), (20, 2, 3), (30, 3, 4))),
+        *((2.0, *rule) for rule in ((10, 2, 3), (30, 4, 5))),
+    ]
+    for scale, steps, points, corrector in shown(rule):
+        assert Auto().guided(scale).method(steps) == Multistep(points, "straight", "theta", corrector)
 
 
 def test_it_is_told_the_scale_of_the_run():
@@ -67,8 +66,7 @@ def test_strong_guidance(path):
         assert network_time < 0.3 * untold
 
 
-@pytest.mark.parametrize("path", ["edm", "vp", "ddpm", "condot"])
-@pytest.mark.parametrize("nfe", [5, 10, 30])
+@pytest.mark.product({"path": ["edm", "vp", "ddpm", "condot"], "nfe": [5, 10, 30]})
 def test_an_exact_network_may_predict_anything(path, nfe):
     """Nothing for the rule to depend on: the runs are equal to rounding."""
     mixture = random_means(16)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from support import peers
 from support.peers import KEY, MIXTURE, SHAPE, TABLES, distance, start, table
+from support.product import shown
 from support.weights import added, agree, lagrange_integrals, unipc
 
 import diffsolve as ds
@@ -250,11 +251,7 @@ def test_diffusers_methods(df, case, name, prediction):
     mine, theirs, alpha = scheduler_pair(df, case, path, options, PREDICTIONS[prediction], exact=True)
     # x_0 = (x - sigma eps) / alpha multiplies the rounding of x; alpha starts at 0.07, 0.006 or 5e-5. 4e-15 is seen.
     assert distance(mine, theirs) < 4e-14 / alpha
-
-
-@pytest.mark.parametrize("case", list(vp_cases()), ids=str)
-def test_diffusers_as_shipped(df, case):
-    """With its own float32 levels: what a user of diffusers gets, to those levels' rounding."""
+    # With its own float32 levels: what a user of diffusers gets, to those levels' rounding.
     path, options = table("scaled_linear")
     options = {**options, "prediction_type": "v_prediction"}
     mine, theirs, alpha = scheduler_pair(df, case, path, options, "v", exact=False)
@@ -274,9 +271,14 @@ def test_diffusers_pipeline(df):
 
 
 # DDIM on the spacings where its t - 1000 // n is the next timestep: leading, and trailing where n divides 1000.
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("spacing", ["leading(offset=1)", "trailing"])
-@pytest.mark.parametrize(("name", "zero_snr"), [*((name, False) for name in TABLES), ("scaled_linear", True)])
+@pytest.mark.product(
+    {
+        "name, zero_snr": [*((name, False) for name in TABLES), ("scaled_linear", True)],
+        "eta": [0.0, 0.5, 1.0],
+        "spacing": ["leading(offset=1)", "trailing"],
+    },
+    each=3,
+)
 def test_diffusers_ddim(df, name, zero_snr, spacing, eta):
     path, options = table(name, zero_snr)
     options |= {"timestep_spacing": spacing.partition("(")[0], "steps_offset": int("1" in spacing)}
@@ -309,8 +311,7 @@ def flow_cases():
         yield Case("UniPCMultistepScheduler", options, UniPC(p))
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("case", list(flow_cases()), ids=str)
+@pytest.mark.product({"case": list(flow_cases()), "shift": [1.0, 3.0]})
 def test_diffusers_flow(df, case, shift):
     path = paths.Rectified(shift)
     velocity = mixture_model(MIXTURE, path, "velocity")
@@ -376,24 +377,24 @@ def levels(times):
     return ([mp.mpf(float(value)) for value in values] for values in (p.alpha, p.sigma, p.lam))
 
 
-@pytest.mark.parametrize("times", [COARSE, FINE], ids=["coarse", "fine"])
 @pytest.mark.parametrize("bh", ["bh1", "bh2"])
 @pytest.mark.parametrize("frame", ["denoised", "noise"])
 @pytest.mark.parametrize("p", [1, 2, 3])
-def test_unipc_weights(p, frame, bh, times):
-    tableau = UniPC(p, frame, bh=bh, lower_final=False)(VP, times)
-    data = frame == "denoised"
-    with mp.workdps(50):
-        alpha, sigma, lam = levels(times)
-        lead, kept = (alpha, sigma) if data else (sigma, alpha)
-        behind = lam[ROW::-1][:p]
-        predictor = unipc(behind, lam[ROW + 1], lead[ROW + 1], data, bh, corrects=False)
-        behind = lam[ROW - 1 :: -1][:p]
-        *corrector, newest = unipc(behind, lam[ROW], lead[ROW], data, bh, corrects=True)
-    agree(added(tableau, ROW, kept[ROW + 1] / kept[ROW]), predictor)
-    state = tableau.weights[ROW, 0]
-    agree(state[2:-1], [newest, *corrector])
-    np.testing.assert_allclose(state[:2], [float(kept[ROW] / kept[ROW - 1]), 0], rtol=1e-14)
+def test_unipc_weights(p, frame, bh):
+    for times in shown((COARSE, FINE)):
+        tableau = UniPC(p, frame, bh=bh, lower_final=False)(VP, times)
+        data = frame == "denoised"
+        with mp.workdps(50):
+            alpha, sigma, lam = levels(times)
+            lead, kept = (alpha, sigma) if data else (sigma, alpha)
+            behind = lam[ROW::-1][:p]
+            predictor = unipc(behind, lam[ROW + 1], lead[ROW + 1], data, bh, corrects=False)
+            behind = lam[ROW - 1 :: -1][:p]
+            *corrector, newest = unipc(behind, lam[ROW], lead[ROW], data, bh, corrects=True)
+        agree(added(tableau, ROW, kept[ROW + 1] / kept[ROW]), predictor)
+        state = tableau.weights[ROW, 0]
+        agree(state[2:-1], [newest, *corrector])
+        np.testing.assert_allclose(state[:2], [float(kept[ROW] / kept[ROW - 1]), 0], rtol=1e-14)
 
 
 @pytest.mark.parametrize("times", [COARSE, FINE], ids=["coarse", "fine"])

@@ -9,6 +9,7 @@ import torch
 from support import PATHS
 from support.loops import LOOPS, Schedule
 from support.orders import INTERIOR, TIMES, measured_order
+from support.product import shares, shown
 from support.solvers import NAMES
 from support.weights import composition
 
@@ -100,8 +101,7 @@ def test_mutants_die(spec, mixture):
             assert caught(weights), f"weights[{i}, :, {one} and {two}]"
 
 
-@pytest.mark.parametrize("frame", list(FRAMES))
-@pytest.mark.parametrize("name", RK[1:])
+@pytest.mark.product({"name": RK[1:], "frame": list(FRAMES)}, each=2)
 def test_runge_kutta_order_conditions_on_the_weights_used(name, frame):
     tableau = ds.plan("vp", f"{name}(frame={frame!r})", grid=[0.7, 0.4])
     A, b = composition(tableau)
@@ -260,24 +260,26 @@ def test_histories_are_as_small_as_the_methods_allow():
         assert ds.plan("condot", name, steps=8).history == history, name
 
 
-@pytest.mark.product({"spec": SPECS, "path": PATHS})
-def test_finite_for_any_number_of_steps_in_both_directions(spec, path):
+@pytest.mark.product({"path": PATHS, "specs": [SPECS]}, some={"specs": shares(SPECS, len(PATHS))})
+def test_finite_for_any_number_of_steps_in_both_directions(specs, path):
     """The rule for the ends: sigma = 0 and alpha = 0 make no NaN, and every row passes its own check."""
-    path, solver = paths.named(path), ds.solvers.named(spec)
-    stochastic = spec in (*STOCHASTIC, "ddim(eta=1.0)")
-    for steps in range(1, 31):
-        tableau = ds.plan(path, solver, steps=steps)
-        tables = [tableau]
-        if not stochastic and steps in (1, 2, 3, 8):
-            tables.append(solver(path, tableau.times[::-1]))
-        for table in tables:
-            for array in (table.weights, table.d):
-                assert np.isfinite(array).all()
-            assert table.steps == steps
-            nodes = list(range(1, steps + 1))
-            assert table.node[table.node >= 0].tolist() == (nodes[-1:] if spec.startswith("edm-") else nodes)
-        called = tableau.calls[:, 0]
-        assert path.t_last == path.t_data or path.t_data not in called
+    path = paths.named(path)
+    for spec in shown(specs):
+        solver = ds.solvers.named(spec)
+        stochastic = spec in (*STOCHASTIC, "ddim(eta=1.0)")
+        for steps in range(1, 31):
+            tableau = ds.plan(path, solver, steps=steps)
+            tables = [tableau]
+            if not stochastic and steps in (1, 2, 3, 8):
+                tables.append(solver(path, tableau.times[::-1]))
+            for table in tables:
+                for array in (table.weights, table.d):
+                    assert np.isfinite(array).all()
+                assert table.steps == steps
+                nodes = list(range(1, steps + 1))
+                assert table.node[table.node >= 0].tolist() == (nodes[-1:] if spec.startswith("edm-") else nodes)
+            called = tableau.calls[:, 0]
+            assert path.t_last == path.t_data or path.t_data not in called
 
 
 NETWORKS = [
@@ -286,12 +288,13 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.product({"spec": SPECS, "path, predicts": NETWORKS})
-def test_samples_are_finite_down_to_the_data(spec, path, predicts, mixture):
+@pytest.mark.product({"path, predicts": NETWORKS, "specs": [SPECS]}, some={"specs": shares(SPECS, len(NETWORKS))})
+def test_samples_are_finite_down_to_the_data(specs, path, predicts, mixture):
     model = mixture_model(mixture, path, predicts)
-    for steps in (1, 2, 5, 8):
-        x = ds.sample(model, (7, 2), solver=spec, steps=steps, seed=0)
-        assert x.isfinite().all()
+    for spec in shown(specs):
+        for steps in (1, 2, 5, 8):
+            x = ds.sample(model, (7, 2), solver=spec, steps=steps, seed=0)
+            assert x.isfinite().all()
 
 
 @pytest.mark.product({"eta": [0.0, 0.3, 0.7, 1.0], "path": ["edm", "ddpm", "condot", "vp"]}, each=2)
@@ -333,10 +336,11 @@ def test_errors_name_what_is_wrong(make, says):
         make()
 
 
-@pytest.mark.parametrize("solver", ds.solvers.names())
-def test_the_budget_of_calls_is_kept_and_used(solver):
-    for path in ("edm", "condot", "ddpm"):
-        step = ds.solvers.named(solver).calls
-        for nfe in range(max(4, step), 24):
-            made = ds.plan(path, solver, nfe=nfe).nfe
-            assert nfe - step < made <= nfe or (solver == "restart" and made <= nfe)
+@pytest.mark.parametrize("solvers", shares(ds.solvers.names(), 4))
+def test_the_budget_of_calls_is_kept_and_used(solvers):
+    for solver in shown(solvers):
+        for path in ("edm", "condot", "ddpm"):
+            step = ds.solvers.named(solver).calls
+            for nfe in range(max(4, step), 24):
+                made = ds.plan(path, solver, nfe=nfe).nfe
+                assert nfe - step < made <= nfe or (solver == "restart" and made <= nfe)

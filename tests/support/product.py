@@ -10,7 +10,7 @@ every pair meets its share of the solvers; `pytest -m full` runs each solver wit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -57,3 +57,15 @@ def _flat(case: tuple[Any, ...], axes: Mapping[str, Sequence[Any]]) -> list[Any]
 def named(case: Sequence[Any]) -> str:
     """An id for a case: functions by their names, as their addresses differ between the processes of pytest-xdist."""
     return "-".join(str(getattr(value, "__name__", value)) for value in case)
+
+
+def shares(axis: Sequence[Any], count: int) -> list[list[Any]]:
+    """An axis dealt out like cards: each value is in one of the shares, neighbours in different ones."""
+    return [list(axis[i::count]) for i in range(count)]
+
+
+def shown(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, each printed first: where a test fails, pytest shows which was the last."""
+    for value in values:
+        print(value)
+        yield value

@@ -46,10 +46,14 @@ def moved(model, nfe=5, history=5, solver="auto", scale=0.1, **options):
 # ------------------------------------------------------------------------------------------------ what it is
 
 
-@pytest.mark.parametrize(
-    "solver", ["auto", "euler", "ab-3", "abm-4", "unipc-3", "unipc-2(frame='noise')", "dpmpp-2m", "deis-3", "midpoint"]
+@pytest.mark.product(
+    {
+        "solver": [
+            *("auto", "euler", "ab-3", "abm-4", "unipc-3", "unipc-2(frame='noise')", "dpmpp-2m", "deis-3", "midpoint")
+        ],
+        "path": ["condot", "edm", "ddpm"],
+    }
 )
-@pytest.mark.parametrize("path", ["condot", "edm", "ddpm"])
 def test_every_run_is_made_of_its_start_and_its_velocities(path, solver):
     model = mixture_model(random_means(3, modes=3), path, "v")
     tableau = ds.plan(model, solver, steps=6)
@@ -75,8 +79,7 @@ def test_other_runs_are_refused(solver):
         ds.tune(RING, (8, 2), nfe=12, solver=solver)
 
 
-@pytest.mark.parametrize("history", [2, 3, 6])
-@pytest.mark.parametrize("path", ["condot", "rectified", "edm", "ddpm", "cosine", "subvp", "ve"])
+@pytest.mark.product({"path": ["condot", "rectified", "edm", "ddpm", "cosine", "subvp", "ve"], "history": [2, 3, 6]})
 def test_a_moved_student_is_exact_for_a_constant_velocity_and_in_order(path, history):
     model = mixture_model(ring(), path, "v")
     student = moved(model, nfe=6, history=history, scale=1.0)
