@@ -145,7 +145,7 @@ def initial(
         wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
         return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
     if dtype is None:
-        dtype = torch.float64 if torch.float64 in (model.dtype, torch.get_default_dtype()) else torch.float32
+        dtype = model.state_dtype
     required(isinstance(shape, Sequence), "shape", shape, "a sequence of sizes, the batch first", TypeError)
     assert shape is not None
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)

@@ -44,8 +44,7 @@ class LogProb:
             bin_width: of the integer values that were dequantised, in units of x: 2 / 256 for 8 bits in [-1, 1], which
                 adds 7, and 1 / 256 in [0, 1], which adds 8.
         """
-        if not 0 < bin_width < math.inf:
-            raise ValueError(f"bin_width={bin_width!r}: a positive number is accepted")
+        number("bin_width", bin_width, above=0)
         return -self.value / (self.dim * math.log(2)) - math.log2(bin_width)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import diffsolve as ds
-from diffsolve.cli import app as cli
+from diffsolve.cli.app import app as cli
 from diffsolve.cli import pictures
 from diffsolve.common.registry import Registry
 from diffsolve.execute.plan import DEFAULT_SOLVER
