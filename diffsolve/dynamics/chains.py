@@ -207,7 +207,9 @@ def annealed_langevin(
     if any(a >= b for a, b in zip(lams, lams[1:], strict=False)):
         raise ValueError(f"levels={times}: times from the noise to the data are accepted")
     key = Key.of(seed, index)
-    x = key.normal(shape, stream=Stream.PRIOR, dtype=model.state_dtype, device=model.device).mul_(path.prior_std(times[0]))
+    x = key.normal(shape, stream=Stream.PRIOR, dtype=model.state_dtype, device=model.device).mul_(
+        path.prior_std(times[0])
+    )
     alphas, calls = path.alpha(times).tolist(), 0
     for i, t in enumerate(times):
         if i:

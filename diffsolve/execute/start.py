@@ -16,9 +16,8 @@ from diffsolve.execute.bind import bind
 from diffsolve.execute.executor import Executor, State
 from diffsolve.execute.options import BeginOptions, ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
-from diffsolve.execute.results import Seed
 from diffsolve.models import Guidance, Model, as_model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
 
 __all__ = ["Problem", "begin", "begin_run", "initial"]
@@ -36,7 +35,7 @@ class Problem:
     stop: float | None
     """None for the data itself."""
     key: Key
-    seed: Seed | None
+    seed: SeedLike | None
     """What was given."""
     cond: Mapping[str, Any]
     guidance: Guidance

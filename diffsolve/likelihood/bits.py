@@ -89,7 +89,7 @@ def bits_per_dim(
     low, high = data_range
     required(-math.inf < low < high < math.inf, "data_range", data_range, "two numbers, low < high")
     ends = (int(n.min()), int(n.max())) if n.numel() else (0, 0)
-    required(0 <= ends[0] and ends[1] < levels, "n", ends, f"from 0 to levels - 1 = {levels - 1}")
+    required(ends[0] >= 0 and ends[1] < levels, "n", ends, f"from 0 to levels - 1 = {levels - 1}")
     choice("dequantisation", dequantisation, ("uniform", "truncated-normal"))
     number("spread", spread, above=0)
     width, key = (high - low) / levels, Key.of(seed, index)
