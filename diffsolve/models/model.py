@@ -59,7 +59,7 @@ class Model:
     def __repr__(self) -> str:
         net = getattr(self.net, "__name__", type(self.net).__name__)
         clock = "" if self.clock == "t" else f", clock={getattr(self.clock, '__name__', self.clock)!r}"
-        return f"Model({net}, path={str(self.path)!r}, predicts={self.predicts!r}{clock})"
+        return f"Model({net}, path={self.path}, predicts={self.predicts!r}{clock})"
 
     @property
     def state_dtype(self) -> torch.dtype:

@@ -505,7 +505,7 @@ def test_samples_of_the_digits_get_closer_to_the_digits():
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     testing = pytest.importorskip("typer.testing")
-    from diffsolve.cli.app import app as cli
+    from diffsolve.cli import app as cli
 
     monkeypatch.chdir(tmp_path)
 
