@@ -25,9 +25,11 @@ from torch import Tensor
 
 from diffsolve import grids
 from diffsolve.common.checks import exactly_one, integer, number, required
+from diffsolve.common.deprecation import deprecated_alias
+from diffsolve.common.result import Status, one_line
 from diffsolve.common.tensors import per_sample
 from diffsolve.models import Model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 
 __all__ = ["Chain", "Langevin", "annealed_langevin", "langevin"]
 
@@ -63,17 +65,32 @@ class Langevin:
         return x + h_root**2 * score + math.sqrt(2) * h_root * z
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chain:
     """What `langevin` returns."""
 
     x: Tensor
     nfe: int
     """Network calls made."""
-    key: Key
-    """Of its noise: `seed=chain.key` repeats it."""
+    seed: Key
+    """Of its noise: `seed=chain.seed` repeats it."""
     acceptance: Tensor | None
     """(B,): the share of each sample's proposals that was accepted; None without a `log_density`."""
+
+    key = deprecated_alias("seed")
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been made: a chain makes all of them."""
+        return True
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """How each sample's chain ended."""
+        return (Status.DONE,) * len(self.x)
 
 
 @torch.no_grad()
@@ -86,7 +103,7 @@ def langevin(
     step: float | None = None,
     snr: float | None = None,
     log_density: Callable[[Tensor], Tensor] | None = None,
-    seed: int | Sequence[int] | Key | None = None,
+    seed: SeedLike | None = None,
     index: int = 0,
     first: int = 0,
     cond: Mapping[str, Any] | None = None,
@@ -154,7 +171,7 @@ def annealed_langevin(
     steps: int = 100,
     step: float = 0.1,
     denoise: bool = True,
-    seed: int | Sequence[int] | Key | None = None,
+    seed: SeedLike | None = None,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
 ) -> Chain:
@@ -182,8 +199,9 @@ def annealed_langevin(
     rising = all(a < b for a, b in zip(lams, lams[1:], strict=False))
     required(rising, "levels", times, "times in order from the noise to the data")
     key = Key.of(seed, index)
-    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    x = key.normal(shape, stream=Stream.PRIOR, dtype=dtype, device=model.device).mul_(path.prior_std(times[0]))
+    x = key.normal(shape, stream=Stream.PRIOR, dtype=model.state_dtype, device=model.device).mul_(
+        path.prior_std(times[0])
+    )
     alphas, calls = path.alpha(times).tolist(), 0
     for i, t in enumerate(times):
         if i:

@@ -17,9 +17,8 @@ from diffsolve.execute.executor import Executor, State
 from diffsolve.execute.network import network_times
 from diffsolve.execute.options import BeginOptions, ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
-from diffsolve.execute.results import Seed
 from diffsolve.models import Guidance, Model, as_model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
 
 __all__ = ["Problem", "begin", "begin_run", "initial"]
@@ -37,7 +36,7 @@ class Problem:
     stop: float | None
     """None for the data itself."""
     key: Key
-    seed: Seed | None
+    seed: SeedLike | None
     """What was given."""
     cond: Mapping[str, Any]
     guidance: Guidance
@@ -143,7 +142,7 @@ def initial(
         wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
         return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
     if dtype is None:
-        dtype = torch.float64 if torch.float64 in (model.dtype, torch.get_default_dtype()) else torch.float32
+        dtype = model.state_dtype
     required(isinstance(shape, Sequence), "shape", shape, "a sequence of sizes, the batch first", TypeError)
     assert shape is not None
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)
