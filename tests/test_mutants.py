@@ -8,7 +8,7 @@ import mutants
 import mutations
 import pytest
 
-SOURCE = '''
+SOURCE = b'''
 """A module: 1 + 1."""
 
 __all__ = ["middle"]
@@ -20,7 +20,7 @@ def middle(a: float, b: float = 2.0, *, half: bool = False) -> float:
     if not half and a <= b and b != LIMIT:
         raise ValueError(f"a must be < 2, got {a + 1}")
     return max(a, (a + b) / 2, -b)
-'''.encode()
+'''
 
 
 def test_edits():
@@ -70,7 +70,9 @@ def test_a_noticed_mutant_dies_and_the_others_are_listed(tmp_path: Path):
     (tmp_path / "tiny/part").mkdir(parents=True)
     for folder in ("tiny", "tiny/part"):
         (tmp_path / folder / "__init__.py").touch()
-    (tmp_path / "tiny/part/sums.py").write_text("def add(a, b):\n    return a + b\n\n\ndef less(a, b):\n    return a < b\n")
+    (tmp_path / "tiny/part/sums.py").write_text(
+        "def add(a, b):\n    return a + b\n\n\ndef less(a, b):\n    return a < b\n"
+    )
     test = "from tiny.part import sums\n\n\ndef test_sums():\n    assert sums.add(2, 3) == 5\n    sums.less(2, 3)\n"
     (tmp_path / "tests/part/test_sums.py").write_text(test)
     command = [sys.executable, mutants.__file__, "--root", str(tmp_path), "--package", "tiny", "--count", "9"]
