@@ -22,9 +22,9 @@ Shape = Sequence[int]
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline, by what tells its path: its scheduler."""
+    """A diffusers pipeline, by the method that gives it its parts, a scheduler among them."""
 
-    scheduler: Any
+    def register_modules(self, **kwargs: Any) -> Any: ...
 
 
 ModelLike = Model | nn.Module | Pipeline

@@ -50,7 +50,7 @@ class Custom(Path):
         if bool(falls.any()):
             where = float(t[int(falls.nonzero()[0])])
             raise ValueError(
-                f"log(alpha / sigma) must be strictly rising from t_noise to t_data, got one that is not at t={where:.6g}"
+                f"log(alpha / sigma) must be strictly rising towards the data, got one that is not at t={where:.6g}"
             )
 
     def _alpha(self, t: Tensor) -> Tensor:
