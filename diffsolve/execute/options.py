@@ -22,9 +22,10 @@ Shape = Sequence[int]
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline, by the method that gives it its parts, a scheduler among them."""
+    """A diffusers pipeline, by the method that loads it: all that type checkers see of one."""
 
-    def register_modules(self, **kwargs: Any) -> Any: ...
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any: ...
 
 
 ModelLike = Model | nn.Module | Pipeline
