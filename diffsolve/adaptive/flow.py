@@ -89,7 +89,9 @@ class Flow:
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)
 
-    def place(self, at: Position[np.ndarray], d: tuple[Any, Any], c: Any, like: Tensor, rows: SampleIndex = None) -> Point:
+    def place(
+        self, at: Position[np.ndarray], d: tuple[Any, Any], c: Any, like: Tensor, rows: SampleIndex = None
+    ) -> Point:
         """The samples at positions `at`, for derivatives d = (a, b) in coordinates z = x / c."""
         p, q = conversion(d, self.model, at)
         bad = ~(np.isfinite(p) & np.isfinite(q))
