@@ -8,7 +8,7 @@ import mutants
 import mutations
 import pytest
 
-SOURCE = '''
+SOURCE = b'''
 """A module: 1 + 1."""
 
 __all__ = ["middle"]
@@ -20,7 +20,7 @@ def middle(a: float, b: float = 2.0, *, half: bool = False) -> float:
     if not half and a <= b and b != LIMIT:
         raise ValueError(f"a must be < 2, got {a + 1}")
     return max(a, (a + b) / 2, -b)
-'''.encode()
+'''
 
 
 def test_edits():

@@ -399,7 +399,7 @@ def test_units_of_a_tableau():
     [
         (lambda m, x: ds.log_prob(3, x), "model=int"),
         (lambda m, x: ds.log_prob(m, x.long()), "x=torch.int64"),
-        (lambda m, x: ds.log_prob(m, x, trace="exactly"), "trace='exactly' is unknown; did you mean 'exact'"),
+        (lambda m, x: ds.log_prob(m, x, trace="exactly"), "trace must be one of .*, got 'exactly'; did you mean 'exact'"),
         (lambda m, x: ds.log_prob(m, x, trace="hutchinson(probes=0)"), "probes=0: an integer of at least 1"),
         (lambda m, x: ds.log_prob(m, x, trace="hutch++(probes=4)"), "probes=4: a multiple of 3"),
         (lambda m, x: ds.log_prob(m, x, trace="hutchinson(kind='cauchy')"), "kind='cauchy'"),

@@ -573,7 +573,7 @@ def test_what_cannot_go_together_is_refused_by_name():
         (lambda: ds.Picard(warm=ds.plan("edm", "ddim(eta=1)", steps=3)), "warm=.*a deterministic solver"),
         (lambda: ds.Picard(accelerate="newton"), "accelerate='newton': 'secant', a ds.Anderson or None"),
         (lambda: ds.Parareal(blocks=0), "blocks=0: an integer"),
-        (lambda: ds.Parareal(coarse="dim"), "solver='dim' is unknown"),
+        (lambda: ds.Parareal(coarse="dim"), "solver must be one of .*, got 'dim'"),
         (lambda: ds.Parareal(tol="a"), "tol='a': a finite number"),
         (lambda: ds.Anderson(memory=0), "memory=0: an integer"),
         (lambda: ds.Anderson(ridge=0), "ridge=0: a positive number"),
