@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.api.sampling import sample
+from diffsolve.common.checks import choice, described, integer, number, required
 from diffsolve.execute import Network, network_times
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
 from diffsolve.execute.start import initial
@@ -101,7 +102,7 @@ def fit(
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
     gradient: str = "direct",
-    seed: int | None = None,
+    seed: int | Key | torch.Generator | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
     dtype: torch.dtype | None = None,
@@ -132,7 +133,7 @@ def fit(
         held_out: the share of the noises that is for validation.
         cond, guidance: as in `solve`; tensors whose first dimension is n have one entry per noise.
         gradient: "checkpoint" calls each network again on the way back, and keeps one network's graph in place of N.
-        seed: of the noises and of the batches.
+        seed: of the noises and of the batches; one, as in `solve`.
         checkpoint: a file, whole at any time, that holds the learning in case it is cut off: the same call then goes on
             from it to the bits of an unbroken run, and deletes it at the end. It needs a seed, and the same `cond` and
             `loss`, which it does not know.
@@ -148,7 +149,7 @@ def fit(
         FloatingPointError: if the loss or its gradient is not finite.
     """
     model, guided = as_model(model), Guidance.of(guidance)
-    _check(iterations=iterations, batch=batch, history=history, lr=lr, held_out=held_out, gradient=gradient, seed=seed)
+    _check(iterations=iterations, batch=batch, history=history, lr=lr, held_out=held_out, gradient=gradient)
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", nfe=nfe, grid=grid, start=start, stop=stop)
         begun, name = solver, solver.solver
@@ -156,23 +157,25 @@ def fit(
         begun = plan(model, solver, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guided.scale)
         name = str(solver)
     if begun.nfe < 2:
-        raise ValueError(f"nfe={begun.nfe}: at least 2 are accepted; with one call there is nothing to learn")
+        raise ValueError(f"nfe must be at least 2 for there to be something to learn, got {begun.nfe}")
     if seed is None and checkpoint is not None:
-        raise ValueError(f"checkpoint={os.fspath(checkpoint)!r} with seed=None: a seed is needed to go on from it")
+        raise ValueError(f"seed must be given with checkpoint={os.fspath(checkpoint)!r}, to go on from it, got None")
     if start is not None and noise is None:
         raise ValueError(f"start={start!r}: a run from part-way needs noise=, the states at that time")
-    key, first = Key.of(seed), float(begun.times[0])
+    key = Key.of(seed)
+    required(isinstance(key.seed, int), "seed", seed, "one for all noises")
+    first = float(begun.times[0])
     x = initial(model, first, shape, noise, key, dtype, device)
     if noise is None:  # row 1 is the start of no run
         x = key.normal(x.shape, row=1, dtype=x.dtype, device=x.device) * model.path.prior_std(first)
     if len(x) < 2:
-        raise ValueError(f"shape={tuple(x.shape)}: at least 2 noises are accepted, to learn from and to hold out")
+        raise ValueError(f"shape must be of at least 2 noises, to learn from and to hold out, got {tuple(x.shape)}")
     history = min(begun.nfe, MOST if history is None else history)
     student = Student(model, begun, history, times, f"tuned({name}, nfe={begun.nfe})")
     every = _Noises(x, {} if cond is None else cond, guided)
     _differentiable(model, begun, every.some(torch.tensor([0])), times)
     about = {
-        "solver": begun.to_json(), "noise": _digest(x), "teacher": _digest(teacher), "seed": seed, "history": history,
+        "solver": begun.to_json(), "noise": _digest(x), "teacher": _digest(teacher), "seed": key.seed, "history": history,
         "times": times, "iterations": iterations, "batch": batch, "lr": lr, "held_out": held_out,
         "guidance": [guided.scale, *guided.interval, guided.rescale],
     }  # fmt: skip
@@ -248,23 +251,18 @@ def _taught(
     """The ends of the teacher's run, and the network calls that they took."""
     if isinstance(teacher, Tensor):
         if teacher.shape != noises.x.shape or not teacher.is_floating_point():
-            raise ValueError(
-                f"teacher of shape {tuple(teacher.shape)}, {teacher.dtype}: the ends of the noises, floating and of "
-                f"shape {tuple(noises.x.shape)}, are accepted"
-            )
+            shape = tuple(noises.x.shape)
+            raise ValueError(f"teacher must be floating, the ends of the noises {shape}, got {described(teacher)}")
         return teacher.detach().to(noises.x), 0
     if not isinstance(teacher, Tableau):
-        if isinstance(teacher, bool) or not isinstance(teacher, int) or teacher < 1:
-            raise TypeError(
-                f"teacher={teacher!r}: a number of network calls, a Tableau or a tensor of ends is accepted"
-            )
+        teacher = integer("teacher", teacher, 1)  # so many network calls
         ends = (model.path.t_noise, model.path.t_data)
         start, stop = (None if t == end else t for t, end in zip(begun.times[[0, -1]].tolist(), ends, strict=True))
         teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.scale)
     if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begun.times[[0, -1]]):
         raise ValueError(
-            f"teacher={teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}: a deterministic run "
-            f"from t={begun.times[0]:.6g} to {begun.times[-1]:.6g} is accepted"
+            f"teacher must be a deterministic run from t={begun.times[0]:.6g} to {begun.times[-1]:.6g}, got "
+            f"{teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}"
         )
     parts = [_executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
     return torch.cat(parts), len(noises.x) * teacher.nfe
@@ -293,30 +291,22 @@ def _differentiable(model: Model, begun: Tableau, noises: _Noises, times: bool) 
         out = network(0, x, noises.cond)
         found = torch.autograd.grad(out.sum(), [x, t], allow_unused=True) if out.requires_grad else (None, None)
     if found[0] is None:
-        raise ValueError("net's output has no derivative by its input: a network that autograd goes through is needed")
+        raise ValueError("net must have a derivative by its input, got an output that autograd does not lead back from")
     if times and (found[1] is None or model.clock == "index"):
         raise ValueError(
-            f"net's output has no derivative by the time it is told (clock={model.clock!r}): times=False, which learns "
-            "the weights alone, is accepted"
+            f"net must have a derivative by its time, got none with clock={model.clock!r}; times=False learns the "
+            "weights alone"
         )
 
 
-def _check(
-    *, iterations: int, batch: int, history: int | None, lr: float, held_out: float, gradient: str, seed: int | None
-) -> None:
-    for name, count in (("iterations", iterations), ("batch", batch)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}: an integer of at least 1 is accepted")
-    if history is not None and (isinstance(history, bool) or not isinstance(history, int) or not 2 <= history <= MOST):
-        raise ValueError(f"history={history!r}: an integer from 2 to {MOST}, or None, is accepted")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr={lr!r}: a positive number is accepted")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out!r}: a share between 0 and 1 is accepted")
-    if gradient not in ("direct", "checkpoint"):
-        raise ValueError(f"gradient={gradient!r} is unknown; accepted: direct, checkpoint")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise TypeError(f"seed={seed!r}: an integer, or None, is accepted")
+def _check(*, iterations: int, batch: int, history: int | None, lr: float, held_out: float, gradient: str) -> None:
+    integer("iterations", iterations, 1)
+    integer("batch", batch, 1)
+    if history is not None:
+        integer("history", history, 2, MOST)
+    number("lr", lr, above=0)
+    number("held_out", held_out, above=0, below=1)
+    choice("gradient", gradient, ("direct", "checkpoint"))
 
 
 def _bar(progress: bool, total: int, done: int) -> Any:
