@@ -407,7 +407,10 @@ def window(**other):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: kernels.combine([X] * 13, torch.ones(1, 13)), "inputs must be 1 to 12 tensors, the noise of draw counted, got 13"),
+        (
+            lambda: kernels.combine([X] * 13, torch.ones(1, 13)),
+            "inputs must be 1 to 12 tensors, the noise of draw counted, got 13",
+        ),
         (lambda: kernels.combine([X, X[:1]], torch.ones(1, 2)), "one shape"),
         (lambda: kernels.combine([X, X.to("meta")], torch.ones(1, 2)), "inputs must be on one device, got .*meta"),
         (lambda: kernels.combine([X], torch.ones(1, 2)), r"weights must be of shape \(M, 1\)"),

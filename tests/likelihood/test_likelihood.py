@@ -413,7 +413,10 @@ def test_units_of_a_tableau():
         (lambda m, x: ds.log_prob(m, x, trace="exactly"), "trace='exactly' is unknown; did you mean 'exact'"),
         (lambda m, x: ds.log_prob(m, x, trace="hutchinson(probes=0)"), "probes must be an integer >= 1, got 0"),
         (lambda m, x: ds.log_prob(m, x, trace="hutch++(probes=4)"), "probes must be a multiple of 3, got 4"),
-        (lambda m, x: ds.log_prob(m, x, trace="hutchinson(kind='cauchy')"), "kind must be 'rademacher', 'gaussian' or 'sphere', got 'cauchy'"),
+        (
+            lambda m, x: ds.log_prob(m, x, trace="hutchinson(kind='cauchy')"),
+            "kind must be 'rademacher', 'gaussian' or 'sphere', got 'cauchy'",
+        ),
         (lambda m, x: ds.log_prob(m, x, stop=-1.0), "stop=-1.0"),
         (lambda m, x: ds.log_prob(m, x, steps=3), "steps=3 cannot be given with an adaptive solver"),
         (lambda m, x: ds.log_prob(m, x, solver="ddim(eta=1.0)", steps=3), "eta=1.0"),

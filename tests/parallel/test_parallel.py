@@ -565,7 +565,10 @@ def test_what_cannot_go_together_is_refused_by_name():
         (lambda: ds.Picard(max_rounds=0), "max_rounds must be an integer >= 1, got 0"),
         (lambda: ds.Picard(frame="x"), "frame='x' is unknown; accepted: denoised"),
         (lambda: ds.Picard(warm="hot"), "warm must be 'extrapolate', 'copy' or a Tableau, got 'hot'"),
-        (lambda: ds.Picard(warm=ds.plan("edm", "ddim(eta=1)", steps=3)), "warm must be the tableau of a deterministic solver"),
+        (
+            lambda: ds.Picard(warm=ds.plan("edm", "ddim(eta=1)", steps=3)),
+            "warm must be the tableau of a deterministic solver",
+        ),
         (lambda: ds.Picard(accelerate="newton"), "accelerate must be 'secant', a ds.Anderson or None, got 'newton'"),
         (lambda: ds.Parareal(blocks=0), "blocks must be an integer >= 1, got 0"),
         (lambda: ds.Parareal(coarse="dim"), "solver='dim' is unknown"),
