@@ -44,8 +44,8 @@ from mutations import Mutant, equivalents, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
-    "numpy", "scipy", "torch", "torch._dynamo", "triton", "torchdiffeq", "torchsde", "hypothesis", "sklearn", "diffusers",
-    "typer", "safetensors.torch", "flow_matching.path", "PIL.Image",
+    "numpy", "scipy", "torch", "torch._dynamo", "triton", "torchdiffeq", "torchsde", "hypothesis", "sklearn",
+    "diffusers", "typer", "safetensors.torch", "flow_matching.path", "PIL.Image",
 )  # fmt: skip
 """What the tests import; a missing one is passed over."""
 
