@@ -33,6 +33,7 @@ from endpoint.plot import plot
 from endpoint.problems import COURSES, PARTICLES, TARGETS, TUNE, Bundle, Course, Problem
 from endpoint.runner import errors, lacking, measure
 from endpoint.tables import Study, cells, markdown, summary
+from record import Recorder
 
 HERE = FilePath(__file__).resolve().parent
 BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50)
@@ -75,6 +76,17 @@ def run(
     study["peers"] = known.get("peers") or peers.errors(course, Bundle(problems), budgets)
     print(f"{course.name}: everything, {time.perf_counter() - began:.0f} s", flush=True)
     return study
+
+
+def record(recorder: Recorder, studies: dict[str, Study], budgets: Sequence[int]) -> None:
+    """The best peer, the best of ours and auto, of every cell."""
+    columns = {"best peer": ".2e", "which peer": "", "best of ours": ".2e", "which": "", "auto": ".2e"}
+    table = recorder.table("cells", ["path", "target", "NFE"], columns)
+    for name, study in studies.items():
+        for target, by_budget in cells(study, budgets).items():
+            for nfe, cell in by_budget.items():
+                (peer, error), (own, least) = cell["peer"], cell["ours"]
+                table.add([name, target, nfe], [error, peer, least, own, cell["auto"]], live=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cells": {name: cells(study, budgets) for name, study in studies.items()},
     }
     (out / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
+    record(Recorder("accuracy", out / "accuracy.jsonl"), studies, budgets)
     plot(studies, budgets, out / "accuracy.png")
     print(json.dumps(results["summary"], indent=1))
     print(f"{time.perf_counter() - began:.0f} s")

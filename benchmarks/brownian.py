@@ -1,6 +1,7 @@
 """Random queries of a Brownian path, here and in torchsde: seconds, ratios, memory.
 
-python benchmarks/brownian.py            (a few minutes on one core; with --full also all of torchsde's 1e5 queries)
+    python benchmarks/brownian.py            # a few minutes on one core; results/brownian.jsonl
+    python benchmarks/brownian.py --full     # all of torchsde's 1e5 queries too
 
 Increments over random intervals of [0, 1]. torchsde's `BrownianInterval` takes one interval at a time and keeps a
 tree that grows with what it was asked; with its default settings its values also depend on the order of the
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torchsde
+from record import Recorder, Table
 
 import diffsolve as ds
 
@@ -33,7 +35,7 @@ def one_by_one(path: Callable[[float, float], object], queries: np.ndarray) -> N
         path(s, t)
 
 
-def compare(shape: tuple[int, ...], count: int, theirs: int, repeats: int, halfway: bool) -> None:
+def compare(table: Table, shape: tuple[int, ...], count: int, theirs: int, repeats: int, halfway: bool) -> None:
     """Ours for `count` queries; torchsde's for the first `theirs`, per query (the later ones cost no less)."""
     queries = np.sort(np.random.default_rng(0).random((count, 2)), axis=1)
     some = queries[:theirs]
@@ -47,10 +49,9 @@ def compare(shape: tuple[int, ...], count: int, theirs: int, repeats: int, halfw
         interval = torchsde.BrownianInterval(0.0, 1.0, size=shape, entropy=0, **options)
         times["torchsde"].append(seconds(lambda: one_by_one(interval, some)) / len(some))  # noqa: B023
     best = {name: min(values) for name, values in times.items()}
-    cells = [f"{best[name] * 1e6:.0f}" for name in times]
-    cells += [f"{best['torchsde'] / best[name]:.1f}" for name in ("batch", "one by one")]
     label = "torchsde, halfway_tree" if halfway else "torchsde"
-    print("| " + " | ".join([str(shape), str(count), f"{label}, {len(some)}", *cells]) + " |", flush=True)
+    ratios = [best["torchsde"] / best[name] for name in ("batch", "one by one")]
+    table.add([str(shape), count, f"{label}, {len(some)}"], [*(1e6 * best[name] for name in times), *ratios])
 
 
 def scratch(shape: tuple[int, ...], count: int) -> float:
@@ -72,17 +73,20 @@ def main() -> None:
     torch.set_num_threads(1)
     warm = ds.Brownian((4, 4), seed=0)
     warm(0.25, 0.7)
-    print("| shape | queries | against | batch, us each | one by one | torchsde | ratio, batch | ratio, one by one |")
-    print("|---|---|---|---|---|---|---|---|")
+    recorder = Recorder("brownian")
+    columns = {name: (".0f", "us") for name in ("batch", "one by one", "torchsde")}
+    columns |= {name: (".1f", "") for name in ("ratio, batch", "ratio, one by one")}
+    table = recorder.table("a query", ["shape", "queries", "against"], columns)
     small, image = (64,), (16, 3, 32, 32)
     if arguments.full:
-        compare(image, 1000, 1000, 1, False)
-        compare(small, 100_000, 100_000, 1, False)
+        compare(table, image, 1000, 1000, 1, False)
+        compare(table, small, 100_000, 100_000, 1, False)
     for halfway in (False, True):
-        compare(small, 100_000, 1000, arguments.repeats, halfway)
-        compare(image, 1000, 300, arguments.repeats, halfway)
+        compare(table, small, 100_000, 1000, arguments.repeats, halfway)
+        compare(table, image, 1000, 300, arguments.repeats, halfway)
+    memory = recorder.table("NumPy's memory at the peak of a batch", ["shape", "queries"], {"scratch": (".1f", "MB")})
     for count in (10_000, 100_000):
-        print(f"scratch at {small}, {count} queries: {scratch(small, count):.1f} MB of NumPy's memory")
+        memory.add([str(small), count], [scratch(small, count)])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from record import Recorder, stamp, stamped
 
 import diffsolve as ds
 from diffsolve.metrics import Statistics, Table, frechet, kid, sweep
@@ -65,9 +66,10 @@ def report(table: Table, references: dict[str, Statistics]) -> str:
     cost = statistics.median(1e3 * row.seconds / row.calls for row in table.rows)
     return f"""# Distance to the data against network calls: the digits network
 
-`benchmarks/fid.py`, on a CPU. CondOT, labels at random, without guidance. Solvers with other libraries' names are
-those methods of ours (`ds.solvers.aliases()`), on the grid that the name stands for or else the path's. In brackets:
-the calls made, where they are not those of the column. One network call cost {cost:.2g} ms per sample on one core.
+`benchmarks/fid.py`, {stamped([stamp()])}.
+CondOT, labels at random, without guidance. Solvers with other libraries' names are those methods of ours
+(`ds.solvers.aliases()`), on the grid that the name stands for or else the path's. In brackets: the calls made, where
+they are not those of the column. One network call cost {cost:.2g} ms per sample on one core.
 
 What real digits score, in the mean of ten draws:
 
@@ -100,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         cond={"label": labels}, exact=200, out=options.cache / "fid.jsonl", progress=True,
     )  # fmt: skip
     text = report(table, references)
+    recorder = Recorder("fid", None if options.quick else "")
+    names = list(dict.fromkeys(name for row in table.rows for name in row.scores))
+    columns = {"calls": ".4g", "seconds": ".2g"} | dict.fromkeys(names, ".3g")
+    records = recorder.table("samples", ["solver", "nfe", "seed"], columns)
+    for row in table.rows:
+        values = [row.calls, row.seconds, *map(row.scores.get, names)]
+        records.add([row.solver, row.nfe, row.seed], values, live=False)
     (options.out / "fid.md").write_text(text)
     table.plot(options.out / "fid.png")
     print(text)

@@ -1,6 +1,6 @@
 """One mixture in the plane sampled in six ways, and the Frechet distance of each against network calls.
 
-python benchmarks/gallery.py              # a minute; writes docs/gallery.png and prints the distances
+python benchmarks/gallery.py              # a minute; docs/gallery.png and results/gallery.jsonl
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 
 import numpy as np
 import torch
+from record import Recorder
 from scipy.linalg import sqrtm
 from torch import Tensor
 
@@ -69,12 +70,13 @@ def main() -> None:
     figure, axes = plt.subplots(2, 4, figsize=(13, 6.4))
     places = [*axes[:, :3].ravel()]
     curve, exact = axes[0, 3], axes[1, 3]
-    print("| | " + " | ".join(f"{n} calls" for n in CALLS) + " |\n" + "|--" * (len(CALLS) + 1) + "|")
+    columns = {f"{n} calls": ".1e" for n in CALLS}
+    table = Recorder("gallery").table("Frechet distance", ["sampler"], columns)
     for place, (title, way) in zip(places, WAYS.items(), strict=True):
         runs = [run(model, way, n) for n in CALLS]
         assert all(r is None or r.nfe <= n for r, n in zip(runs, CALLS, strict=True))
         distances = [math.nan if r is None else frechet(target, r.x) for r in runs]
-        print(f"| {title} | " + " | ".join(f"{d:.1e}" for d in distances) + " |", flush=True)
+        table.add([title], distances)
         curve.loglog(CALLS, distances, ".-", lw=1, label=title)
         shown = runs[2].x[:4000]
         place.plot(shown[:, 0], shown[:, 1], ",", alpha=0.6)
@@ -91,7 +93,7 @@ def main() -> None:
         place.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), xticks=[], yticks=[], aspect="equal")
     figure.tight_layout()
     figure.savefig(FilePath(__file__).resolve().parent.parent / "docs" / "gallery.png", dpi=90)
-    print(f"\nexact samples: {frechet(target, x):.1e}")
+    table.add(["exact samples"], [frechet(target, x)] * len(CALLS))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """What the gradients through a run keep and cost, on the digits network: the tables of docs/gradients.md.
 
-PYTHONPATH=tests python benchmarks/gradients.py            (about a minute on one core)
+python benchmarks/gradients.py            (about a minute on one core; results/gradients.jsonl)
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from live import live_numbers
+from record import Recorder
 
 import diffsolve as ds
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from support.live import live_numbers
 
 SIZE = (2, 1, 8, 8)
 RUNS: dict[str, list[dict[str, Any]]] = {
@@ -36,8 +41,8 @@ def run(gradient: str, options: dict[str, Any]) -> tuple[int, int, float, torch.
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("| solver | gradient | calls | network calls in all | MiB | error |")
-    print("|---|---|---|---|---|---|")
+    columns = ("calls", "network calls in all", "MiB", "error")
+    table = Recorder("gradients").table("gradients", ["solver", "gradient"], dict.fromkeys(columns, ""))
     for name, settings in RUNS.items():
         exact: list[torch.Tensor] = []
         for gradient in ("direct", "checkpoint", "adjoint"):
@@ -48,8 +53,7 @@ def main() -> None:
                     exact.append(found)
                 off = float((found - exact[k]).norm() / exact[k].norm())
                 cells.append([str(nfe), str(calls), f"{peak:.1f}", f"{off:.0e}" if off else "0"])
-            columns = " | ".join(" / ".join(column) for column in zip(*cells, strict=True))
-            print(f"| {name} | {gradient} | {columns} |", flush=True)
+            table.add([name, gradient], [" / ".join(column) for column in zip(*cells, strict=True)])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import torch
 from endpoint.ours import POINTS, Pair
 from endpoint.problems import COURSES, Course, FastMixture, Problem
 from endpoint.runner import measure
-from endpoint.tables import mean_log, rows
+from endpoint.tables import mean_log
+from record import Recorder
 from torch import Tensor
 from torchdiffeq import odeint
 
@@ -107,28 +108,28 @@ def moved(problems: Iterable[GuidedProblem]) -> float:
     return max(float(p.error(course, finer.exact(course))) for p, finer in pairs for course in COURSES.values())
 
 
-def study(targets: Sequence[str], scale: float) -> str:
+def study(recorder: Recorder, title: str, targets: Sequence[str], scale: float) -> str:
     """One scale: a row for each configuration."""
     problems = [GuidedProblem(target, scale) for target in targets]
     pairs = [("auto", "angle"), (f"auto(guidance={scale:g})", "angle"), *POINTS, *OTHERS]
     found = [measure(course, pairs, BUDGETS, problems, "").values() for course in COURSES.values()]
     tables = [table for tables in found for table in tables]
     names = [f"{solver} @ {grid}" for solver, grid in pairs]
-    body = [
-        [f"`{name}`", *(f"{mean_log(t[name][b] for t in tables):.1e}" for b in range(len(BUDGETS)))] for name in names
-    ]
-    return "\n".join([*rows(["configuration", *map(str, BUDGETS)], body), f"Exact to {moved(problems):.0e}.\n"])
+    table = recorder.table(title, ["configuration"], {str(nfe): ".1e" for nfe in BUDGETS})
+    for name in names:
+        table.add([f"`{name}`"], [mean_log(t[name][b] for t in tables) for b in range(len(BUDGETS))], live=False)
+    return "\n".join([*table.markdown(), "", f"Exact to {moved(problems):.0e}.\n"])
 
 
 DIGITS = ("auto", "auto(guidance=1)", "dpmpp-2m", "unipc-3")
 
 
-def digits() -> str:
+def digits(recorder: Recorder) -> str:
     """The digits network, four images of each class, against a run of 400 steps; each solver on its own grid."""
     model = ds.load("digits")
     x = torch.randn((40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     cond = {"label": torch.arange(40) % 10}
-    body, halved = [], 0.0
+    table, halved = recorder.table("digits", ["w", "solver"], {str(nfe): ".1e" for nfe in BUDGETS}), 0.0
     for scale in (1.0, 2.0, 4.0, 7.5):
         run = functools.partial(ds.sample, model, noise=x, cond=cond, guidance=scale)
         exact, half = (run(solver="ab-3(variable='theta', corrector=4)", grid="angle", steps=n) for n in (400, 200))
@@ -138,10 +139,9 @@ def digits() -> str:
 
         halved = max(halved, error(half))
         for solver in DIGITS:
-            errors = [error(run(solver=solver, nfe=nfe)) for nfe in BUDGETS]
-            body.append([f"{scale:g}", f"`{solver}`", *(f"{e:.1e}" for e in errors)])
-    table = rows(["w", "solver", *map(str, BUDGETS)], body)
-    return "\n".join([*table, f"Half of its steps move the run measured against by at most {halved:.0e}.", ""])
+            table.add([scale, f"`{solver}`"], [error(run(solver=solver, nfe=nfe)) for nfe in BUDGETS], live=False)
+    halves = f"Half of its steps move the run measured against by at most {halved:.0e}."
+    return "\n".join([*table.markdown(), "", halves, ""])
 
 
 def main() -> None:
@@ -150,14 +150,15 @@ def main() -> None:
     parser.add_argument("--digits", action="store_true", help="the digits network")
     results = FilePath(__file__).parent / "results"
     if parser.parse_args().digits:
-        text = f"# Guidance on the digits network\n\n{digits.__doc__}\n\n{digits()}"
+        text = f"# Guidance on the digits network\n\n{digits.__doc__}\n\n{digits(Recorder('guidance_digits'))}"
         (results / "guidance_digits.md").write_text(text)
         return
     text = ["# Guidance: error against network calls", "", *(__doc__ or "").splitlines()[2:]]
+    recorder = Recorder("guidance")
     for role, (targets, scales) in STUDIES.items():
         for scale in scales:
-            text += [f"\n## w = {scale:g}, {role}: geometric means over {', '.join(targets)} and all paths\n"]
-            text += [study(targets, scale)]
+            title = f"w = {scale:g}, {role}: geometric means over {', '.join(targets)} and all paths"
+            text += [f"\n## {title}\n", study(recorder, title, targets, scale)]
     (results / "guidance.md").write_text("\n".join(text))
 
 

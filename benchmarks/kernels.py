@@ -14,13 +14,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
 
 import torch
+from record import Recorder
 from torch import Tensor
 
 from diffsolve.kernels import device, launch
@@ -150,7 +151,7 @@ def cases() -> list[Case]:
     ]
 
 
-class Recorder:
+class Launches:
     """Stands in for a kernel and keeps what it is launched with."""
 
     def __init__(self, kernel: Any, calls: list[tuple[Any, tuple[int, ...], dict[str, Any]]]) -> None:
@@ -170,7 +171,7 @@ def recorded(run: Callable[[str], object], where: str = "meta") -> list[tuple[An
     kernels = {name: getattr(device, name) for name in KERNELS}
     try:
         for name, kernel in kernels.items():
-            setattr(device, name, Recorder(kernel, calls))
+            setattr(device, name, Launches(kernel, calls))
         run(where)
     finally:
         for name, kernel in kernels.items():
@@ -264,32 +265,45 @@ def resources(done: Any, name: str) -> tuple[int, int, int]:
     return int(registers), int(stores) + int(loads), int(stack)
 
 
-def timed() -> None:
-    """On a GPU: microseconds of each kernel, of a copy of as many bytes, of torch eager and of torch.compile."""
+Times = tuple[str, float, float | None, float | None, float | None]
+"""(case, the kernel, a copy of as many bytes, torch eager, torch.compile), in milliseconds."""
+
+
+def time_cases(compiled: bool = True) -> Iterator[Times]:
+    """On a GPU: each kernel, and what it is measured against, where there is such a thing."""
     from triton.testing import do_bench
 
     from diffsolve.kernels.combine import _combine
 
-    if not torch.cuda.is_available():
-        raise SystemExit("--time needs a CUDA or ROCm device")
-    compiled_combine = torch.compile(_combine)
+    runs = [_combine, torch.compile(_combine)] if compiled else [_combine]
     n = torch.Size(SHAPE).numel()
-    print(torch.cuda.get_device_name())
-    print(f"{'case':28}{'us':>9}{'copy':>9}{'eager':>9}{'compile':>9}")
     for case in cases():
         kernel, grid, arguments = recorded(case.run, "cuda")[0]
-        times = [do_bench(lambda k=kernel, g=grid, a=arguments: k[g](**a), return_mode="median")]
+        own = do_bench(lambda k=kernel, g=grid, a=arguments: k[g](**a), return_mode="median")
+        copy = None
         if kernel is not device.window_kernel:  # of which a count of bytes has only one call
             source = torch.empty(n * (case.reads + case.writes) // 2, dtype=torch.uint8, device="cuda")
             target = torch.empty_like(source)
-            times.append(do_bench(lambda t=target, s=source: t.copy_(s), return_mode="median"))
+            copy = do_bench(lambda t=target, s=source: t.copy_(s), return_mode="median")
+        others: list[float | None] = []
         if kernel is device.combine_kernel and not arguments["NOISE"] and arguments["uncond"] is None:
             inputs, weights = list(arguments["xs"]), arguments["weights"]
             dtypes = tuple(y.dtype for y in arguments["ys"])
-            for run in (_combine, compiled_combine):
+            for run in runs:
                 work = lambda r=run, i=inputs, w=weights, d=dtypes: r(i, w, d, None)  # noqa: E731
-                times.append(do_bench(work, return_mode="median"))
-        print(f"{case.name:28}" + "".join(f"{1e3 * t:9.1f}" for t in times))
+                others.append(do_bench(work, return_mode="median"))
+        eager, fused = (*others, None, None)[:2]
+        yield case.name, own, copy, eager, fused
+
+
+def timed() -> None:
+    """Print and record the microseconds of every case."""
+    if not torch.cuda.is_available():
+        raise SystemExit("--time needs a CUDA or ROCm device")
+    columns = {name: (".1f", "us") for name in ("kernel", "copy", "eager", "compile")}
+    table = Recorder("kernels").table(f"at {SHAPE}", ["case"], columns)
+    for case, *times in time_cases():
+        table.add([case], [t and 1e3 * t for t in times])
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import Recorder, processor
 from torch import Tensor
 from torchdiffeq import odeint
 
@@ -155,6 +155,9 @@ def save(rows: dict[str, list[Any]], about: str) -> None:
         os.replace(whole, RESULTS / name)
 
 
+METRICS = {"calls, mean": ".3g", "calls, most": ".0f", "JVPs": ".3g", "error": ".1e", "error bar": ".1e", "s": ".1f"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="2-D alone, and nothing is written")
@@ -162,12 +165,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     about = (
-        f"`python benchmarks/likelihood.py`: torch {torch.__version__}, one thread of a CPU ({platform.machine()}); "
+        f"`python benchmarks/likelihood.py`: torch {torch.__version__}, one thread of a CPU ({processor()}); "
         f'fixed methods in "trig" on the grid {GRID}. {", ".join(f"{n} points in {d}-D" for d, n in SAMPLES.items())}. '
         "JVPs are those of a sample; seconds are of the whole batch, on a machine that may have been busy."
     )
     kept = RESULTS / "likelihood.json"
     rows: dict[str, list[Any]] = json.loads(kept.read_text()) if kept.exists() and not options.quick else {}
+    recorder = Recorder("likelihood", None if options.quick else "", resume=True)
+    records = recorder.table("log-densities", COLUMNS[:5], METRICS)
 
     def measured(names: list[str], work: Callable[[], Any]) -> None:
         key = " | ".join(names)
@@ -176,6 +181,7 @@ def main() -> None:
         began = time.perf_counter()
         rows[key] = [*work(), time.perf_counter() - began]
         print(table({key: rows[key]}, "").splitlines()[-1], flush=True)
+        records.add(names, rows[key], live=False)
         if not options.quick:
             save(rows, about)
 

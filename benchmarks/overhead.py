@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import os
 import time
@@ -36,6 +35,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler, which counts the
 
 import torch
 from overhead_tables import OURS, Row, listing, page, summary
+from record import Recorder, stamp, stamped
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -131,14 +131,10 @@ def diffusers(x: Tensor, out: Tensor) -> Iterator[Method]:
 
 
 def k_diffusion(x: Tensor, out: Tensor) -> Iterator[Method]:
-    file = Path(__file__).resolve().parent.parent / "tests" / "peers.py"
-    spec = importlib.util.spec_from_file_location("diffsolve_test_peers", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    from endpoint.peers.base import loader
+
     try:
-        sampling = module.k_diffusion("sampling")
+        sampling = loader().k_diffusion("sampling")
     except ImportError:
         return
     levels = torch.linspace(80**0.2, 0.002**0.2, STEPS + 1) ** 5
@@ -299,6 +295,15 @@ def measure(shape: tuple[int, ...], solvers: list[str], rounds: int) -> list[Row
     ]  # fmt: skip
 
 
+def record(found: list[Row]) -> None:
+    """The rows, all of them, in the format of every benchmark."""
+    columns = {"us": (".1f", "us"), "ratio": ".2f", "above_us": (".1f", "us"), "streams": ".1f", "states": ".1f"}
+    table = Recorder("overhead").table("a step between two calls", ["shape", "method", "library"], columns)
+    for row in found:
+        case = ["x".join(map(str, row["shape"])), row["method"], row["library"]]
+        table.add(case, [row[name] for name in columns], live=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs="+", help="one shape in place of the four; nothing is kept")
@@ -320,6 +325,7 @@ def main() -> None:
         print(f"{'x'.join(map(str, shape))}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
         if kept:
             kept.write_text(json.dumps(found, indent=1) + "\n")
+            record(found)
     shapes = list(dict.fromkeys(tuple(r["shape"]) for r in found))
     tables = {s: listing([r for r in found if tuple(r["shape"]) == s]) for s in shapes}
     if kept is None:
@@ -327,8 +333,8 @@ def main() -> None:
     elif found:
         about = (
             "# What a step costs, measured\n\nWritten by `python benchmarks/overhead.py`, which says what the columns "
-            f"are: one CPU thread, float32, {STEPS} steps, torch {torch.__version__}, "
-            f"{'with' if native.found(torch.float32) else 'without'} a C compiler."
+            f"are: one CPU thread, float32, {STEPS} steps, "
+            f"{'with' if native.found(torch.float32) else 'without'} a C compiler; {stamped([stamp()])}."
         )
         parts = [about, summary(found).replace("\n", "\n\n")]
         parts += [f"## {' x '.join(map(str, s))}\n\n{table}" for s, table in tables.items()]

@@ -2,6 +2,8 @@
 
 python benchmarks/parallel.py > benchmarks/results/parallel.md         (about 13 minutes on one core)
 
+Its records are in results/parallel.jsonl.
+
 The two networks predict the noise on the linear table of 1000 betas, so that diffusers' parallel schedulers can be
 run beside: the exact one of a 64-dimensional mixture, and the digits network, whose velocity is converted.
 """
@@ -11,13 +13,13 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from record import Recorder, Table, processor
 from torch import Tensor
 
 import diffsolve as ds
@@ -172,21 +174,21 @@ def frechet(x: Tensor, mean: Tensor, covariance: Tensor) -> float:
     return float((x.mean(0) - mean).square().sum() + mine.trace() + covariance.trace() - 2 * root)
 
 
-def distance(x: Tensor, target: Target) -> str:
+def distance(x: Tensor, target: Target) -> str | None:
     if len(x) < 16:
-        return "-"
+        return None
     whole, group = frechet(x, *target.moments), torch.arange(len(x)) % GROUPS
     left = np.array([frechet(x[group != g], *target.moments) for g in range(GROUPS)])
     return f"{whole:.3f} ± {math.sqrt((GROUPS - 1) * left.var()):.3f}"
 
 
-def modelled(target: Target, sizes: np.ndarray, steps: int) -> list[str]:
+def modelled(target: Target, sizes: np.ndarray, steps: int) -> list[float]:
     """Time on w workers over the sequential run's: a sample's own batches, shared out."""
     alone = steps * target.cost(np.array(1))
     out = []
     for workers in WORKERS:
         seconds = np.where(sizes > 0, target.cost(-(-sizes // workers)), 0.0).sum(0).mean()
-        out.append(f"{seconds / alone:.2f}")
+        out.append(float(seconds / alone))
     return out
 
 
@@ -236,6 +238,7 @@ def paradigms(target: Target, name: str, window: int, samples: int) -> tuple[np.
 
 
 def line(
+    table: Table,
     target: Target,
     method: str,
     rounds: Tensor,
@@ -243,27 +246,26 @@ def line(
     x: Tensor,
     alone: Tensor,
     steps: int,
-    here: str,
+    here: float | None,
     left: float = 0.0,
-) -> str:
+) -> None:
     far = (x - alone).flatten(1).square().mean(1).sqrt()
     depth = (sizes > 0).sum(0)
     cells = [
-        method,
         f"{rounds.mean():.1f} ({int(rounds.max())})",
-        f"{depth.mean():.1f}",
-        f"{sizes.sum(0).mean():.0f}",
+        float(depth.mean()),
+        float(sizes.sum(0).mean()),
         *modelled(target, sizes, steps),
         here,
-        f"{far.median():.1e}",
-        f"{(far > 0.3).double().mean():.3f}",
-        f"{left:.3f}",
+        float(far.median()),
+        float((far > 0.3).double().mean()),
+        left,
         distance(x, target),
     ]
-    return "| " + " | ".join(cells) + " |"
+    table.add([method], cells)
 
 
-def report(target: Target, name: str) -> None:
+def report(recorder: Recorder, target: Target, name: str) -> None:
     solver, steps, window = RUNS[name]
     batch = target.samples(steps)
     solve = functools.partial(
@@ -273,22 +275,23 @@ def report(target: Target, name: str) -> None:
     alone = solve().x
     sequential = time.perf_counter() - start
     print(f"\n### {name}, window {window}, {batch} samples\n")
-    print(f"| | rounds | depth | calls | {' | '.join(f'on {w}' for w in WORKERS)} | here | rms | far | left | FD |")
-    print("|--" * (4 + len(WORKERS) + 5) + "|")
-    ones = " | ".join(["1"] * (len(WORKERS) + 1))
-    print(f"| sequential | {steps} | {steps} | {steps} | {ones} | 0 | 0 | 0 | {distance(alone, target)} |")
+    columns = {"rounds": "", "depth": ".1f", "calls": ".0f", **{f"on {w}": ".2f" for w in WORKERS}, "here": ".1f"}
+    columns |= {"rms": ".1e", "far": ".3f", "left": ".3f", "FD": ""}
+    table = recorder.table(f"{target.name}: {name}, window {window}, {batch} samples", ["method"], columns)
+    ones = [1.0] * (len(WORKERS) + 1)
+    table.add(["sequential"], [str(steps), steps, steps, *ones, 0.0, 0.0, 0.0, distance(alone, target)])
     for method, parallel in methods(name, window).items():
         start = time.perf_counter()
         run, sizes = recorded(batch, functools.partial(solve, parallel=parallel))
-        here = f"{(time.perf_counter() - start) / sequential:.1f}"
+        here = (time.perf_counter() - start) / sequential
         assert run.parallel is not None
         left = 1 - float(run.parallel.converged.double().mean())
-        print(line(target, method, run.parallel.each.double(), sizes, run.x, alone, steps, here, left), flush=True)
+        line(table, target, method, run.parallel.each.double(), sizes, run.x, alone, steps, here, left)
     if name.startswith("DD"):
         few = 8 if steps <= 100 or "mixture" in target.name else 2
         with torch.no_grad():
             sizes, x, own, rounds = paradigms(target, name, window, few)
-        print(line(target, "paradigms", torch.tensor(rounds).double(), sizes, x, own, steps, "-"), flush=True)
+        line(table, target, "paradigms", torch.tensor(rounds).double(), sizes, x, own, steps, None)
 
 
 def main() -> None:
@@ -296,14 +299,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    machine = f"a CPU ({platform.machine()})"
+    recorder = Recorder("parallel", None if quick else "")
+    machine = f"a CPU ({processor()})"
     print(INTRODUCTION.format(machine=machine, torch=torch.__version__.split("+")[0], groups=GROUPS), end="")
     for target in targets(quick):
         one = float(target.cost(np.array(1)))
         costs = ", ".join(f"{b}: {float(target.cost(np.array(b))) / one:.1f}" for b in (1, 4, 16, 64, 256))
         print(f"\n## {target.name}\n\nCost of a batch, over that of a batch of one ({one * 1e3:.2f} ms): {costs}.")
         for name in RUNS:
-            report(target, name)
+            report(recorder, target, name)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from record import Recorder, Table
 
 import diffsolve as ds
 from diffsolve.reference import mixture_model
@@ -62,7 +63,8 @@ STOCHASTIC = """
 `order` is the weak order. The slopes are those of |mean - exact| + |variance - exact| on Gaussian data, summed over the
 deviations 0.2, 0.4 and 1, from 160 to 320 steps between times away from both ends; the sum at 320 steps beside each.
 The last columns are the standard deviation of the result over the exact one for N(0, 0.5^2) on EDM's path from the
-noise to the data, in its own grid. No sampling: the linear recursion is followed in closed form (`tests/gaussian.py`).
+noise to the data, in its own grid. No sampling: the linear recursion is followed in closed form
+(`tests/support/gaussian.py`).
 `restart` does nothing where the grid has no node in its interval.
 """
 
@@ -151,9 +153,9 @@ def error(solver: str, path: str, target: GaussianMixture, nfe: int) -> float:
 
 @cache
 def gaussian() -> ModuleType:
-    """tests/gaussian.py: what a tableau makes of Gaussian data."""
+    """tests/support/gaussian.py: what a tableau makes of Gaussian data."""
     spec = importlib.util.spec_from_file_location(
-        "diffsolve_test_gaussian", FilePath(__file__).resolve().parent.parent / "tests" / "gaussian.py"
+        "diffsolve_test_gaussian", FilePath(__file__).resolve().parent.parent / "tests" / "support" / "gaussian.py"
     )
     assert spec is not None
     assert spec.loader is not None
@@ -190,9 +192,9 @@ def row(cells: list[str]) -> None:
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def head(cells: list[str]) -> None:
-    row(cells)
-    print("|" + "---|" * len(cells))
+def head(table: Table) -> None:
+    row([*table.labels, *table.columns])
+    print("|" + "---|" * (len(table.labels) + len(table.columns)))
 
 
 def main() -> None:
@@ -200,41 +202,48 @@ def main() -> None:
     every = ds.solvers.names()
     stochastic = [name for name in every if ds.plan("vp", name, steps=12).stochastic]
     names = [name for name in every if name not in stochastic]
+    recorder = Recorder("solvers")
     print(INTRODUCTION)
-    head(["name", "class", "source", "order", "calls", "K", "gain"])
+    table = recorder.table(
+        "deterministic", ["name"], dict.fromkeys(["class", "source", "order", "calls", "K", "gain"], "")
+    )
     for name in names:
         solver = ds.solvers.named(name)
         history = ds.plan("condot", name, steps=12).history
-        row([f"`{name}`", f"`{solver}`", source(name), str(solver.order), str(solver.calls), str(history), gain(name)])
+        table.add([f"`{name}`"], [f"`{solver}`", source(name), solver.order, solver.calls, history, gain(name)])
 
     print(STOCHASTIC)
-    head(["name", "class", "source", "order", "calls", "K", *INTERIOR, *(f"{nfe} calls" for nfe in (10, 20, 50, 100))])
+    columns = ["class", "source", "order", "calls", "K", *INTERIOR, *(f"{nfe} calls" for nfe in (10, 20, 50, 100))]
+    table = recorder.table("stochastic", ["name"], dict.fromkeys(columns, ""))
     for name in stochastic:
         solver = ds.solvers.named(name)
-        about = [source(name), str(solver.order), str(solver.calls), str(ds.plan("condot", name, steps=12).history)]
+        about = [source(name), solver.order, solver.calls, ds.plan("condot", name, steps=12).history]
         slopes = [weak_order(name, path) for path in INTERIOR]
-        row([f"`{name}`", f"`{solver}`", *about, *slopes, *(spread(name, nfe) for nfe in (10, 20, 50, 100))])
+        table.add([f"`{name}`"], [f"`{solver}`", *about, *slopes, *(spread(name, nfe) for nfe in (10, 20, 50, 100))])
 
     print(ORDERS)
     target = smooth()
-    head(["solver", "declared", *(f"{path} {kind}" for path in INTERIOR for kind in ("interior", "data"))])
+    columns = ["declared", *(f"{path} {kind}" for path in INTERIOR for kind in ("interior", "data"))]
+    table = recorder.table("orders", ["solver"], dict.fromkeys(columns, ""))
     for name in [*dict.fromkeys([*names, *(f"{m}(frame={f!r})" for m in RUNGE_KUTTA for f in FRAMES)])]:
         slopes = [order(name, path, to_data, target) for path in INTERIOR for to_data in (False, True)]
-        row([f"`{name}`", str(ds.solvers.named(name).order), *slopes])
+        table.add([f"`{name}`"], [ds.solvers.named(name).order, *slopes])
 
     print(ERRORS)
     for path in INTERIOR:
         for label, mixture in TARGETS.items():
             print(f"\n### {path}, {label}, grid {ds.paths.named(path).grid}\n")
-            head(["solver", *map(str, CALLS)])
-            table = np.array([[error(name, path, mixture, nfe) for nfe in CALLS] for name in names])
-            best = np.nanmin(table, axis=0)
-            for name, errors in zip(names, table, strict=True):
+            records = recorder.table(f"error, {path}, {label}", ["solver"], {str(nfe): ".1e" for nfe in CALLS})
+            head(records)
+            errors_of = np.array([[error(name, path, mixture, nfe) for nfe in CALLS] for name in names])
+            best = np.nanmin(errors_of, axis=0)
+            for name, errors in zip(names, errors_of, strict=True):
                 cells = [
                     "-" if np.isnan(e) else f"**{e:.1e}**" if e == b else f"{e:.1e}"
                     for e, b in zip(errors, best, strict=True)
                 ]
                 row([f"`{name}`", *cells])
+                records.add([f"`{name}`"], [None if np.isnan(e) else float(e) for e in errors], live=False)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from endpoint.peers.base import loader
 from endpoint.problems import TARGETS, FastMixture
+from record import Recorder
 from scipy.linalg import sqrtm
 from torch import Tensor
 
@@ -185,10 +186,13 @@ def diffusers(target: Target, course: str) -> Iterator[tuple[str, Sampler]]:
         yield f"diffusers {name}", lambda nfe, case=case: run(*case, nfe)
 
 
-def table(target: Target, course: str, budgets: Sequence[int]) -> None:
+def table(recorder: Recorder, target: Target, course: str, budgets: Sequence[int]) -> None:
     """Print the best of each side per budget, and the five best of each."""
     floor = target.scores(target.mixture.sample(len(target.start), seed=9))
     found: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {"ours": [], "peers": []}
+    measures = {"Frechet": ".4f", "sliced": ".4f"}
+    records = recorder.table("distances", ["path", "side", "sampler", "NFE"], measures)
+    records.add([course, "exact", "floor", None], floor, live=False)
     for side, made in (
         ("ours", ours(target, course)),
         ("peers", (p for f in (k_diffusion, diffusers) for p in f(target, course))),
@@ -208,6 +212,8 @@ def table(target: Target, course: str, budgets: Sequence[int]) -> None:
                     flush=True,
                 )
             found[side].append((name, row))
+            for nfe, scores in zip(budgets, row, strict=True):
+                records.add([course, side, name, nfe], scores, live=False)
     print(f"## {course}: {PATHS[course]}\n\nfloor: Frechet {floor[0]:.3g}, sliced {floor[1]:.3g}\n")
     for measure, title in enumerate(("Frechet distance", "Sliced Wasserstein distance")):
         print(f"| NFE | {title}: best of ours | | best peer | | ratio |\n|--|--|--|--|--|--|")
@@ -238,8 +244,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"# Stochastic samplers, iso64, {options.samples} samples\n")
+    recorder = Recorder("stochastic")
     for course in options.paths:
-        table(Target("iso64", options.samples), course, options.budgets)
+        table(recorder, Target("iso64", options.samples), course, options.budgets)
 
 
 if __name__ == "__main__":

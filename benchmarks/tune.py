@@ -25,6 +25,7 @@ import torch
 from endpoint import ours, search
 from endpoint.problems import COURSES, Course, Problem
 from endpoint.runner import errors, run_together
+from record import Recorder, stamp, stamped
 from torch import Tensor
 
 import diffsolve as ds
@@ -55,11 +56,11 @@ def mixture_cell(course: Course, problem: Problem, nfe: int, iterations: int) ->
     return found[0], found[least], " @ ".join(pairs[least]), tuning
 
 
-def mixtures(paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], iterations: int) -> list[str]:
-    lines = [
-        "| path | target | NFE | auto | best | which | tuned | tuned / best | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def mixtures(
+    recorder: Recorder, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], iterations: int
+) -> list[str]:
+    columns = {"auto": ".1e", "best": ".1e", "which": "", "tuned": ".1e", "tuned / best": ".2f", "seconds": ".0f"}
+    table = recorder.table("mixtures", ["path", "target", "NFE"], columns)
     cache = HERE / ".cache"
     cache.mkdir(exist_ok=True)
     (cache / ".gitignore").write_text("*\n")
@@ -69,10 +70,8 @@ def mixtures(paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int
             auto, best, name, tuning = mixture_cell(course, problem, nfe, iterations)
             x = run_together([tuning.tableau], problem, problem.start(course))
             tuned = float(problem.error(course, x)[0])
-            cells = f"{auto:.1e} | {best:.1e} | `{name}` | {tuned:.1e} | {tuned / best:.2f}"
-            lines.append(f"| {path} | {target} | {nfe} | {cells} | {tuning.seconds:.0f} |")
-            print(lines[-1], flush=True)
-    return lines
+            table.add([path, target, nfe], [auto, best, f"`{name}`", tuned, tuned / best, tuning.seconds])
+    return table.markdown()
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
@@ -85,7 +84,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return float((a.mean(0) - b.mean(0)).square().sum() + C.trace() + D.trace() - 2 * mixed)
 
 
-def digit_images(budgets: Sequence[int], iterations: int, n: int, teacher: int) -> list[str]:
+def digit_images(recorder: Recorder, budgets: Sequence[int], iterations: int, n: int, teacher: int) -> list[str]:
     model, (images, _) = ds.load("digits"), digits.load_data()
     cond = {"label": torch.arange(n) % 10}
     x = ds.Key(0).normal((n, 1, 8, 8), row=1)  # as `tune` draws them, for the longest run to be made once
@@ -93,25 +92,24 @@ def digit_images(budgets: Sequence[int], iterations: int, n: int, teacher: int) 
     fresh = ds.sample(model, (2 * n, 1, 8, 8), nfe=teacher, seed=1, cond={"label": torch.arange(2 * n) % 10})
     norm = fresh.flatten(1).norm(dim=1).square().mean().sqrt()
 
-    def row(name: str, solver: str | ds.Tableau, nfe: int | None) -> tuple[float, str]:
+    def row(solver: str | ds.Tableau, nfe: int | None) -> tuple[float, float]:
         label = {"label": torch.arange(2 * n) % 10}
         found = ds.sample(model, (2 * n, 1, 8, 8), solver=solver, nfe=nfe, seed=1, cond=label)
         error = float((found - fresh).flatten(1).norm(dim=1).mean() / norm)
-        return error, f"{name} | {error:.4f} | {frechet(found, images):.3f}"
+        return error, frechet(found, images)
 
-    lines = ["| NFE | solver | distance | Frechet |", "|---|---|---|---|"]
-    lines.append(f"| {teacher} | the teacher | 0 | {frechet(fresh, images):.3f} |")
+    table = recorder.table("digits", ["NFE", "solver"], {"distance": ".4f", "Frechet": ".3f", "seconds": ".0f"})
+    table.add([teacher, "the teacher"], [0.0, frechet(fresh, images), None])
     for nfe in budgets:
-        rivals = {name: row(f"`{name}`", name, nfe) for name in RIVALS}
+        rivals = {name: row(name, nfe) for name in RIVALS}
         best = min(rivals, key=lambda name: rivals[name][0])
         tuning = fit(
             model, noise=x, teacher=ends, nfe=nfe, cond=cond, iterations=iterations, batch=32, held_out=0.25, seed=0
         )
-        rows = [rivals["auto"][1], f"best: {rivals[best][1]}"]
-        rows.append(row(f"tuned, in {tuning.seconds:.0f} seconds", tuning.tableau, None)[1])
-        lines += [f"| {nfe} | {text} |" for text in rows]
-        print("\n".join(lines[-3:]), flush=True)
-    return lines
+        table.add([nfe, "`auto`"], [*rivals["auto"], None])
+        table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
+        table.add([nfe, "tuned"], [*row(tuning.tableau, None), tuning.seconds])
+    return table.markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,17 +120,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*nothing learned is better")
     if options.quick:
-        mixtures(["flow"], ["ring"], [5, 8], 100)
-        digit_images([6], 20, 64, 30)
+        mixtures(Recorder("tune", None), ["flow"], ["ring"], [5, 8], 100)
+        digit_images(Recorder("tune_digits", None), [6], 20, 64, 30)
         return
     parts = {
-        "mixtures": ("tune.md", lambda: mixtures(list(COURSES), TARGETS, BUDGETS, 300)),
-        "digits": ("tune_digits.md", lambda: digit_images(BUDGETS, 150, 256, 100)),
+        "mixtures": ("tune.md", lambda: mixtures(Recorder("tune"), list(COURSES), TARGETS, BUDGETS, 300)),
+        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), BUDGETS, 150, 256, 100)),
     }
     for name, (file, measured) in parts.items():
         if options.part in (None, name):
             began = time.perf_counter()
-            lines = [f"# Learned runs: {name}", "", "`benchmarks/tune.py` says how.", "", *measured(), ""]
+            about = f"`benchmarks/tune.py` says how; {stamped([stamp()])}."
+            lines = [f"# Learned runs: {name}", "", about, "", *measured(), ""]
             (HERE / "results" / file).write_text("\n".join(lines))
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 

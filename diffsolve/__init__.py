@@ -8,10 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diffsolve.common import deprecation
+
 if TYPE_CHECKING:
-    from diffsolve import grids, integrations, metrics, models, paths, reference, solvers
+    from diffsolve import grids, integrations, likelihood, metrics, models, paths, reference, solvers
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
+    from diffsolve.common.result import Result
     from diffsolve.dynamics import Chain, Langevin, annealed_langevin, langevin
     from diffsolve.execute.executor import Executor, State
     from diffsolve.execute.plan import plan
@@ -27,9 +30,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+deprecation.install()
+
 _HOME = {
     "adaptive": ("Adaptive", "AdaptiveRun", "AdaptiveSDE", "Status"),
     "api": ("diffuse", "encode", "reversible", "sample", "sample_with_log_prob", "solve"),
+    "common.result": ("Result",),
     "dynamics": ("Chain", "Langevin", "annealed_langevin", "langevin"),
     "execute.executor": ("Executor", "State"),
     "execute.plan": ("plan",),
@@ -44,7 +50,7 @@ _HOME = {
     "tuning": ("Tuning", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("grids", "integrations", "metrics", "models", "paths", "reference", "solvers")
+_MODULES = ("grids", "integrations", "likelihood", "metrics", "models", "paths", "reference", "solvers")
 
 __all__ = [
     "Adaptive",
@@ -63,6 +69,7 @@ __all__ = [
     "Parareal",
     "Picard",
     "Ranks",
+    "Result",
     "Run",
     "State",
     "Status",
@@ -79,6 +86,7 @@ __all__ = [
     "grids",
     "integrations",
     "langevin",
+    "likelihood",
     "load",
     "log_prob",
     "metrics",

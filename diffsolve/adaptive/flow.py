@@ -21,11 +21,11 @@ from diffsolve.adaptive.options import Adaptive
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute import conversion
 from diffsolve.execute.watch import Watch
-from diffsolve.grids import CUT
 from diffsolve.models import Model, undetermined
 from diffsolve.models.guidance import Guidance
 from diffsolve.paths import Position
-from diffsolve.tableau.frames import FRAMES, Frame, singular
+from diffsolve.tableau.ends import first_call, first_order_frame, last_call, singular
+from diffsolve.tableau.frames import Frame
 
 __all__ = ["Flow", "Origin", "Point", "RegularInterval", "first_order", "make_step", "regular_interval"]
 
@@ -104,7 +104,9 @@ class Flow:
             d, c = self.frame.d(at), self.frame.c(at)
         return self.place(at, d, c, like, rows)
 
-    def place(self, at: Position, d: tuple[Any, Any], c: Any, like: Tensor, rows: SampleIndex = None) -> Point:
+    def place(
+        self, at: Position[np.ndarray], d: tuple[Any, Any], c: Any, like: Tensor, rows: SampleIndex = None
+    ) -> Point:
         """The samples at positions `at`, for derivatives d = (a, b) in coordinates z = x / c."""
         p, q = conversion(d, self.model, at)
         bad = ~(np.isfinite(p) & np.isfinite(q))
@@ -201,16 +203,16 @@ def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> R
         raise ValueError(f"start={start!r}, stop={stop!r}: two different times are accepted")
 
     def inner(t: float) -> float:
-        at = path.nodes(np.array([t]))
+        at = path.nodes([t])[0]
         with np.errstate(all="ignore"):
             v, c = frame.v(at), frame.c(at)
-        if model.determined(t) and not singular(frame, path, at) and np.isfinite(v).all() and (c > 0).all():
+        if model.determined(t) and not singular(frame, path, at) and np.isfinite(v) and c > 0:
             return t
         if t == path.t_data:
-            return float(path.time(CUT)) if path.t_last == t else path.t_last
-        if float(at.alpha[0]) > 0:
+            return last_call(path)
+        if at.alpha > 0:
             raise undetermined(model.predicts, frame.name, t)
-        return float(path.time(-CUT))
+        return first_call(path)
 
     found = RegularInterval(start, inner(start), inner(stop), stop)
     way = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
@@ -223,12 +225,12 @@ def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> R
 def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> tuple[Point, float, float]:
     """(point, ratio, gain) of the rule for the ends: x_t = ratio x_s + gain d, d the denoised, or out of sigma = 0 the
     noise; `point` has c = 1. x is that of the samples `rows`."""
-    here, there = (flow.model.path.nodes(np.array([time])) for time in (s, t))
-    frame = FRAMES["denoised" if here.sigma[0] > 0 else "noise"]
+    here, there = (flow.model.path.nodes([time])[0] for time in (s, t))
+    frame = first_order_frame(here)
     with np.errstate(all="ignore"):
         ratio, gain = frame.step(here, there)
     at = flow.model.path.nodes(np.full(len(x), s))
-    return flow.place(at, frame.d(at), 1.0, x, rows), float(ratio[0]), float(gain[0])
+    return flow.place(at, frame.d(at), 1.0, x, rows), float(ratio), float(gain)
 
 
 def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> Tensor:

@@ -6,29 +6,16 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 
+from diffsolve.common.result import Status
 from diffsolve.solvers.base import frame_named
 from diffsolve.solvers.butcher import BOSH3, DOPRI5, DOPRI8, TSIT5, Butcher
 
 __all__ = ["METHODS", "Adaptive", "Status", "warn"]
 
 METHODS = {method.name: method for method in (BOSH3, DOPRI5, DOPRI8, TSIT5)}
-
-
-class Status(IntEnum):
-    """How a sample's solve ended."""
-
-    DONE = 0
-    """It reached the end."""
-    NON_FINITE = 1
-    """The network's output was not finite, however small the step."""
-    STEP_TOO_SMALL = 2
-    """The step could not be made smaller: the tolerance is not to be had."""
-    BUDGET_SPENT = 3
-    """The next step would have exceeded `max_nfe`."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffsolve.adaptive.flow import Flow, Origin, RegularInterval, make_step, regular_interval
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
 from diffsolve.adaptive.options import Adaptive, Status, warn
+from diffsolve.common.result import one_line
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute.watch import Watch
 from diffsolve.models import Model
@@ -27,7 +28,7 @@ Adjoint = Callable[[Tensor, Tensor, Origin], Tensor]
 """(z at the start, z at the end, its origin) -> z at the end with a gradient; see `diffsolve.gradients.adaptive`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptiveRun:
     """What `ds.solve` returns for an adaptive solver; numbers per sample are arrays of shape (B,)."""
 
@@ -51,6 +52,9 @@ class AdaptiveRun:
     def done(self) -> bool:
         """Whether every sample got to the end."""
         return all(status == Status.DONE for status in self.status)
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def solve_ode(

@@ -36,6 +36,7 @@ from diffsolve.noise.brownian import Brownian
 from diffsolve.paths import Position
 from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.sde import Constant, reverse
+from diffsolve.tableau.ends import CUT, first_call, last_call
 from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["AdaptiveSDE", "solve_sde"]
@@ -102,9 +103,8 @@ def solve_sde(
     lam = path.lam([start, stop]).tolist()
     if not lam[0] < lam[1]:
         raise ValueError(f"start={start!r}, stop={stop!r}: an SDE is run from the noise to the data only")
-    first = start if math.isfinite(lam[0]) else float(path.time(math.log(1e-3)))
-    cut = path.t_last if path.t_last != path.t_data else float(path.time(-math.log(min(1e-3, options.atol or 1e-3))))
-    last = stop if math.isfinite(lam[1]) else cut
+    first = start if math.isfinite(lam[0]) else first_call(path)
+    last = stop if math.isfinite(lam[1]) else last_call(path, max(CUT, -math.log(options.atol or 1.0)))
     solve = _Solve(model, x, options, first, last, key, cond or {}, guidance, brownian, watch)
     if first != start:
         solve.leave(start)
@@ -144,19 +144,19 @@ class _Solve:
         self.nfe = np.zeros(len(x), dtype=np.int64)
         self.t, self.h = np.full(len(x), last), np.zeros(len(x))
 
-    def at(self, tick: np.ndarray) -> Position:
+    def at(self, tick: np.ndarray) -> Position[np.ndarray]:
         """Where ticks stand; the ends exactly."""
         low, high = self.lam
         t = self.model.path.time(low + (high - low) * tick / 2**LEVELS).numpy()
         t = np.where(tick == 0, self.ends[0], np.where(tick == 2**LEVELS, self.ends[1], t))
         return self.model.path.nodes(t)
 
-    def denoised(self, x: Tensor, p: Position, rows: np.ndarray) -> Tensor:
+    def denoised(self, x: Tensor, p: Position[np.ndarray], rows: np.ndarray) -> Tensor:
         point = self.flow.place(p, FRAMES["denoised"].d(p), p.alpha * 0 + 1, x, rows)
         self.nfe[rows] += 1
         return point.rate(x)
 
-    def noise(self, s: Position, t: Position, rows: np.ndarray) -> Tensor:
+    def noise(self, s: Position[np.ndarray], t: Position[np.ndarray], rows: np.ndarray) -> Tensor:
         """z of each sample's step: the increment of its path over the root of its clock."""
         clocks = np.exp(2 * np.stack([self.frame.A(s), self.frame.A(t)], -1))
         pairs, which = np.unique(clocks, axis=0, return_inverse=True)

@@ -17,14 +17,14 @@ from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, solve_ode, so
 from diffsolve.common.checks import described
 from diffsolve.common.options import given
 from diffsolve.dynamics import Correction
-from diffsolve.execute import Executor
+from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.graph import replay
 from diffsolve.execute.loop import Observers, solve_in_order
 from diffsolve.execute.plan import DEFAULT_SOLVER, own_times, refuse
 from diffsolve.execute.results import DenoisedEstimate, Run, Step, seed_of
 from diffsolve.execute.start import Problem, begin_run
 from diffsolve.execute.watch import Watch, bar, check_finite
-from diffsolve.gradients import differentiable, finished
+from diffsolve.gradients import differentiable
 from diffsolve.gradients.adaptive import attached
 from diffsolve.likelihood import DensityRun, sample_with_density
 from diffsolve.parallel.base import Calls, flat
@@ -136,7 +136,7 @@ def _with_graph_of_autograd(problem: Problem, options: Options) -> Run:
         s, x = differentiable(
             problem.model, ex.tableau, method, x, ex.key, problem.cond, problem.guidance, options["gradient"], look
         )
-    done = finished(ex.tableau, problem.model, s, x, ex.key)
+    done = executor_at_end(ex.program, s, x, ex.key)
     return Run(x, ex.tableau, ex.tableau.nfe, seed_of(problem.seed, ex.key), None, None, done)
 
 

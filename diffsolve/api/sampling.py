@@ -13,12 +13,12 @@ from diffsolve.api.options import DEFAULTS, RunOptions, SampleOptions, SolveOpti
 from diffsolve.common.options import given, refuse_unknown, shows
 from diffsolve.execute.options import ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, last_time, plan_back, refuse
-from diffsolve.execute.results import Run, Seed
+from diffsolve.execute.results import Run
 from diffsolve.execute.start import Problem
 from diffsolve.likelihood import DensityRun, LogProb
 from diffsolve.likelihood.traces import Trace
 from diffsolve.models import Guidance, as_model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
@@ -204,7 +204,7 @@ def encode(model: ModelLike, x: Tensor, **options: Unpack[SampleOptions]) -> Ten
     return sample(model, noise=state, solver=tableau, **rest)
 
 
-def diffuse(model: ModelLike, x: Tensor, t: float, *, seed: Seed | None = None, index: int = 0) -> Tensor:
+def diffuse(model: ModelLike, x: Tensor, t: float, *, seed: SeedLike | None = None, index: int = 0) -> Tensor:
     """x_t = alpha(t) x + sigma(t) eps: data brought to the noise level t, to start a run there (image to image).
 
         x_t = ds.diffuse(model, image, t=0.6, seed=0)

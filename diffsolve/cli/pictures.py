@@ -6,7 +6,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 __all__ = ["encoded", "grid_image", "scatter_image"]
 
@@ -15,8 +15,6 @@ SIDE, GAP = 512, 4  # pixels: the width of a picture, about, and the space aroun
 
 def encoded(x: np.ndarray, suffix: str) -> bytes:
     """The contents of a file of samples."""
-    import numpy as np
-
     buffer = io.BytesIO()
     if suffix.lower() == ".npy":
         np.save(buffer, x)
@@ -28,9 +26,6 @@ def encoded(x: np.ndarray, suffix: str) -> bytes:
 
 def grid_image(x: np.ndarray) -> Image.Image:
     """Grey images in [-1, 1] of shape (B, 1, H, W), enlarged by a whole factor, in rows from the top left."""
-    import numpy as np
-    from PIL import Image
-
     columns = math.ceil(math.sqrt(len(x)))
     scale = max(1, SIDE // (columns * x.shape[-1]))
     tiles = np.rint((x[:, 0].clip(-1, 1) + 1) * 127.5).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
@@ -44,9 +39,6 @@ def grid_image(x: np.ndarray) -> Image.Image:
 
 def scatter_image(x: np.ndarray) -> Image.Image:
     """Points of shape (B, 2) in a square around the origin, whose limits stand below it."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
     limit = max(1, math.ceil(np.abs(x).max()))
     side, margin, radius = 2 * SIDE, 40, 4  # drawn at twice the size, for smooth edges
     image = Image.new("RGB", (side, side), "white")

@@ -24,8 +24,12 @@ import torch
 from torch import Tensor
 
 from diffsolve import grids
+from diffsolve.common.checks import exactly_one, integer, number, required
+from diffsolve.common.deprecation import deprecated_alias
+from diffsolve.common.result import Status, one_line
+from diffsolve.common.tensors import per_sample
 from diffsolve.models import Model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 
 __all__ = ["Chain", "Langevin", "annealed_langevin", "langevin"]
 
@@ -45,16 +49,9 @@ class Langevin:
     snr: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps={self.steps!r}: an integer of at least 1 is accepted")
-        if (self.step is None) == (self.snr is None):
-            raise ValueError(f"step={self.step!r}, snr={self.snr!r}: exactly one of them is accepted")
-        for name in ("step", "snr"):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
-            ):
-                raise ValueError(f"{name}={value!r}: a positive number is accepted")
+        integer("steps", self.steps, 1)
+        given = exactly_one(step=self.step, snr=self.snr)
+        number(given, getattr(self, given), above=0)
 
     def move(self, x: Tensor, score: Tensor, z: Tensor, sigma: float) -> Tensor:
         """x + h score + sqrt(2 h) z, with one h for all samples or one for each."""
@@ -62,24 +59,38 @@ class Langevin:
             h = self.step * sigma**2
             return torch.add(x, score, alpha=h).add_(z, alpha=math.sqrt(2 * h))
         assert self.snr is not None
-        one = (-1, *[1] * (x.dim() - 1))
         # A score of 0 is at a mode: then the largest step that the signal allows has no meaning, and none is made.
         ratio = _norm(z) / _norm(score).where(_norm(score) > 0, math.inf)
-        h_root = (math.sqrt(2) * self.snr * ratio).view(one)  # sqrt(h)
+        h_root = per_sample(math.sqrt(2) * self.snr * ratio, x)  # sqrt(h)
         return x + h_root**2 * score + math.sqrt(2) * h_root * z
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chain:
     """What `langevin` returns."""
 
     x: Tensor
     nfe: int
     """Network calls made."""
-    key: Key
-    """Of its noise: `seed=chain.key` repeats it."""
+    seed: Key
+    """Of its noise: `seed=chain.seed` repeats it."""
     acceptance: Tensor | None
     """(B,): the share of each sample's proposals that was accepted; None without a `log_density`."""
+
+    key = deprecated_alias("seed")
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been made: a chain makes all of them."""
+        return True
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """How each sample's chain ended."""
+        return (Status.DONE,) * len(self.x)
 
 
 @torch.no_grad()
@@ -92,7 +103,7 @@ def langevin(
     step: float | None = None,
     snr: float | None = None,
     log_density: Callable[[Tensor], Tensor] | None = None,
-    seed: int | Sequence[int] | Key | None = None,
+    seed: SeedLike | None = None,
     index: int = 0,
     first: int = 0,
     cond: Mapping[str, Any] | None = None,
@@ -133,7 +144,7 @@ def langevin(
         return Chain(x, steps, key, None)
 
     assert step is not None
-    h, one = step * sigma**2, (-1, *[1] * (x.dim() - 1))
+    h = step * sigma**2
     accepted = torch.zeros(len(x), device=x.device)
     score, density = model.score(x, t, **cond), _density(log_density, x)
     for i in range(steps):
@@ -145,7 +156,7 @@ def langevin(
         # log u of a uniform u: that of the probability below a standard normal.
         u = torch.special.log_ndtr(draw(i, Stream.ACCEPT, (len(x),)).to(density.dtype))
         take = u < gain  # False for a NaN, so that a proposal out of the density's support is refused
-        x, score = (torch.where(take.view(one), new, old) for new, old in ((y, x), (score_y, score)))
+        x, score = (torch.where(per_sample(take, x), new, old) for new, old in ((y, x), (score_y, score)))
         density = torch.where(take, density_y, density)
         accepted += take
     return Chain(x, steps + 1, key, accepted / steps)
@@ -160,7 +171,7 @@ def annealed_langevin(
     steps: int = 100,
     step: float = 0.1,
     denoise: bool = True,
-    seed: int | Sequence[int] | Key | None = None,
+    seed: SeedLike | None = None,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
 ) -> Chain:
@@ -179,19 +190,18 @@ def annealed_langevin(
         ValueError, TypeError: for bad arguments, by name.
     """
     path = model.path
-    if not isinstance(levels, int):
-        times = [float(t) for t in levels]
-    elif isinstance(levels, bool) or levels < 1:
-        raise ValueError(f"levels={levels!r}: an integer of at least 1, or times, are accepted")
+    if isinstance(levels, int):
+        times = grids.named("uniform-lambda")(path, integer("levels", levels, 1))[:-1].tolist()
     else:
-        times = grids.named("uniform-lambda")(path, levels)[:-1].tolist()
+        times = [float(t) for t in levels]
     sigmas = [_level(model, t) for t in times]
     lams = path.lam(times).tolist()
-    if any(a >= b for a, b in zip(lams, lams[1:], strict=False)):
-        raise ValueError(f"levels={times}: times from the noise to the data are accepted")
+    rising = all(a < b for a, b in zip(lams, lams[1:], strict=False))
+    required(rising, "levels", times, "times in order from the noise to the data")
     key = Key.of(seed, index)
-    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    x = key.normal(shape, stream=Stream.PRIOR, dtype=dtype, device=model.device).mul_(path.prior_std(times[0]))
+    x = key.normal(shape, stream=Stream.PRIOR, dtype=model.state_dtype, device=model.device).mul_(
+        path.prior_std(times[0])
+    )
     alphas, calls = path.alpha(times).tolist(), 0
     for i, t in enumerate(times):
         if i:
@@ -205,19 +215,16 @@ def annealed_langevin(
 
 
 def _level(model: Model, t: float) -> float:
-    if not model.path.within(t):
-        raise ValueError(f"t={t!r}: from {model.path.t_noise} to {model.path.t_data} is accepted")
+    required(model.path.within(t), "t", t, f"from {model.path.t_noise} to {model.path.t_data}")
     sigma = float(model.path.sigma(t))
-    if sigma == 0:
-        raise ValueError(f"t={t!r}: sigma is 0 there, and the score not determined; a noisier time is accepted")
+    required(sigma != 0, "t", t, "noisier: sigma is 0 there, and the score not determined")
     return sigma
 
 
 def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     values = log_density(x)
-    if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"log_density returned {got}: a tensor of shape ({len(x)},) is accepted")
+    fits = isinstance(values, Tensor) and values.shape == x.shape[:1]
+    required(fits, "what log_density returns", values, f"a tensor of shape ({len(x)},)")
     return values
 
 

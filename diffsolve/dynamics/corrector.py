@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffsolve.common.checks import instance
 from diffsolve.dynamics.chains import Langevin
 from diffsolve.execute import Executor, conversion
 from diffsolve.models import Guidance, Model
@@ -31,15 +32,15 @@ class Correction:
     """
 
     def __init__(self, how: Langevin, model: Model, tableau: Tableau, guidance: Guidance) -> None:
-        if not isinstance(how, Langevin):
-            raise TypeError(f"corrector={how!r}: a ds.Langevin is accepted")
+        instance("corrector", how, Langevin, "a ds.Langevin")
         self.how, self.calls, self.network = how, 0, guidance.around(model, tableau)
         nodes = [i for i in range(tableau.nfe - 1) if tableau.node[i] >= 0]
         split = [i for i in nodes if (tableau.weights[i, 0] != tableau.weights[i, 1]).any()]
         if split:
             raise ValueError(
-                f"corrector={how}: {tableau.solver} carries two states past node {tableau.node[split[0]]}, which would "
-                "not be corrected together; one-step methods and multistep methods without a corrector are accepted"
+                "solver must be a one-step method, or a multistep method without a corrector of its own, with "
+                f"corrector={how}, got {tableau.solver}: it carries two states past node {tableau.node[split[0]]}, "
+                "which would not be corrected together"
             )
         at = model.path.nodes(tableau.calls[:, 0])
         with np.errstate(divide="ignore"):

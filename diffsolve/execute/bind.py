@@ -10,14 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.execute.network import conversion
 from diffsolve.kernels import Row
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
-from diffsolve.paths import Position
 from diffsolve.tableau import Tableau
-from diffsolve.tableau.frames import Coefficients, convert
 
-__all__ = ["Program", "bind", "conversion"]
+__all__ = ["Program", "bind"]
 
 
 @dataclass(frozen=True)
@@ -39,39 +38,41 @@ class Program:
 
     def rows_on(self, like: Tensor) -> tuple[Row, ...]:
         """The rows as the kernels want them for such a state; what they copy to a device is copied once."""
-        how = kernels.backend_for(like)
-        if how is None:
+        compiled_by = kernels.backend_for(like)
+        if compiled_by is None:
             return self.rows
-        if (how, like.device) not in self._lowered:
-            self._lowered[how, like.device] = how(self.rows, like.device)
-        return self._lowered[how, like.device]
+        if (compiled_by, like.device) not in self._lowered:
+            self._lowered[compiled_by, like.device] = compiled_by(self.rows, like.device)
+        return self._lowered[compiled_by, like.device]
 
 
-def bind(tableau: Tableau, model: Model, prediction: str | None = None, *, pair: bool = False) -> Program:
+def bind(tableau: Tableau, model: Model, prediction: str | None = None, *, two_states: bool = False) -> Program:
     """The program that runs `tableau` with the outputs of `model`.
 
     Args:
         prediction: what `Executor.advance` will be given, if not the network's output: another prediction's name.
-        pair: whether the run starts from a state whose s and y differ.
+        two_states: whether the run starts from a state whose s and y differ.
 
     Raises:
         ValueError: if the tableau was written for another path, or the network does not determine what it needs.
     """
     # Models are compared by what matters here, so that one plan serves every network of its kind.
-    return _bind(tableau, replace(model, net=_no_network, clock="t", dtype=None), prediction or model.predicts, pair)
+    return _bind(
+        tableau, replace(model, net=_no_network, clock="t", dtype=None), prediction or model.predicts, two_states
+    )
 
 
 @lru_cache(maxsize=64)
-def _bind(tableau: Tableau, model: Model, prediction: str, pair: bool) -> Program:
+def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> Program:
     at = model.path.nodes(tableau.calls[:, 0])
-    found = np.stack([at.alpha, at.sigma], -1)
-    off = np.abs(found - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(found).max(-1)
+    levels = np.stack([at.alpha, at.sigma], -1)
+    off = np.abs(levels - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(levels).max(-1)
     if off.any():
         i = int(np.flatnonzero(off)[0])
         raise ValueError(
             f"solver={tableau.solver!r} was written for {tableau.path}, where t={tableau.calls[i, 0]:.6g} has alpha, "
-            f"sigma = {tableau.calls[i, 1]:.6g}, {tableau.calls[i, 2]:.6g}; on {model.path} it has {found[i, 0]:.6g}, "
-            f"{found[i, 1]:.6g}"
+            f"sigma = {tableau.calls[i, 1]:.6g}, {tableau.calls[i, 2]:.6g}; on {model.path} it has {levels[i, 0]:.6g}, "
+            f"{levels[i, 1]:.6g}"
         )
     p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), replace(model, predicts=prediction), at)
     bad = ~(np.isfinite(p) & np.isfinite(q))
@@ -81,37 +82,30 @@ def _bind(tableau: Tableau, model: Model, prediction: str, pair: bool) -> Progra
 
     n, K, W = tableau.nfe, tableau.history, tableau.weights
     needed = [any(W[i + j, :, 2 + j].any() for j in range(1, min(K, n - i))) for i in range(n)]
-    # What is kept of a call is p y + q out, divided by its last non-zero factor to spare a pass.
-    unit = np.where(q != 0, q, np.where(p != 0, p, 1.0))
-    one = not pair and bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
-    scale = model.input_scale(at)
-    scales = [1.0] * (n + 1) if scale is None else [*scale.tolist(), 1.0]
+    # What is kept of a call is (p y + q out) / scale, with the last factor that is not zero, to spare a pass.
+    scale = np.where(q != 0, q, np.where(p != 0, p, 1.0))
+    single_state = not two_states and bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
+    input_scale = model.input_scale(at)
+    input_scales = [1.0] * (n + 1) if input_scale is None else [*input_scale.tolist(), 1.0]
     sides = [terms({S: side[0], Z: side[1]}) for side in tableau.entry]
-    rows = [Row(None, None if one else sides[0], sides[1], bool(tableau.entry[:, 1].any()), scales[0])]
+    rows = [Row(None, None if single_state else sides[0], sides[1], bool(tableau.entry[:, 1].any()), input_scales[0])]
     for i in range(n):
         sides = []
         for w in W[i]:
-            on = {S: w[0] + w[1] if one else w[0], Y: 0.0 if one else w[1], OUT: 0.0, Z: w[-1]}
+            on = {S: w[0] + w[1] if single_state else w[0], Y: 0.0 if single_state else w[1], OUT: 0.0, Z: w[-1]}
             if needed[i]:
-                on[D] = w[2] * unit[i]
+                on[D] = w[2] * scale[i]
             else:
-                on[S if one else Y] += w[2] * p[i]
+                on[S if single_state else Y] += w[2] * p[i]
                 on[OUT] = w[2] * q[i]
-            on.update({D + j: w[2 + j] * unit[i - j] for j in range(1, min(K, i + 1))})
+            on.update({D + j: w[2 + j] * scale[i - j] for j in range(1, min(K, i + 1))})
             sides.append(terms(on))
-        one = bool((W[i, 0] == W[i, 1]).all())
-        keep = (float(p[i] / unit[i]), float(q[i] / unit[i])) if needed[i] else None
-        rows.append(Row(keep, None if one else sides[0], sides[1], bool(W[i, :, -1].any()), scales[i + 1]))
-    return Program(tableau, prediction, tuple(rows), scale is not None, K if any(needed) else 0)
-
-
-def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) per position with target = p y + q out; not finite where the network does not determine it."""
-    with np.errstate(all="ignore"):
-        source = model.coefficients(at)
-        p, q = convert(target, source, at.alpha, at.sigma)
-    same = (source[0] == target[0]) & (source[1] == target[1])  # then nothing has to be determined
-    return np.where(same, 0.0, p), np.where(same, 1.0, q)
+        single_state = bool((W[i, 0] == W[i, 1]).all())
+        keep = (float(p[i] / scale[i]), float(q[i] / scale[i])) if needed[i] else None
+        rows.append(
+            Row(keep, None if single_state else sides[0], sides[1], bool(W[i, :, -1].any()), input_scales[i + 1])
+        )
+    return Program(tableau, prediction, tuple(rows), input_scale is not None, K if any(needed) else 0)
 
 
 def _no_network(*_: Any, **__: Any) -> Tensor:

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.common.checks import integer, required
 from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.execute.bind import Program
 from diffsolve.kernels import Guided, Row
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.tableau import Tableau
 
-__all__ = ["BrownianPath", "Executor", "State"]
+__all__ = ["BrownianPath", "Executor", "State", "executor_at_end"]
 
 FORMAT = "diffsolve.state/1"
 
@@ -43,13 +44,11 @@ class BrownianPath(Protocol):
 
 def _check_path(brownian: BrownianPath, tableau: Tableau, x: Tensor | None) -> None:
     assert x is not None
-    if tuple(brownian.shape) != tuple(x.shape):
-        raise ValueError(
-            f"brownian has shape {tuple(brownian.shape)}; that of the state, {tuple(x.shape)}, is accepted"
-        )
+    shape = tuple(brownian.shape)
+    required(shape == tuple(x.shape), "brownian.shape", shape, f"that of the state, {tuple(x.shape)}")
     noisy = tableau.weights[:, :, -1].any(-1)
-    if tableau.entry[:, 1].any() or not (tableau.clock[noisy, 1] > tableau.clock[noisy, 0]).all():
-        raise ValueError(f"brownian with {tableau.solver}: a solver whose noise is that of one SDE is accepted")
+    one_sde = not tableau.entry[:, 1].any() and bool((tableau.clock[noisy, 1] > tableau.clock[noisy, 0]).all())
+    required(one_sde, "solver", tableau.solver, "one whose noise is that of one SDE where brownian is given")
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,7 @@ class Executor:
             self._s = self._y = x.clone()
             self._history: tuple[Tensor, ...] = ()
         else:
-            if not 0 <= state.call <= self.tableau.nfe:
-                raise ValueError(f"state.call={state.call}: the tableau has {self.tableau.nfe} calls")
+            integer("state.call", state.call, 0, self.tableau.nfe)
             self.call, self.key = state.call, state.key
             self._s = state.s.clone()
             self._y = self._s if state.y is state.s else state.y.clone()
@@ -230,3 +228,10 @@ class Executor:
     def _noise(self, row: int) -> Draw | Tensor:
         """A row's noise: still to be drawn, so that a kernel can make it on the way, or drawn from the path."""
         return Draw(self.key, row, Stream.ROW) if self._brownian is None else self.noise(row)
+
+
+def executor_at_end(program: Program, s: Tensor, y: Tensor, key: Key) -> Executor:
+    """An executor at the end of a run that was made elsewhere, with s and y as its result."""
+    end = y.detach()
+    state = State(program.tableau.nfe, end if s is y else s.detach(), end, (), key)
+    return Executor(program, None, key, state=state)

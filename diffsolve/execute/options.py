@@ -11,8 +11,8 @@ from typing_extensions import TypedDict
 
 from diffsolve.execute.executor import BrownianPath, State
 from diffsolve.execute.plan import GridLike
-from diffsolve.execute.results import Seed
 from diffsolve.models import Model
+from diffsolve.noise import SeedLike
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
@@ -38,7 +38,7 @@ class StartOptions(TypedDict, total=False):
     steps: int | None
     nfe: int | None
     grid: GridLike | None
-    seed: Seed | None
+    seed: SeedLike | None
     index: int
     start: float | None
     stop: float | None

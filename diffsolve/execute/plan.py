@@ -17,6 +17,7 @@ from diffsolve.paths import Path
 from diffsolve.solvers import Solver
 from diffsolve.solvers.aliases import expand_grid
 from diffsolve.tableau import Tableau
+from diffsolve.tableau.ends import last_call
 
 __all__ = ["DEFAULT_SOLVER", "GridLike", "last_time", "one_of", "own_times", "plan", "plan_back", "refuse"]
 
@@ -104,7 +105,7 @@ def last_time(model: Model) -> float:
     path = model.path
     if model.determined(path.t_data):
         return path.t_data
-    return path.t_last if path.t_last != path.t_data else float(path.time(grids.CUT))
+    return last_call(path)
 
 
 @lru_cache(maxsize=64)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from diffsolve.execute.bind import conversion
+from diffsolve.common.result import Status, one_line
 from diffsolve.execute.executor import Executor, State
+from diffsolve.execute.network import conversion
 from diffsolve.models import Model, undetermined
-from diffsolve.noise import Key
+from diffsolve.noise import Key, SeedLike
 from diffsolve.tableau import Tableau
 
 __all__ = ["DenoisedEstimate", "Rounds", "Run", "Seed", "Step", "seed_of"]
 
 Seed = int | Sequence[int] | Key
+"""What repeats a run."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Rounds:
     """(B,): whether each sample is within the tolerance; False only where `max_rounds` came first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What `solve` returns."""
 
@@ -90,6 +92,14 @@ class Run:
         """Whether every call has been made."""
         return self.executor.done
 
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """How each sample ended: after `max_calls` the run may go on from `state`."""
+        return (Status.DONE if self.done else Status.BUDGET_SPENT,) * len(self.x)
+
+    def __repr__(self) -> str:
+        return one_line(self, solver=self.tableau.solver)
+
 
 class DenoisedEstimate:
     """The denoised estimate of each call, for hooks and callbacks."""
@@ -109,7 +119,7 @@ class DenoisedEstimate:
         return Step(i, self.tableau.nfe, t, alpha, sigma, y, denoised)
 
 
-def seed_of(given: Seed | None, key: Key) -> Seed:
+def seed_of(given: SeedLike | None, key: Key) -> Seed:
     """What repeats the run: a Key where one was given or the seed alone would not do."""
     if isinstance(given, Key) or key.antithetic or key.shared:
         return key

@@ -14,11 +14,11 @@ from diffsolve.common.checks import exactly_one, mapping, required
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute.bind import bind
 from diffsolve.execute.executor import Executor, State
+from diffsolve.execute.network import network_times
 from diffsolve.execute.options import BeginOptions, ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
-from diffsolve.execute.results import Seed
 from diffsolve.models import Guidance, Model, as_model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
 
 __all__ = ["Problem", "begin", "begin_run", "initial"]
@@ -36,7 +36,7 @@ class Problem:
     stop: float | None
     """None for the data itself."""
     key: Key
-    seed: Seed | None
+    seed: SeedLike | None
     """What was given."""
     cond: Mapping[str, Any]
     guidance: Guidance
@@ -104,20 +104,17 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale)
     if state is not None:
         required(isinstance(state, State), "state", state, "a ds.State", TypeError)
-        refuse(
-            "state", shape=problem.shape, **{name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
-        )
-    pair = state is not None and state.call == 0 and state.s is not state.y
-    program = bind(tableau, model, prediction, pair=pair)
+        fresh = {name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
+        refuse("state", shape=problem.shape, **fresh)
+    two_states = state is not None and state.call == 0 and state.s is not state.y
+    program = bind(tableau, model, prediction, two_states=two_states)
     x = problem.state(float(tableau.times[0])) if state is None else state.y
-    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
-    network_time = network_time.to(x.device, model.time_dtype(x.dtype))
     return Executor(
         program,
         x,
         problem.key,
         state=state,
-        network_time=network_time,
+        network_time=network_times(model, torch.tensor(tableau.calls[:, 0]), x),
         dtype=model.dtype,
         brownian=options.get("brownian"),
     )
@@ -145,7 +142,7 @@ def initial(
         wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
         return noise.detach().to(noise.device if device is None else device, wide if dtype is None else dtype)
     if dtype is None:
-        dtype = torch.float64 if torch.float64 in (model.dtype, torch.get_default_dtype()) else torch.float32
+        dtype = model.state_dtype
     required(isinstance(shape, Sequence), "shape", shape, "a sequence of sizes, the batch first", TypeError)
     assert shape is not None
     x = key.normal(tuple(shape), stream=Stream.PRIOR, dtype=dtype, device=model.device if device is None else device)

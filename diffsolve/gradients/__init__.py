@@ -1,5 +1,5 @@
 """Gradients through runs: of fixed grids, and of adaptive solves."""
 
-from diffsolve.gradients.fixed import GRADIENTS, differentiable, finished
+from diffsolve.gradients.fixed import GRADIENTS, differentiable
 
-__all__ = ["GRADIENTS", "differentiable", "finished"]
+__all__ = ["GRADIENTS", "differentiable"]

@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from diffsolve.adaptive.flow import Flow
-from diffsolve.execute import Executor, Program, State, bind
+from diffsolve.execute import Network, Program, bind
 from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
 from diffsolve.kernels import Row, weighted_sum
 from diffsolve.kernels.terms import S, Z, beginning_with
@@ -52,7 +52,6 @@ __all__ = ["GRADIENTS", "differentiable"]
 
 GRADIENTS = ("direct", "checkpoint", "adjoint")
 
-Network = Callable[[int, Tensor, Tensor, Mapping[str, Any]], Tensor]
 Look = Callable[[int, Tensor, Tensor, Tensor], object]
 
 
@@ -74,10 +73,7 @@ def differentiable(
         gradient: one of `GRADIENTS`.
         look: sees every call, those of the forward pass first: (number, input, output, the next input).
     """
-    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(
-        x.device, model.time_dtype(x.dtype)
-    )
-    rows = _PureProgram(bind(tableau, model), guidance.around(model, tableau), network_time, cond, key, look)
+    rows = _PureProgram(bind(tableau, model), Network.of(model, tableau, guidance, x), cond, key, look)
     with torch.enable_grad():
         if gradient == "direct":
             return rows.result(x)
@@ -92,7 +88,6 @@ class _PureProgram:
 
     program: Program
     network: Network
-    network_time: Tensor
     cond: Mapping[str, Any]
     key: Key
     look: Look | None
@@ -119,9 +114,8 @@ class _PureProgram:
     def stretch(self, first: int, last: int, s: Tensor, y: Tensor, *history: Tensor) -> tuple[Tensor, ...]:
         """The calls from `first` up to `last`."""
         for i in range(first, last):
-            row, scaled = self.program.rows[i + 1], self.program.scaled
-            x = y * self.program.rows[i].scale if scaled else y
-            out = self.network(i, x, self.network_time[i].expand(len(y)), self.cond)
+            row = self.program.rows[i + 1]
+            out = self.network(i, y, self.cond)
             before, live = y, [s, y, out, y]
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
@@ -156,17 +150,22 @@ def _adjoint(
     guidance: Guidance,
 ) -> tuple[Tensor, Tensor]:
     if tableau.stochastic:
-        raise ValueError(f"gradient='adjoint': {tableau.solver} draws noise on the way; accepted: direct, checkpoint")
+        raise ValueError(
+            f"gradient must be 'direct' or 'checkpoint' with {tableau.solver}, which draws noise, got 'adjoint'"
+        )
     leaves = leaves_of(model, cond, guidance)
     field = _Field(tableau, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
     check_leaves(field.derivative(0, x), x, leaves)
-    first, last = _undoable(tableau)
+    first, last = _reversible_calls(tableau)
     if last - first >= max(1, tableau.nfe - 2):  # the others are first-order steps at the ends
         s, y = _Undoing.apply(*rows.stretch(0, first, *rows.begin(x)), rows, first, last, field, *leaves)  # type: ignore[no-untyped-call]
         s, y = rows.stretch(last, tableau.nfe, s, y)
         return s, y
     if solver is None:
-        raise ValueError(f"gradient='adjoint' with the tableau {tableau.solver!r}: a solver that can be turned round")
+        raise ValueError(
+            "solver must be a solver, or its name, with gradient='adjoint', which runs it backwards, got the tableau "
+            f"{tableau.solver!r}"
+        )
     times, last = tableau.times, len(tableau.times) - 1
     if not model.determined(float(times[-1])):  # the last step, from which there is no way back, has a graph of its own
         last -= 1
@@ -182,8 +181,8 @@ def _adjoint(
         why = ""
     if why:
         raise ValueError(
-            f"gradient='adjoint' with {tableau.solver!r}: {why}; accepted are 'direct' and 'checkpoint', or a "
-            "Runge-Kutta method in the frame 'straight' or 'trig', or 'reversible-heun'"
+            f"solver must be a Runge-Kutta method in the frame 'straight' or 'trig', or 'reversible-heun', with "
+            f"gradient='adjoint', got {tableau.solver!r}: {why}. gradient='direct' and 'checkpoint' take any solver"
         )
     turned = replace(field, tableau=backward.tableau)
     middle: Tensor = _Backwards.apply(x, rows, first, backward, turned, *leaves)  # type: ignore[no-untyped-call]
@@ -255,36 +254,37 @@ class _Undoing(torch.autograd.Function):
         totals = [torch.zeros_like(leaf) for leaf in leaves]
         for i in reversed(ctx.calls):
             w = field.tableau.weights[i, :, :3].tolist()
-            on_s, on_y = _free(w)
+            on_s, on_y = _without_d(w)
             before = on_s * s + on_y * y
             d, pulled, *shares = pull(field.derivative(i, before), before, w[0][2] * a_s + w[1][2] * a_y, leaves)
-            (known, way) = (s, w[0]) if w[0][0] else (y, w[1])
-            s, y = (known - way[1] * before - way[2] * d) / way[0], before
+            known, row = (s, w[0]) if w[0][0] else (y, w[1])
+            s, y = (known - row[1] * before - row[2] * d) / row[0], before
             a_s, a_y = w[0][0] * a_s + w[1][0] * a_y, w[0][1] * a_s + w[1][1] * a_y + pulled
             for total, share in zip(totals, shares, strict=True):
                 total.add_(share)
         return a_s, a_y, None, None, None, None, *totals
 
 
-def _free(w: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The weights on s' and y' that make y of them, without d or s."""
+def _without_d(w: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The weights on s' and y' whose sum is y, for rows [s', y'] = w [s, y, d].
+
+    The sum must be free of s and of d. It is free of d as f s' - e y', and free of s too where f a = e p, which
+    `_reversible_calls` asks for; what is left is (f b - e q) y.
+    """
     (_, b, e), (_, q, f) = w
     return f / (f * b - e * q), -e / (f * b - e * q)
 
 
-def _undoable(tableau: Tableau) -> tuple[int, int]:
-    """The longest stretch of calls whose s and y can be found from what they lead to."""
-    first = best = (0, 0)
+def _reversible_calls(tableau: Tableau) -> tuple[int, int]:
+    """The longest stretch of calls, (first, last + 1), whose s and y follow from the s' and y' that they lead to.
+
+    A row [s', y'] = [[a, b, e], [p, q, f]] [s, y, d(y)] has two equations for three unknowns, since d needs the network
+    at y: so one combination of them must give y alone (`_without_d`), and then either row gives s.
+    """
+    current = longest = (0, 0)
     for i, w in enumerate(tableau.weights):
         (a, b, e), (p, q, f) = w[:, :3].tolist()
         alone = tableau.history == 1 and not w[:, 3:].any() and abs(f * a - e * p) <= 1e-12 * (abs(f * a) + abs(e * p))
-        first = (first[0], i + 1) if alone and f * b != e * q and (a or p) else (i + 1, i + 1)
-        best = max(best, first, key=lambda stretch: stretch[1] - stretch[0])
-    return best
-
-
-def finished(program_of: Tableau, model: Model, s: Tensor, y: Tensor, key: Key) -> Executor:
-    """An executor at the end of a run with that result."""
-    end = y.detach()
-    state = State(program_of.nfe, end if s is y else s.detach(), end, (), key)
-    return Executor(bind(program_of, model), None, key, state=state)
+        current = (current[0], i + 1) if alone and f * b != e * q and (a or p) else (i + 1, i + 1)
+        longest = max(longest, current, key=lambda stretch: stretch[1] - stretch[0])
+    return longest

@@ -1,12 +1,11 @@
 """Where the steps go."""
 
 from diffsolve.common.registry import Registry
-from diffsolve.grids.base import CUT, Grid
+from diffsolve.grids.base import Grid
 from diffsolve.grids.spaced import Spaced
 from diffsolve.grids.warps import Angle, Beta, Karras, Power, Shifted, Uniform, Warp
 
 __all__ = [
-    "CUT",
     "Angle",
     "Beta",
     "Grid",

@@ -14,9 +14,7 @@ import numpy as np
 
 from diffsolve.paths import Path
 
-__all__ = ["CUT", "Grid"]
-
-CUT = math.log(1000.0)
+__all__ = ["Grid"]
 
 
 class Grid(ABC):

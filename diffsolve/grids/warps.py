@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffsolve.grids.base import CUT, Grid
+from diffsolve.grids.base import Grid
 from diffsolve.paths import Path
+from diffsolve.tableau.ends import CUT, first_call, may_call
 from diffsolve.tableau.frames import VARIABLES
 
 __all__ = ["Angle", "Beta", "Karras", "Power", "Shifted", "Uniform", "Warp"]
@@ -33,12 +34,12 @@ class Warp(Grid):
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
         last = path.t_data if stop is None else stop
         low, high, head, tail = start, last, [], []
-        if stop is None and path.t_last != path.t_data and path.lam(start) < path.lam(path.t_last):
+        if stop is None and not may_call(path, last) and path.lam(start) < path.lam(path.t_last):
             high, tail = path.t_last, [last]
         with np.errstate(divide="ignore"):
             finite = np.isfinite(self.forward(path, np.array([low, high])))
         if not finite[0]:
-            low, head = float(path.time(-CUT)), [start]
+            low, head = first_call(path), [start]
         if not finite[1]:
             high, tail = float(path.time(CUT)), [last]
         inner = steps - len(head) - len(tail)

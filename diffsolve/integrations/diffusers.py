@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from diffsolve.execute import Executor
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan
-from diffsolve.execute.results import DenoisedEstimate, Seed
+from diffsolve.execute.results import DenoisedEstimate
 from diffsolve.execute.start import begin
 from diffsolve.models import Model, adapt
+from diffsolve.noise import SeedLike
 from diffsolve.paths import EDM, Custom, Discrete, Path, Rectified
 from diffsolve.solvers import Solver, resolve
 from diffsolve.tableau import Tableau
@@ -99,7 +100,7 @@ class Scheduler:
         solver: str | Solver = DEFAULT_SOLVER,
         *,
         grid: GridLike | None = None,
-        seed: Seed | None = None,
+        seed: SeedLike | None = None,
         guidance: float = 1.0,
     ) -> None:
         self.scheduler, self.seed, self.guidance = scheduler, seed, guidance

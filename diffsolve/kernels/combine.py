@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import native
+from diffsolve.common.checks import required
 from diffsolve.kernels.dispatch import fused
 from diffsolve.noise import Draw
 
@@ -102,17 +103,14 @@ class _Combine(torch.autograd.Function):
 
 
 def _check(inputs: Sequence[Tensor], weights: Tensor, dtypes: Sequence[torch.dtype] | None, draw: Draw | None) -> None:
-    if not 1 <= len(inputs) + (draw is not None) <= LIMIT:
-        raise ValueError(f"inputs: {len(inputs)} of them; accepted: 1 to {LIMIT}, the noise of draw counted")
-    shape = inputs[0].shape
-    if len(shape) == 0 or any(x.shape != shape for x in inputs):
-        raise ValueError(f"inputs have shapes {[tuple(x.shape) for x in inputs]}; accepted: one shape (B, ...)")
-    if len({x.device for x in inputs}) > 1:
-        raise ValueError(f"inputs are on {', '.join(str(x.device) for x in inputs)}; accepted: one device")
-    K = len(inputs) + (draw is not None)
-    if weights.dim() not in (2, 3) or weights.shape[-1] != K or not 1 <= weights.shape[-2] <= LIMIT:
-        raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: (M, {K}) or (B, M, {K}), M <= {LIMIT}")
-    if weights.dim() == 3 and len(weights) != shape[0]:
-        raise ValueError(f"weights has shape {tuple(weights.shape)}; accepted: ({shape[0]}, M, {K})")
-    if dtypes is not None and len(dtypes) != weights.shape[-2]:
-        raise ValueError(f"dtypes: {len(dtypes)} of them; accepted: {weights.shape[-2]}, one for each output")
+    K, shape = len(inputs) + (draw is not None), inputs[0].shape
+    required(1 <= K <= LIMIT, "inputs", K, f"1 to {LIMIT} tensors, the noise of draw counted")
+    alike = len(shape) > 0 and all(x.shape == shape for x in inputs)
+    required(alike, "inputs", [tuple(x.shape) for x in inputs], "tensors of one shape (B, ...)")
+    devices = {str(x.device) for x in inputs}
+    required(len(devices) == 1, "inputs", sorted(devices), "on one device")
+    fits = weights.dim() in (2, 3) and weights.shape[-1] == K and 1 <= weights.shape[-2] <= LIMIT
+    required(fits, "weights", weights, f"of shape (M, {K}) or (B, M, {K}), M <= {LIMIT}")
+    required(weights.dim() == 2 or len(weights) == shape[0], "weights", weights, f"of shape ({shape[0]}, M, {K})")
+    outputs = weights.shape[-2]
+    required(dtypes is None or len(dtypes) == outputs, "dtypes", dtypes, f"{outputs}, one for each output")

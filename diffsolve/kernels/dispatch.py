@@ -30,16 +30,16 @@ def fused(device: torch.device, what: str) -> Any | None:
     """
     choice = os.environ.get("DIFFSOLVE_KERNELS", "")
     if choice not in ("", *CHOICES):
-        raise ValueError(f"DIFFSOLVE_KERNELS={choice!r}; accepted: {', '.join(CHOICES)}, or unset")
+        raise ValueError(f"DIFFSOLVE_KERNELS must be {', '.join(CHOICES)} or unset, got {choice!r}")
     if choice == "torch" or (choice == "" and device.type != "cuda"):
         return None
     if choice == "native" and device.type != "cpu":
-        raise ValueError(f"DIFFSOLVE_KERNELS=native on a {device.type} device; accepted: the CPU")
+        raise ValueError(f"the device must be the CPU with DIFFSOLVE_KERNELS=native, got {device.type}")
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if choice == "triton" and device.type != "cuda" and not interpreted:
         raise ValueError(
-            f"DIFFSOLVE_KERNELS=triton on a {device.type} device; accepted: CUDA and ROCm devices, and the CPU under "
-            "Triton's interpreter (TRITON_INTERPRET=1)"
+            "the device must be a CUDA or ROCm device with DIFFSOLVE_KERNELS=triton, or the CPU under Triton's "
+            f"interpreter (TRITON_INTERPRET=1), got {device.type}"
         )
     if choice == "native" and native.library() is None:
         return None

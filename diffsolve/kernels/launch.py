@@ -15,7 +15,7 @@ from diffsolve.kernels.layout import accumulator, same_layout, seeds_on
 from diffsolve.noise import Draw
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
-    raise ImportError(f"triton {triton.__version__} has no tuples of pointers; 3.3 or later is needed")
+    raise ImportError(f"triton must be 3.3 or later, which has tuples of pointers, got {triton.__version__}")
 
 __all__ = ["combine", "moments", "tiles", "window_update"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ def terms(weights: Mapping[int, float]) -> Terms:
     return tuple(sorted(used, key=lambda term: (term[0] == OUT, term[1] != 1)))
 
 
-def in_order(weights: Sequence[float]) -> Terms:
+def in_order(weights: Sequence[SupportsFloat]) -> Terms:
     """The combination of the tensors 0, 1, .. with these weights, in that order; zeros are left out."""
-    return tuple((place, float(weight)) for place, weight in enumerate(weights) if weight != 0)
+    return tuple((place, weight) for place, weight in enumerate(map(float, weights)) if weight != 0)
 
 
 def beginning_with(sum_of: Terms, place: int | None) -> Terms:

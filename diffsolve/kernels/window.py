@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import described
 from diffsolve.kernels.dispatch import fused
 
 __all__ = ["Window", "window_update"]
@@ -59,9 +60,7 @@ def window_update(
         ("old", old, (L, *y.shape)),
     ):
         if tensor is not None and tensor.shape != torch.Size(shape):
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; accepted: {tuple(shape)}, with y {tuple(y.shape)}"
-            )
+            raise ValueError(f"{name} must be of shape {tuple(shape)} with y {tuple(y.shape)}, got {described(tensor)}")
     used = used or [[True] * columns] * 2
     run = fused(y.device, "window_update")
     if run is not None:

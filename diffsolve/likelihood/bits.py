@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from diffsolve.common.checks import choice, integer, number, required
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute.options import ModelLike
-from diffsolve.execute.results import Seed
 from diffsolve.likelihood.density import DEFAULT, DensityOptions, log_prob
 from diffsolve.likelihood.results import LogProb
 from diffsolve.models import as_model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Key, SeedLike, Stream
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
 
@@ -64,7 +64,7 @@ def bits_per_dim(
     spread: float = 0.3,
     samples: int = 1,
     stop: float | None = None,
-    seed: Seed | None = 0,
+    seed: SeedLike | None = 0,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
     **options: Unpack[DensityOptions],
@@ -78,32 +78,25 @@ def bits_per_dim(
         spread: the deviation of that normal, in bins.
         samples: K, the values of u per sample; with several the bound is importance-weighted.
         stop: the early-stopping time, as in `ds.log_prob`; it moves the result, so say it with the number.
-        seed, index: of u and of the probes.
+        seed, index: of u and of the probes, as in `ds.solve`; None draws a seed.
         cond, options: as in `ds.log_prob`.
     """
     refuse_unknown("bits_per_dim", options, DensityOptions)
     model = as_model(model)
-    if not isinstance(n, Tensor) or n.is_floating_point() or n.is_complex() or n.dtype == torch.bool:
-        raise TypeError(f"n={n.dtype if isinstance(n, Tensor) else type(n).__name__}: a tensor of integers is accepted")
-    for name, count in (("levels", levels), ("samples", samples)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}: an integer of at least 1 is accepted")
+    integral = isinstance(n, Tensor) and not (n.is_floating_point() or n.is_complex() or n.dtype == torch.bool)
+    required(integral, "n", n, "a tensor of integers", TypeError)
+    levels, samples = integer("levels", levels, 1), integer("samples", samples, 1)
     low, high = data_range
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"data_range={data_range!r}: two numbers, low < high, are accepted")
-    if n.numel() and not (int(n.min()) >= 0 and int(n.max()) < levels):
-        raise ValueError(
-            f"n has values from {int(n.min())} to {int(n.max())}: 0 to levels - 1 = {levels - 1} are accepted"
-        )
-    if dequantisation not in ("uniform", "truncated-normal"):
-        raise ValueError(f"dequantisation={dequantisation!r}: 'uniform' or 'truncated-normal' is accepted")
-    if not 0 < spread < math.inf:
-        raise ValueError(f"spread={spread!r}: a positive number is accepted")
+    required(-math.inf < low < high < math.inf, "data_range", data_range, "two numbers, low < high")
+    ends = (int(n.min()), int(n.max())) if n.numel() else (0, 0)
+    required(ends[0] >= 0 and ends[1] < levels, "n", ends, f"from 0 to levels - 1 = {levels - 1}")
+    choice("dequantisation", dequantisation, ("uniform", "truncated-normal"))
+    number("spread", spread, above=0)
     width, key = (high - low) / levels, Key.of(seed, index)
     runs, weights = [], []
     for k in range(samples):
         u, log_q = _place(key, n, k, dequantisation, spread)
-        x = (low + width * (n.double() + u)).to(torch.float64 if model.dtype == torch.float64 else torch.float32)
+        x = (low + width * (n.double() + u)).to(model.state_dtype)
         run = log_prob(model, x, stop=stop, seed=key, cond=cond, **options)
         runs.append(run)
         weights.append(run.value + run.dim * math.log(width) - log_q)

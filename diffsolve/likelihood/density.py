@@ -38,18 +38,17 @@ from diffsolve.adaptive.run import warn
 from diffsolve.common.checks import mapping, required
 from diffsolve.execute.options import ModelLike
 from diffsolve.execute.plan import GridLike, last_time, own_times, plan, plan_back, refuse
-from diffsolve.execute.results import Seed
 from diffsolve.execute.watch import Watch, bar
-from diffsolve.grids import CUT
 from diffsolve.likelihood import traces
 from diffsolve.likelihood.results import LogProb
 from diffsolve.likelihood.traces import Trace
 from diffsolve.models import Model, as_model
 from diffsolve.models.guidance import Guidance
-from diffsolve.noise import Key
+from diffsolve.noise import Key, SeedLike
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.augmented import augmented, drop_final_denoise
+from diffsolve.tableau.ends import CUT
 from diffsolve.tableau.frames import FRAMES
 
 __all__ = ["DEFAULT", "Density", "DensityOptions", "log_prob", "sample_with_density"]
@@ -84,7 +83,7 @@ def log_prob(
     grid: GridLike | None = None,
     trace: str | Trace | None = None,
     stop: float | None = None,
-    seed: Seed | None = 0,
+    seed: SeedLike | None = 0,
     index: int = 0,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,

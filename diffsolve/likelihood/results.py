@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from diffsolve.adaptive import Status
+from diffsolve.common.checks import number
+from diffsolve.common.deprecation import deprecated_alias
+from diffsolve.common.result import Status, one_line
 from diffsolve.execute.results import Seed
 
 __all__ = ["DensityRun", "LogProb"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogProb:
     """Log-densities in nats, and what they cost; arrays of shape (B,)."""
 
@@ -37,6 +39,18 @@ class LogProb:
     dim: int
     """D, the numbers of a sample."""
 
+    numbers = deprecated_alias("dim")
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample's solve reached the other end."""
+        return all(status == Status.DONE for status in self.status)
+
+    def __repr__(self) -> str:
+        count, calls = len(self.value), int(self.nfe.max(initial=0))
+        mean = f", mean {float(self.value.detach().mean()):.6g} nats" if count else ""
+        return f"LogProb({count} samples of {self.dim} numbers{mean}, nfe={calls}, stop={self.stop:.6g})"
+
     def bits_per_dim(self, bin_width: float = 2 / 256) -> Tensor:
         """-log2 of the probability of a bin, per number: -value / (D ln 2) - log2(bin_width).
 
@@ -44,12 +58,11 @@ class LogProb:
             bin_width: of the integer values that were dequantised, in units of x: 2 / 256 for 8 bits in [-1, 1], which
                 adds 7, and 1 / 256 in [0, 1], which adds 8.
         """
-        if not 0 < bin_width < math.inf:
-            raise ValueError(f"bin_width={bin_width!r}: a positive number is accepted")
+        number("bin_width", bin_width, above=0)
         return -self.value / (self.dim * math.log(2)) - math.log2(bin_width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DensityRun:
     """What `solve` returns for `log_prob="model"`."""
 
@@ -58,3 +71,21 @@ class DensityRun:
     log_prob: LogProb
     """Their log-densities under the model, and what they cost."""
     seed: Seed
+
+    @property
+    def nfe(self) -> np.ndarray:
+        """Network calls of each sample."""
+        return self.log_prob.nfe
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample reached the end."""
+        return self.log_prob.done
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """How each sample ended."""
+        return self.log_prob.status
+
+    def __repr__(self) -> str:
+        return one_line(self)

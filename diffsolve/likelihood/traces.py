@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from diffsolve.common.checks import choice, integer, required
 from diffsolve.common.registry import Registry
 from diffsolve.noise import Key, Stream
 
@@ -56,12 +57,6 @@ class Trace(ABC):
         return values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
 
 
-def _check(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
-
-
 @dataclass(frozen=True)
 class Exact(Trace):
     """sum_i e_i^T J e_i: as many Jacobian-vector products as a sample has numbers, `chunk` of them at a time."""
@@ -69,7 +64,7 @@ class Exact(Trace):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        _check(chunk=self.chunk)
+        integer("chunk", self.chunk, 1)
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
         return None
@@ -118,8 +113,9 @@ class Hutchinson(Trace):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        _check(probes=self.probes, chunk=self.chunk)
-        _check_kind(self.kind)
+        integer("probes", self.probes, 1)
+        integer("chunk", self.chunk, 1)
+        choice("kind", self.kind, ("rademacher", "gaussian", "sphere"))
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
         return _draw(self.probes, self.kind, shape, key, like)
@@ -158,14 +154,13 @@ class HutchPP(Trace):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        _check(probes=self.probes, chunk=self.chunk)
-        if self.probes % 3:
-            raise ValueError(f"probes={self.probes!r}: a multiple of 3 is accepted")
+        integer("probes", self.probes, 1)
+        integer("chunk", self.chunk, 1)
+        required(self.probes % 3 == 0, "probes", self.probes, "a multiple of 3")
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
         k, dim = self.probes // 3, shape[1:].numel()
-        if k >= dim:
-            raise ValueError(f"probes={self.probes!r}: fewer than {3 * dim} are accepted for {dim} numbers a sample")
+        required(k < dim, "probes", self.probes, f"below {3 * dim} for {dim} numbers a sample")
         return _draw(2 * k, "gaussian", shape, key, like)
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -220,12 +215,12 @@ class Deflated(Trace):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        _check(probes=self.probes, chunk=self.chunk)
+        integer("probes", self.probes, 1)
+        integer("chunk", self.chunk, 1)
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
         dim = shape[1:].numel()
-        if self.probes > dim:
-            raise ValueError(f"probes={self.probes!r}: at most {dim} are accepted for {dim} numbers a sample")
+        required(self.probes <= dim, "probes", self.probes, f"at most {dim} for {dim} numbers a sample")
         return _draw(self.probes, "rademacher", shape, key, like)
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -258,11 +253,6 @@ register = registry.register
 def named(trace: str | Trace) -> Trace:
     """ "exact", "hutchinson(probes=16)", "hutch++", or a `Trace`, which is returned as it is."""
     return registry.resolve(trace)
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in ("rademacher", "gaussian", "sphere"):
-        raise ValueError(f"kind={kind!r}: 'rademacher', 'gaussian' or 'sphere' is accepted")
 
 
 def _draw(count: int, kind: str, shape: torch.Size, key: Key, like: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import required
 from diffsolve.common.tensors import normal_log_density
-from diffsolve.execute import bind, conversion
+from diffsolve.execute import Network, bind, conversion
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
@@ -60,42 +61,36 @@ def transition_log_prob(
         ValueError: if the trajectory has not N + 1 states, or a row does not exist.
     """
     n = tableau.nfe
-    if not isinstance(trajectory, Tensor) or len(trajectory) != n + 1 or trajectory.dim() < 2:
-        shape = tuple(trajectory.shape) if isinstance(trajectory, Tensor) else type(trajectory).__name__
-        raise ValueError(f"trajectory={shape}: the {n + 1} network inputs that trajectory='calls' keeps are accepted")
+    whole = isinstance(trajectory, Tensor) and trajectory.dim() > 1 and len(trajectory) == n + 1
+    required(whole, "trajectory", trajectory, f"the {n + 1} network inputs that trajectory='calls' keeps")
     wanted = list(range(n)) if rows is None else list(rows)
-    if not all(isinstance(i, int) and 0 <= i < n for i in wanted) or wanted != sorted(set(wanted)):
-        raise ValueError(f"rows={rows!r}: rising numbers from 0 to {n - 1} are accepted")
+    rising = all(isinstance(i, int) and 0 <= i < n for i in wanted) and wanted == sorted(set(wanted))
+    required(rising, "rows", rows, f"rising integers from 0 to {n - 1}")
     bind(tableau, model)  # its errors
-    network, at = Guidance.of(guidance).around(model, tableau), model.path.nodes(tableau.calls[:, 0])
-    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, at)
-    scale = model.input_scale(at)
-    device, dtype = trajectory.device, trajectory.dtype
-    network_time = model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).to(device, model.time_dtype(dtype))
+    network = Network.of(model, tableau, Guidance.of(guidance), trajectory)
+    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, model.path.nodes(tableau.calls[:, 0]))
 
     alone = tableau.history == 1 and bool((tableau.weights[:, 0] == tableau.weights[:, 1]).all())
     s = trajectory[0]
     history: list[Tensor] = []
-    found: list[Tensor] = []
+    log_probs: list[Tensor] = []
     for i in wanted if alone else range(max(wanted, default=-1) + 1):
         y, after = trajectory[i], trajectory[i + 1]
-        out = network(i, y if scale is None else y * float(scale[i]), network_time[i].expand(len(y)), cond or {})
-        history = [float(p[i]) * y + float(q[i]) * out.to(dtype), *history[: tableau.history - 1]]
+        out = network(i, y, cond or {}).to(y.dtype)
+        history = [float(p[i]) * y + float(q[i]) * out, *history[: tableau.history - 1]]
         live = [y if alone else s, y, *history]
         on_s, on_y = tableau.weights[i]
-        if on_s[-1] and not on_y[-1]:
-            raise ValueError(f"tableau={tableau.solver!r}: the noise of call {i} is not seen in its next network input")
+        seen = not on_s[-1] or bool(on_y[-1])
+        required(seen, "tableau", tableau.solver, f"one whose noise of call {i} is seen in its next network input")
         mean, std = _combined(on_y, live), float(on_y[-1])
         z = (after - mean) / std if std else torch.zeros_like(after)
         s = _combined(on_s, live) + float(on_s[-1]) * z
         if i in wanted:
-            found.append(normal_log_density(z, std) if std else normal_log_density(z, 1.0) * 0)
-    return torch.stack(found) if found else trajectory.new_zeros(0, trajectory.shape[1])
+            log_probs.append(normal_log_density(z, std) if std else normal_log_density(z, 1.0) * 0)
+    return torch.stack(log_probs) if log_probs else trajectory.new_zeros(0, trajectory.shape[1])
 
 
 def _combined(weights: np.ndarray, live: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(live[0])
-    for weight, tensor in zip(weights[:-1].tolist(), live, strict=False):
-        if weight:
-            total = total + weight * tensor
-    return total
+    """The row without its noise. Each product is rounded on its own, not by the executor's fused sums."""
+    products = [weight * tensor for weight, tensor in zip(weights[:-1].tolist(), live, strict=False) if weight]
+    return sum(products, torch.zeros_like(live[0]))

@@ -202,12 +202,12 @@ def extract(features: Features, images: Any) -> Tensor:
     with torch.no_grad():
         rows = features(images)
     floating = isinstance(rows, Tensor) and rows.is_floating_point()
-    required(floating, "what features returns", rows, "a floating tensor of shape (B, F)", TypeError)
+    required(floating, "output of features", rows, "a floating tensor of shape (B, F)", TypeError)
     fits = rows.dim() == 2 and len(rows) == len(images) and rows.shape[1] > 0
-    required(fits, "what features returns", rows, f"of shape ({len(images)}, F)")
+    required(fits, "output of features", rows, f"of shape ({len(images)}, F)")
     rows = rows.detach().cpu()
     if not rows.isfinite().all():
-        raise ValueError(f"what features returns must be finite, got {int((~rows.isfinite()).sum())} that are not")
+        raise ValueError(f"output of features must be finite, got {int((~rows.isfinite()).sum())} that are not")
     return rows if rows.dtype == torch.float64 else rows.float()
 
 

@@ -293,8 +293,8 @@ def _known(records: Records, cells: Sequence[_Cell]) -> dict[Any, ResultRow]:
         here = meant.get((row.solver, row.nfe), row.table)
         if here != row.table:
             raise ValueError(
-                f"file {str(records.path)!r} must be of the same settings, got other settings: solver {row.solver!r} with "
-                f"nfe={row.nfe} as {row.table} there and {here} here; give it a label of its own, as "
+                f"file {str(records.path)!r} must be of the same settings, got other settings: solver {row.solver!r} "
+                f"with nfe={row.nfe} as {row.table} there and {here} here; give it a label of its own, as "
                 "solvers={label: solver}"
             )
     return {(row.solver, row.nfe, row.seed): row for row in rows}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import choice, number, required
+from diffsolve.common.registry import plugins
 from diffsolve.models.model import CLOCKS, Clock, Model, check_prediction, first_parameter
 from diffsolve.paths import Path
 from diffsolve.paths import named as path_named
@@ -28,8 +30,7 @@ def register_adapter(adapter: Adapter) -> Adapter:
     def mine(thing):
         return ds.adapt(thing.net, "edm", "denoised") if isinstance(thing, MyDenoiser) else None
     """
-    if not callable(adapter):
-        raise TypeError(f"adapter={adapter!r}: a function of one object is accepted")
+    required(callable(adapter), "adapter", adapter, "a function of one object", TypeError)
     if adapter not in ADAPTERS:
         ADAPTERS.append(adapter)
     return adapter
@@ -54,7 +55,7 @@ def adapt(
         path: the Gaussian path it was trained on: a name such as "condot", "edm", "ddpm", or a `ds.paths` object.
         predicts: "noise", "denoised", "score", "velocity" (dx/dt along the path's own clock), "v" (Salimans and
             Ho) or "edm" (the raw output of an EDM network, which sees x scaled by c_in and the clock c_noise).
-        clock: what the network is told; a name in `diffsolve.models.CLOCKS` or a function of the path's t
+        clock: the time that the network gets: a name in `diffsolve.models.CLOCKS` or a function of the path's t
             (float64). The default is t itself, or c_noise for a raw EDM network.
         sigma_data: the data's standard deviation, which a raw EDM network was scaled by.
         dtype: the dtype of x that the network wants. By default that of its first floating parameter, or,
@@ -62,26 +63,27 @@ def adapt(
     """
     if path is None and predicts is None:
         if clock != "t" or sigma_data != 0.5 or dtype is not None:
-            raise ValueError(
-                f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}: they need path and predicts"
-            )
+            given = f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}"
+            raise ValueError(f"path and predicts must be given with other options, got {given} alone")
         return as_model(net)
-    if not callable(net):
-        raise TypeError(f"net={net!r}: a callable net(x, t, **cond) is accepted")
+    required(callable(net), "net", net, "a callable net(x, t, **cond)", TypeError)
     if path is None or predicts is None:
-        raise TypeError(f"path={path!r}, predicts={predicts!r}: both are accepted, or neither of a known object")
+        raise TypeError(
+            "path and predicts must both be given, or neither of an object that knows them, got "
+            f"path={path!r}, predicts={predicts!r}"
+        )
     check_prediction("predicts", predicts)
-    if isinstance(clock, str) and clock not in CLOCKS:
-        raise ValueError(f"clock={clock!r} is unknown; accepted: {', '.join(CLOCKS)}, or a function of t")
-    if not isinstance(clock, str) and not callable(clock):
-        raise TypeError(f"clock={clock!r}: a name or a function of t is accepted")
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data={sigma_data!r}: a positive number is accepted")
+    if isinstance(clock, str):
+        choice("clock", clock, CLOCKS)
+    else:
+        required(callable(clock), "clock", clock, "a name or a function of t", TypeError)
+    number("sigma_data", sigma_data, above=0)
     if dtype is None:
         parameter = first_parameter(net)
         dtype = None if parameter is None else parameter.dtype
-    elif not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype={dtype!r}: a floating torch.dtype is accepted")
+    else:
+        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        required(floating, "dtype", dtype, "a floating torch.dtype", TypeError)
     if predicts == "edm" and clock == "t":
         clock = "c_noise"
     return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype)
@@ -90,16 +92,24 @@ def adapt(
 def as_model(model: object) -> Model:
     """A Model as it is, or what an object of another library is as one.
 
+    Where no adapter knows the object, those that installed packages bring are loaded and asked: the entry points of the
+    group "diffsolve.models", each a function as `register_adapter` takes it.
+
     Raises:
         TypeError: for anything else.
     """
     if isinstance(model, Model):
         return model
     for adapter in ADAPTERS:
-        found = adapter(model)
-        if found is not None:
-            return found
+        adapted = adapter(model)
+        if adapted is not None:
+            return adapted
+    for point in plugins("diffsolve.models"):
+        adapted = register_adapter(point.load())(model)
+        if adapted is not None:
+            return adapted
     raise TypeError(
-        f"model={type(model).__name__}: a Model is accepted (ds.adapt(net, path, predicts) makes one), a diffusers "
-        "pipeline, a k-diffusion denoiser, a network of the EDM code base or a flow_matching ModelWrapper"
+        "model must be a Model (ds.adapt(net, path, predicts) makes one), a diffusers pipeline, a k-diffusion "
+        "denoiser, a network of the EDM code base or a flow_matching ModelWrapper, got one of type "
+        f"{type(model).__name__}"
     )

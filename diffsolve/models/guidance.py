@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import mapping, number, required
 from diffsolve.kernels import Guided
 from diffsolve.models.model import Model
 from diffsolve.tableau import Tableau
@@ -43,14 +44,11 @@ class Guidance:
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
-            raise ValueError(f"scale={self.scale!r}: a finite number is accepted")
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale={self.rescale!r}: a number from 0 to 1 is accepted")
-        if not isinstance(self.uncond, Mapping):
-            raise TypeError(f"uncond={self.uncond!r}: a mapping of the network's keyword arguments is accepted")
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f"interval={self.interval!r}: two noise levels, 0 <= low < high, are accepted")
+        number("scale", self.scale)
+        number("rescale", self.rescale, low=0, high=1)
+        mapping("uncond", self.uncond)
+        levels = len(self.interval) == 2 and 0 <= self.interval[0] < self.interval[1]
+        required(levels, "interval", self.interval, "two noise levels, 0 <= low < high")
 
     @staticmethod
     def of(value: float | Guidance | None) -> Guidance:
@@ -104,7 +102,9 @@ class Guidance:
 
 def _same_names(cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> set[str]:
     if cond.keys() != uncond.keys():
-        raise ValueError(f"uncond={sorted(uncond)}: batched guidance needs the arguments of cond={sorted(cond)}")
+        raise ValueError(
+            f"uncond must have the arguments of cond for batched guidance, {sorted(cond)}, got {sorted(uncond)}"
+        )
     return set(cond)
 
 

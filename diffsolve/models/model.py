@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsolve.common.checks import choice, described
+from diffsolve.common.deprecation import deprecated_alias
 from diffsolve.paths import Path, Position
+from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import PREDICTIONS, convert
 
 __all__ = ["CLOCKS", "Clock", "Model", "check_prediction", "first_parameter", "undetermined"]
@@ -28,7 +31,7 @@ CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "c_noise": lambda path, t: path.rho(t).log() / 4,
     "lambda": lambda path, t: path.lam(t),
 }
-"""What the network may want to be told instead of the path's clock t:
+"""What the network may want as its time, in place of the path's clock t:
 
 1-t      the clock in the other direction          1000t    thousands, as diffusers' flow models
 index    t rounded to a row of the table           sigma    the weight of the noise
@@ -37,7 +40,7 @@ lambda   log(alpha / sigma)
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A network with its path and prediction; `adapt` makes one. Immutable and hashable.
 
@@ -52,19 +55,35 @@ class Model:
     dtype: torch.dtype | None
     """The dtype that the network wants x in; None for whatever the state has."""
 
+    told = deprecated_alias("network_time")
+
+    def __repr__(self) -> str:
+        net = getattr(self.net, "__name__", type(self.net).__name__)
+        clock = "" if self.clock == "t" else f", clock={getattr(self.clock, '__name__', self.clock)!r}"
+        return f"Model({net}, path={self.path}, predicts={self.predicts!r}{clock})"
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype that a run's state has, if nobody says: float32, or float64 where the network wants that.
+
+        A network that does not say what it wants gets torch's default dtype, but none below float32.
+        """
+        wanted = torch.get_default_dtype() if self.dtype is None else self.dtype
+        return torch.float64 if wanted == torch.float64 else torch.float32
+
     @property
     def device(self) -> torch.device:
         """Where the network's first parameter lives; the CPU for a network without parameters."""
         parameter = first_parameter(self.net)
         return torch.device("cpu") if parameter is None else parameter.device
 
-    def coefficients(self, p: Position) -> tuple[Any, Any]:
+    def coefficients(self, p: Position[Any]) -> tuple[Any, Any]:
         """(a, b) of what the network predicts at p: a x_0 + b eps."""
         return PREDICTIONS[self.predicts](p, self.sigma_data)
 
     def determined(self, t: float) -> bool:
         """Whether the network may be called at t, and its output there gives the data and the noise both."""
-        if t == self.path.t_data and self.path.t_last != self.path.t_data:
+        if not may_call(self.path, t):
             return False
         p = self.path.nodes(np.array([t]))
         with np.errstate(all="ignore"):
@@ -78,7 +97,7 @@ class Model:
             return torch.as_tensor(self.clock(t), dtype=torch.float64)
         return CLOCKS[self.clock](self.path, t)
 
-    def input_scale(self, p: Position) -> Any:
+    def input_scale(self, p: Position[Any]) -> Any:
         """What x is multiplied by before the network: c_in / alpha for a raw EDM network, else None."""
         if self.predicts != "edm":
             return None
@@ -97,14 +116,14 @@ class Model:
         return self.call(x, self.network_time(t).to(x.device, self.time_dtype(x.dtype)), cond)
 
     def call(self, x: Tensor, network_time: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        """The bare network at an input already scaled and a clock already told; the output is checked for shape."""
+        """The bare network at an input already scaled and its own clock; the output is checked for shape."""
         out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), network_time, **cond)
         if not isinstance(out, Tensor):
-            raise TypeError(f"net returned {type(out).__name__}: a tensor of shape {tuple(x.shape)} is accepted")
+            raise TypeError(f"output of net must be a tensor of shape {tuple(x.shape)}, got {described(out)}")
         if out.shape != x.shape:
-            raise ValueError(f"net returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}: they must agree")
+            raise ValueError(f"output of net must have the shape of x, {tuple(x.shape)}, got shape {tuple(out.shape)}")
         if not out.is_floating_point():
-            raise TypeError(f"net returned dtype {out.dtype}: a floating dtype is accepted")
+            raise TypeError(f"output of net must have a floating dtype, got {out.dtype}")
         return out
 
     def predict(self, what: str, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
@@ -167,8 +186,7 @@ def undetermined(source: str, target: str, t: Any) -> ValueError:
 
 
 def check_prediction(argument: str, name: str) -> None:
-    if name not in PREDICTIONS:
-        raise ValueError(f"{argument}={name!r} is unknown; accepted: {', '.join(PREDICTIONS)}")
+    choice(argument, name, PREDICTIONS)
 
 
 def first_parameter(net: object) -> Tensor | None:
@@ -180,7 +198,7 @@ def first_parameter(net: object) -> Tensor | None:
 def _times(t: float | Tensor, x: Tensor) -> Tensor:
     times = torch.as_tensor(t, dtype=torch.float64)
     if times.dim() > 1 or (times.dim() == 1 and len(times) not in (1, len(x))):
-        raise ValueError(f"t has shape {tuple(times.shape)}: () or ({len(x)},) is accepted for a batch of {len(x)}")
+        raise ValueError(f"t must have shape () or ({len(x)},) for a batch of {len(x)}, got shape {tuple(times.shape)}")
     return times.expand(len(x))
 
 

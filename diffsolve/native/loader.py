@@ -74,8 +74,12 @@ def _found(dtype: torch.dtype, asked: bool) -> Any | None:
 def is_plain(*tensors: Tensor, graph: bool = False) -> bool:
     """Whether memory is all there is to these tensors, so that a loop unknown to PyTorch may read and write it.
 
-    Not while something traces or records what is done (torch.compile, autograd, forward derivatives, torch.func,
-    dispatch modes), nor for subclasses and values that wait for their sign.
+    Not while something traces or records what is done (torch.compile, autograd, torch.func, dispatch modes), nor for
+    subclasses, for values that wait for their sign, and for dual tensors of forward-mode differentiation. The answer
+    depends on this thread and these tensors alone: the loop and torch differ in the last bits of noise.
+
+    PyTorch has public questions for the first and the last of these. `torch.library.custom_op` would ask them all, at
+    many times the price; docs/performance.md has the numbers.
 
     Args:
         graph: whether the caller makes the graph of autograd itself.
@@ -85,13 +89,16 @@ def is_plain(*tensors: Tensor, graph: bool = False) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd.forward_ad._current_level >= 0
     ):
         return False
     grad = torch.is_grad_enabled() and not graph
     for x in tensors:
         if type(x) not in PLAIN or (grad and x.requires_grad) or x.is_neg() or x.layout is not torch.strided:
             return False
+    # A level may be another thread's, and is no more than a reason to look: PyTorch counts levels for the process.
+    if torch.autograd.forward_ad._current_level >= 0:
+        unpack: Any = torch.autograd.forward_ad.unpack_dual
+        return all(unpack(x).tangent is None for x in tensors)
     return True
 
 

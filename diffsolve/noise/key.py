@@ -20,12 +20,14 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffsolve import native
+from diffsolve.common.checks import described, instance, required
 
-__all__ = ["Draw", "Key", "Stream", "philox"]
+__all__ = ["Draw", "Key", "SeedLike", "Stream", "philox"]
 
 MASK = 0xFFFFFFFF
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers of Philox 4x32
@@ -109,27 +111,39 @@ class Key:
         if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
             seed = tuple(_integer(f"seed[{i}]", s, 2**64) for i, s in enumerate(seed))
         else:
-            seed = _integer("seed", seed, 2**64, "an int, or one int per row,")
+            seed = _integer("seed", seed, 2**64, "an integer, or one per row,")
         index = _integer("index", self.index, 2**32)
         if index and isinstance(seed, tuple):
-            raise ValueError(f"index={index} with one seed per row, which alone keys the row; accepted: 0")
+            raise ValueError(f"index must be 0 with one seed per row, which alone keys the row, got {index}")
         for name in ("antithetic", "shared"):
             value = getattr(self, name)
             if not isinstance(value, bool):
-                raise TypeError(f"{name}={value!r} of type {type(value).__name__}; accepted: True or False")
+                raise TypeError(f"{name} must be True or False, got {described(value)}")
             if value and isinstance(seed, tuple):
-                raise ValueError(f"{name}=True with one seed per row, which alone keys the row; accepted: False")
+                raise ValueError(f"{name} must be False with one seed per row, which alone keys the row, got True")
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "index", index)
 
     @classmethod
-    def of(cls, seed: int | Sequence[int] | Key | None, index: int = 0) -> Key:
-        """The key that a `seed` argument and an `index` mean: a Key is itself, None is drawn."""
-        if not isinstance(seed, Key):
-            return cls(secrets.randbits(63) if seed is None else seed, index)
-        if index:
-            raise ValueError(f"index={index} with seed={seed}, which has its own index; accepted: 0")
-        return seed
+    def of(cls, seed: SeedLike | None, index: int = 0) -> Key:
+        """The key that a `seed` argument and an `index` mean.
+
+        Args:
+            seed: an integer of Python, NumPy or torch; one for each row, as a sequence, an array or a tensor; a
+                `torch.Generator`, or one for each row, from which a seed is drawn, so that it moves on as it does with
+                torch's own functions; None, for a seed that nobody knows before; or a Key, which is itself.
+        """
+        if isinstance(seed, Key):
+            if index:
+                raise ValueError(f"index must be 0 with seed={seed}, which has its own, got {index}")
+            return seed
+        if seed is None:
+            return cls(secrets.randbits(63), index)
+        if isinstance(seed, torch.Generator):
+            return cls(_drawn(seed), index)
+        if isinstance(seed, Sequence) and any(isinstance(one, torch.Generator) for one in seed):
+            return cls([_drawn(one) if isinstance(one, torch.Generator) else one for one in seed], index)
+        return cls(seed, index)  # type: ignore[arg-type]  # which takes what has `tolist`
 
     def normal(
         self,
@@ -167,11 +181,11 @@ class Key:
         size = math.prod(inner)
         counters = -(-size // 4)
         if counters > 2**32:
-            raise ValueError(f"shape={tuple(sizes)}: a sample of {size} elements; accepted: at most 2**34")
+            raise ValueError(f"shape must have at most 2**34 elements in a sample, got {tuple(sizes)}")
         self.check(sizes)
         row = _integer("row", row, 2**32)
         if stream not in list(Stream):
-            raise ValueError(f"stream={stream!r}; accepted: one of {', '.join(map(str, Stream.__members__))}")
+            raise ValueError(f"stream must be one of {', '.join(map(str, Stream.__members__))}, got {stream!r}")
         out = _destination(sizes, dtype, device, out)
 
         whole = out if out.is_contiguous() else torch.empty(sizes, dtype=out.dtype, device=out.device)
@@ -222,9 +236,9 @@ class Key:
         """That there is a key for every row of a batch of this shape, else a ValueError."""
         if isinstance(self.seed, int):
             if self.index + sizes[0] > 2**32:
-                raise ValueError(f"index={self.index} with {sizes[0]} rows; accepted: index + rows <= 2**32")
+                raise ValueError(f"index must be <= 2**32 - rows, got {self.index} with {sizes[0]} rows")
         elif len(self.seed) != sizes[0]:
-            raise ValueError(f"seed: {len(self.seed)} of them for shape={tuple(sizes)}; accepted: {sizes[0]}")
+            raise ValueError(f"seed must be one, or {sizes[0]} for shape={tuple(sizes)}, got {len(self.seed)}")
 
     def flip(self, x: Tensor) -> None:
         """Turn the sign of the rows that have the opposite noise of the row before."""
@@ -243,6 +257,10 @@ class Key:
             return _split(self.seed), sample
         k0, k1 = _columns(tuple(self.seed), device)
         return (k0[start:stop], k1[start:stop]), torch.zeros(1, 1, dtype=torch.int64, device=device)
+
+
+SeedLike = int | Sequence[int] | np.ndarray | Tensor | torch.Generator | Sequence[torch.Generator] | Key
+"""What `seed=` means everywhere, None aside: see `Key.of`."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +284,11 @@ class Draw:
     def tensor(self, like: Tensor) -> Tensor:
         """The normals, of the shape, dtype and device of `like`."""
         return self.key.normal(like.shape, row=self.row, stream=self.stream, dtype=like.dtype, device=like.device)
+
+
+def _drawn(generator: torch.Generator) -> int:
+    """A seed from a generator, which moves on."""
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
 def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row: int, stream: int) -> Tensor:
@@ -312,24 +335,21 @@ def _columns(seeds: tuple[int, ...], device: torch.device) -> Tensor:
     return words.T[..., None].contiguous().to(device)
 
 
-def _integer(name: str, value: Any, stop: int, accepted: str = "an int") -> int:
-    accepted = f"accepted: {accepted} in [0, 2**{stop.bit_length() - 1})"
+def _integer(name: str, value: Any, stop: int, accepted: str = "an integer") -> int:
+    accepted = f"{accepted} in [0, 2**{stop.bit_length() - 1})"
     try:
         if isinstance(value, (bool, Tensor)):  # a Tensor of one element, even True, passes for an index
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={value!r} of type {type(value).__name__}; {accepted}") from None
-    if not 0 <= number < stop:
-        raise ValueError(f"{name}={value!r}; {accepted}")
+        raise TypeError(f"{name} must be {accepted}, got {described(value)}") from None
+    required(0 <= number < stop, name, value, accepted)
     return number
 
 
 def sizes_of(shape: Any) -> list[int]:
-    if not isinstance(shape, Sequence):
-        raise TypeError(f"shape={shape!r} of type {type(shape).__name__}; accepted: a tuple of ints")
-    if not shape:
-        raise ValueError(f"shape={shape!r}; accepted: at least the batch axis")
+    instance("shape", shape, Sequence, "a tuple of integers")
+    required(bool(shape), "shape", shape, "at least the batch axis")
     return [_integer(f"shape[{i}]", n, 2**63) for i, n in enumerate(shape)]
 
 
@@ -339,11 +359,11 @@ def _destination(
     if out is None:
         out = torch.empty(sizes, dtype=dtype or torch.float32, device=device or "cpu")
     elif list(out.shape) != sizes:
-        raise ValueError(f"out has shape {tuple(out.shape)}; accepted: {tuple(sizes)}, as in shape")
+        raise ValueError(f"out must be of the shape {tuple(sizes)}, got {tuple(out.shape)}")
     elif dtype not in (None, out.dtype):
-        raise ValueError(f"dtype={dtype}; accepted: None or that of out, {out.dtype}")
+        raise ValueError(f"dtype must be None or that of out, {out.dtype}, got {dtype}")
     elif device is not None and torch.empty(0, device=device).device != out.device:
-        raise ValueError(f"device={device}; accepted: None or that of out, {out.device}")
+        raise ValueError(f"device must be None or that of out, {out.device}, got {device}")
     if not out.dtype.is_floating_point:
-        raise ValueError(f"dtype={out.dtype}; accepted: a real floating type")
+        raise ValueError(f"dtype must be a real floating type, got {out.dtype}")
     return out

@@ -5,6 +5,7 @@ solution, and iterations that guess all calls of a window at once reach it in fi
 tableau, multistep and stochastic ones included, because noise is a function of its row and known beforehand.
 """
 
+from diffsolve.common.deprecation import deprecated_names
 from diffsolve.execute.results import Rounds
 from diffsolve.parallel.anderson import Anderson
 from diffsolve.parallel.base import Parallel
@@ -13,3 +14,5 @@ from diffsolve.parallel.parareal import Parareal
 from diffsolve.parallel.picard import Picard
 
 __all__ = ["Anderson", "Parallel", "Parareal", "Picard", "Ranks", "Rounds"]
+
+__getattr__ = deprecated_names(__name__, {"Statistics": "diffsolve.execute.results:Rounds"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import integer, number
 from diffsolve.parallel.rows import shifted
 
 __all__ = ["Anderson", "Mixer"]
@@ -35,10 +36,8 @@ class Anderson:
     ridge: float = 1e-3
 
     def __post_init__(self) -> None:
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"memory={self.memory!r}: an integer of at least 1 is accepted")
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not self.ridge > 0:
-            raise ValueError(f"ridge={self.ridge!r}: a positive number is accepted")
+        integer("memory", self.memory, 1)
+        number("ridge", self.ridge, above=0)
 
 
 class Mixer:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsolve.execute import Executor, State
+from diffsolve.common.checks import instance, integer, number
+from diffsolve.execute import Executor, Network
 from diffsolve.execute.results import Rounds
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance, picked
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
 
-__all__ = ["Calls", "Parallel", "finished", "flat", "in_order"]
+__all__ = ["Calls", "Parallel", "flat", "in_order"]
 
 
 class Parallel(ABC):
@@ -32,15 +33,12 @@ class Parallel(ABC):
     def _check(self, *counts: str, bounds: tuple[str, ...] = ("tol", "atol")) -> None:
         """That these counts and bounds, and the ranks, are what they should be."""
         for name in counts:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: an integer of at least 1 is accepted")
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
         for name in bounds:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r}: a finite number of at least 0 is accepted")
-        if self.ranks is not None and not isinstance(self.ranks, Ranks):
-            raise TypeError(f"ranks={self.ranks!r}: a ds.Ranks is accepted")
+            number(name, getattr(self, name), low=0)
+        if self.ranks is not None:
+            instance("ranks", self.ranks, Ranks, "a ds.Ranks")
 
     @abstractmethod
     def run(
@@ -82,13 +80,7 @@ class Calls:
 
     def _at(self, tableau: Tableau, like: Tensor) -> None:
         """Be the network of this tableau's calls."""
-        at = self.model.path.nodes(tableau.calls[:, 0])
-        network_time = self.model.network_time(torch.from_numpy(tableau.calls[:, 0].copy()))
-        self.tableau, self._network = tableau, self._guidance.around(self.model, tableau)
-        self._network_times = network_time.to(like.device, self.model.time_dtype(like.dtype))
-        scale = self.model.input_scale(at)
-        # In the state's precision, as a Python number would be where the executor multiplies.
-        self._scale = None if scale is None else torch.from_numpy(scale).to(like)
+        self.tableau, self._network = tableau, Network.of(self.model, tableau, self._guidance, like)
         guided = torch.tensor(self._guidance.active(tableau))
         self._mixed = None if guided.all() or not guided.any() else guided.to(like.device)
 
@@ -130,10 +122,9 @@ class Calls:
         return out
 
     def _call(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
-        x = y if self._scale is None else y * self._scale[row, None]
-        x = x.view(-1, *self._shape[1:])
-        cond, uncond = (picked(c, sample, self._shape[0]) for c in (self._cond, self._guidance.uncond))
-        out = self._network(0 if self._mixed is None else int(row[0]), x, self._network_times[row], cond, uncond)
+        states = y.view(-1, *self._shape[1:])
+        conditions = (picked(given, sample, self._shape[0]) for given in (self._cond, self._guidance.uncond))
+        out = self._network.at_calls(row, states, *conditions, example=0 if self._mixed is None else int(row[0]))
         if self.check and not bool(out.isfinite().all()):
             bad = ~flat(out).isfinite().all(1)
             i = int(row[bad].min())
@@ -147,11 +138,6 @@ class Calls:
 def flat(x: Tensor) -> Tensor:
     """(B, ...) as (B, n)."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
-def finished(ex: Executor, s: Tensor, y: Tensor) -> Executor:
-    """The executor at its end, with these tensors."""
-    return Executor(ex.program, None, ex.key, state=State(ex.tableau.nfe, s, y, (), ex.key))
 
 
 def in_order(

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffsolve.common.checks import number
 from diffsolve.execute import Executor
 
 __all__ = ["Ranks"]
@@ -35,8 +36,7 @@ class Ranks:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not self.timeout > 0:
-            raise ValueError(f"timeout={self.timeout!r}: a positive number of seconds is accepted")
+        number("timeout", self.timeout, above=0)
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError("ranks: torch.distributed.init_process_group is to be called first")
 

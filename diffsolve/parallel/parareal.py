@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from diffsolve import solvers
-from diffsolve.execute import Executor
+from diffsolve.common.checks import required
+from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
-from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, flat, in_order
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, advance_window
@@ -132,7 +133,8 @@ class _Blocks:
         made, depth = sum(c.made for c in network), sum(c.depth for c in network)
         everyone = torch.ones(len(each), dtype=torch.bool)
         statistics = Rounds(rounds, made, made - len(each) * self.ex.tableau.nfe, depth, each, everyone)
-        return finished(self.ex, y if self.rows.single else end.s.view_as(y), y), statistics
+        s = y if self.rows.single else end.s.view_as(y)
+        return executor_at_end(self.ex.program, s, y, self.ex.key), statistics
 
     def round(self, first: int) -> None:
         """F of all blocks not done, then the correction, block after block."""
@@ -228,6 +230,5 @@ def _coarse(solver: str | Solver, calls: Calls, tableau: Tableau, bounds: list[i
         method(model.path, np.array(pair), call_last=model.determined(float(pair[1])))
         for pair in zip(times, times[1:], strict=False)
     ]
-    if any(t.stochastic for t in written):
-        raise ValueError(f"coarse={solver!r}: a deterministic solver is accepted")
+    required(not any(t.stochastic for t in written), "coarse", solver, "a deterministic solver")
     return written

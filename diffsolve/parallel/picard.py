@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffsolve.execute import Executor
+from diffsolve.common.checks import integer, required
+from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
 from diffsolve.kernels.window import Window
 from diffsolve.parallel.anderson import Anderson, Mixer
-from diffsolve.parallel.base import Calls, Parallel, finished, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, flat, in_order
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, advance_window, gather_slots, shifted
 from diffsolve.parallel.secant import Slopes
@@ -79,16 +80,15 @@ class Picard(Parallel):
     ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
-        if self.window is None:
-            raise ValueError("window=None: an integer of at least 1 is accepted")
-        self._check("window", "workers", "max_batch", "max_rounds", bounds=("tol", "atol", "finish"))
+        integer("window", self.window, 1)
+        self._check("workers", "max_batch", "max_rounds", bounds=("tol", "atol", "finish"))
         frame_named(self.frame)
-        if self.warm not in ("extrapolate", "copy") and not isinstance(self.warm, Tableau):
-            raise ValueError(f"warm={self.warm!r}: 'extrapolate', 'copy' or a Tableau is accepted")
-        if isinstance(self.warm, Tableau) and self.warm.stochastic:
-            raise ValueError(f"warm={self.warm.solver}: a deterministic solver's tableau is accepted")
-        if self.accelerate not in ("secant", None) and not isinstance(self.accelerate, Anderson):
-            raise ValueError(f"accelerate={self.accelerate!r}: 'secant', a ds.Anderson or None is accepted")
+        if isinstance(self.warm, Tableau):
+            required(not self.warm.stochastic, "warm", self.warm.solver, "the tableau of a deterministic solver")
+        else:
+            required(self.warm in ("extrapolate", "copy"), "warm", self.warm, "'extrapolate', 'copy' or a Tableau")
+        accelerated = self.accelerate in ("secant", None) or isinstance(self.accelerate, Anderson)
+        required(accelerated, "accelerate", self.accelerate, "'secant', a ds.Anderson or None")
 
     def run(
         self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
@@ -156,7 +156,7 @@ class _Window:
         batch, made = len(self.each), self.calls.made + self.warm.made
         depth = self.calls.depth + self.warm.depth
         statistics = Rounds(rounds, made, made - batch * self.N, depth, self.each, self.converged)
-        return finished(self.ex, s, y), statistics
+        return executor_at_end(self.ex.program, s, y, self.ex.key), statistics
 
     def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One sweep: s, y and d at all points of the window, and the number of calls that each sample moves on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,17 +29,20 @@ class Position(Generic[Array]):
     dsigma: Array
 
     @overload
-    def __getitem__(self: Position[np.ndarray], index: int) -> Position[float]: ...
+    def __getitem__(self: Position[np.ndarray], index: int | tuple[int, ...]) -> Position[float]: ...
     @overload
     def __getitem__(self: Position[np.ndarray], index: Any) -> Position[np.ndarray]: ...
-    def __getitem__(self: Position[np.ndarray], index: Any) -> Any:
+    @overload
+    def __getitem__(self: Position[Tensor], index: Any) -> Position[Tensor]: ...
+    def __getitem__(self: Position[Any], index: Any) -> Position[Any]:
         return Position(self.t[index], self.alpha[index], self.sigma[index], self.dalpha[index], self.dsigma[index])
 
     @property
     def lam(self) -> Array:
         """lambda = log(alpha / sigma), infinite at the ends."""
+        log: Any = np.log  # of tensors too
         with np.errstate(divide="ignore"):
-            lam: Array = np.log(self.alpha) - np.log(self.sigma)
+            lam: Array = log(self.alpha) - log(self.sigma)
         return lam
 
 

@@ -1,7 +1,7 @@
 """Names by which other libraries call what is offered here, and by which they call what is not.
 
 An alias stands for a solver with options and, where it names one, for a grid. It is what that library does by
-default, but for two rules of this one: the ends (`base.end_frame`), and the grid, which is the path's own where
+default, but for two rules of this one: the ends (`tableau.ends`), and the grid, which is the path's own where
 the alias names none. Case and spacing do not matter. The names of this library come first: "euler", "heun",
 "ddim" and the grid "beta" are its own, whoever else has such a name.
 """

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from diffsolve.paths import Path, Position
+from diffsolve.paths import Path
 from diffsolve.tableau import Draft, Tableau
-from diffsolve.tableau.frames import FRAMES, Frame, singular
+from diffsolve.tableau.ends import may_call
+from diffsolve.tableau.frames import FRAMES, Frame
 
-__all__ = ["Solver", "end_frame", "frame_named"]
+__all__ = ["Solver", "frame_named"]
 
 
 class Solver(ABC):
@@ -65,7 +66,7 @@ class Solver(ABC):
                 f"{path} are accepted"
             )
         if call_last is None:
-            call_last = times[-1] != path.t_data or path.t_last == path.t_data
+            call_last = may_call(path, float(times[-1]))
         draft = Draft(path, times)
         self.write(draft, call_last)
         return draft.build(str(self), self.order)
@@ -80,17 +81,3 @@ def frame_named(name: str) -> Frame:
     if name not in FRAMES:
         raise ValueError(f"frame={name!r} is unknown; accepted: {', '.join(FRAMES)}")
     return FRAMES[name]
-
-
-def end_frame(frame: Frame, path: Path, s: Position, t: Position) -> Frame | None:
-    """The frame of the one first-order call that replaces the method's step where `frame` is singular, else None.
-
-    The rule for the ends: x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) D, finite
-    wherever sigma_s > 0, and its mirror image with eps out of sigma_s = 0. A step out of a regular point stays
-    in an exponential frame, where the first-order step is that same formula.
-    """
-    if not singular(frame, path, s) and not singular(frame, path, t):
-        return None
-    if frame.name in ("denoised", "noise") and not singular(frame, path, s):
-        return frame
-    return FRAMES["denoised" if s.sigma > 0 else "noise"]

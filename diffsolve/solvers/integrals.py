@@ -49,7 +49,7 @@ def _panels(
 class Integrals:
     """Gauss-Legendre nodes of every step: where the interpolation variable is, and the normalised measure dv."""
 
-    def __init__(self, path: Path, frame: Frame, variable: str | None, grid: Position) -> None:
+    def __init__(self, path: Path, frame: Frame, variable: str | None, grid: Position[np.ndarray]) -> None:
         self.grid = grid
         w = frame.v if variable is None else VARIABLES[variable]
         with np.errstate(all="ignore"):
@@ -68,7 +68,7 @@ class Integrals:
             start, stop = (np.where(finite, a, b) for a, b in ((self.lam[:-1], theta[:-1]), (self.lam[1:], theta[1:])))
             q, mass = _panels(start, stop, frame.breaks if isinstance(frame, Reverse) else (), finite)
             angle = np.where(finite[:, None], np.arctan(np.exp(-q)), q)
-            p = Position(angle, np.cos(angle), np.sin(angle), np.nan, np.nan)
+            p = Position(angle, np.cos(angle), np.sin(angle), *[np.full_like(angle, np.nan)] * 2)
             if frame.lam is None or variable == "t":
                 p = path.nodes(path.time(np.clip(p.lam, *np.sort(path.lam([path.t_noise, path.t_data]).numpy()))))
             density = frame.slope(p) * np.where(finite[:, None], -p.alpha * p.sigma / (p.alpha**2 + p.sigma**2), 1)

@@ -18,11 +18,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from diffsolve.paths import Path, Position
-from diffsolve.solvers.base import Solver, end_frame, frame_named
+from diffsolve.solvers.base import Solver, frame_named
 from diffsolve.solvers.butcher import HEUN, RK4
 from diffsolve.solvers.integrals import Integrals, StepIntegrals, phi
 from diffsolve.solvers.sde import Constant, Tau, frame_of, tau_named
 from diffsolve.tableau import Combination, Draft
+from diffsolve.tableau.ends import end_frame
 from diffsolve.tableau.frames import VARIABLES, Frame
 
 __all__ = ["IPNDM", "PNDM", "DPMpp", "Multistep", "UniPC"]
@@ -163,7 +164,7 @@ class Multistep(Solver):
         """omega over the value of d at the end of the step and those before it."""
         return step.omega()
 
-    def between(self, path: Path, frame: Frame, s: Position, t: Position, c: float) -> Position:
+    def between(self, path: Path, frame: Frame, s: Position[float], t: Position[float], c: float) -> Position[float]:
         """Where a Runge-Kutta stage at the fraction c of the step from s to t stands."""
         if c in (0, 1):
             return t if c else s
@@ -369,7 +370,7 @@ class PNDM(IPNDM):
 
     start: str | None = "rk4"
 
-    def between(self, path: Path, frame: Frame, s: Position, t: Position, c: float) -> Position:
+    def between(self, path: Path, frame: Frame, s: Position[float], t: Position[float], c: float) -> Position[float]:
         return s if c == 0 else t if c == 1 else path.nodes([s.t + c * (t.t - s.t)])[0]
 
 

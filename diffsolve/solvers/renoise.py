@@ -51,7 +51,7 @@ class Renoised(Solver):
             raise ValueError(f"inner={self.inner!r}: a deterministic solver is accepted")
 
     @abstractmethod
-    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+    def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         """The stretches of a run, in order."""
 
     @property
@@ -103,7 +103,7 @@ class Churn(Renoised):
         if not self.s_min <= self.s_max:
             raise ValueError(f"s_min={self.s_min!r}, s_max={self.s_max!r}: s_min <= s_max is accepted")
 
-    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+    def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         steps = len(grid.t) - 1
         gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
         for i in range(steps):
@@ -131,7 +131,7 @@ class Ancestral(Renoised):
         if isinstance(self.eta, bool) or not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is accepted")
 
-    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+    def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         for i in range(len(grid.t) - 1):
             down, end = grid.t[i + 1], i + 1
             if self.eta and grid.sigma[i + 1] > 0:
@@ -166,7 +166,7 @@ class Restart(Renoised):
         if isinstance(self.times, bool) or not isinstance(self.times, int) or self.times < 0:
             raise ValueError(f"times={self.times!r}: an integer of at least 0 is accepted")
 
-    def stretches(self, path: Path, grid: Position) -> Iterator[Stretch]:
+    def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         rho = np.exp(-grid.lam)
         below = np.flatnonzero((rho <= self.low) & (rho > 0))
         above = np.flatnonzero((rho >= self.high) & (grid.alpha > 0))
@@ -181,7 +181,7 @@ class Restart(Renoised):
         yield Stretch(grid.t[top:], (top or -1, *range(top + 1, len(grid.t))))  # the start itself comes once
 
 
-def _add_noise(draft: Draft, low: Position, high: Position, factor: float, node: int) -> None:
+def _add_noise(draft: Draft, low: Position[float], high: Position[float], factor: float, node: int) -> None:
     """From the level that the draft has reached to a noisier one: into its last row, or its entry."""
     if high.t == low.t:
         return

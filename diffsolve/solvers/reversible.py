@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffsolve.solvers.base import Solver, end_frame, frame_named
+from diffsolve.solvers.base import Solver, frame_named
 from diffsolve.tableau import Combination, Draft
-from diffsolve.tableau.frames import FRAMES
+from diffsolve.tableau.ends import end_frame, first_order_frame
 
 __all__ = ["ReversibleHeun"]
 
@@ -46,7 +46,7 @@ class ReversibleHeun(Solver):
             v, c = frame.v(g), frame.c(g)
         ends = [end_frame(frame, path, g[i], g[i + 1]) for i in range(draft.steps)]
         if not call_last:
-            ends[-1] = FRAMES["denoised" if g.sigma[-2] > 0 else "noise"]
+            ends[-1] = first_order_frame(g[-2])
         before = 0.0  # the step that led here, of which s still wants half
         for i, end in enumerate([*ends, None]):
             after = v[i + 1] - v[i] if end is None and i < draft.steps else 0.0

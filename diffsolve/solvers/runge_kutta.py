@@ -12,11 +12,12 @@ from typing import TypeVar
 import numpy as np
 
 from diffsolve.paths import Position
-from diffsolve.solvers.base import Solver, end_frame, frame_named
+from diffsolve.solvers.base import Solver, frame_named
 from diffsolve.solvers.butcher import HEUN, MIDPOINT, RALSTON, RK4, Butcher
 from diffsolve.solvers.sde import frame_of
 from diffsolve.tableau import Combination, Draft
-from diffsolve.tableau.frames import FRAMES, Frame
+from diffsolve.tableau.ends import end_frame, first_order_frame
+from diffsolve.tableau.frames import Frame
 
 __all__ = ["HEUN", "MIDPOINT", "RALSTON", "RK4", "Butcher", "OneStep", "RungeKutta", "Stages", "low_storage"]
 
@@ -70,7 +71,7 @@ class OneStep(Solver):
                 end = frame
             if end is None and i + 1 == draft.steps and not call_last and self.calls > 1:
                 # Nor may it be called between its last time and the end.
-                end = FRAMES["denoised" if g.sigma[i] > 0 else "noise"]
+                end = first_order_frame(g[i])
             if end is not None:
                 end = frame if end.name == frame.name else end  # with its noise
                 ratio, gain = end.step(g[i], g[i + 1])
@@ -103,7 +104,7 @@ class OneStep(Solver):
                     clock=frame.clock(point, after),
                 )  # fmt: skip
 
-    def _inner(self, draft: Draft, w: np.ndarray) -> Position:
+    def _inner(self, draft: Draft, w: np.ndarray) -> Position[np.ndarray]:
         """(steps, stages): where each stage of each step stands; the step's start where w is infinite."""
         with np.errstate(all="ignore"):
             inside = w[:-1, None] + np.diff(w)[:, None] * np.array([float(c) for c in self.c])

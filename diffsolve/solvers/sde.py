@@ -37,11 +37,11 @@ class Tau(ABC):
     """How much noise an SDE of the path renews: tau as a function along the path."""
 
     @abstractmethod
-    def A(self, path: Path, p: Position) -> Any:
+    def A(self, path: Path, p: Position[Any]) -> Any:
         """A(p) = int tau^2 dlambda up to p, from an origin of its own; it never falls towards the data."""
 
     @abstractmethod
-    def square(self, path: Path, p: Position) -> Any:
+    def square(self, path: Path, p: Position[Any]) -> Any:
         """tau^2 at p."""
 
     @property
@@ -59,10 +59,10 @@ class Constant(Tau):
     def __post_init__(self) -> None:
         _number("tau", self.tau, "a finite number of at least 0")
 
-    def A(self, path: Path, p: Position) -> Any:
+    def A(self, path: Path, p: Position[Any]) -> Any:
         return self.tau**2 * p.lam if self.tau else p.alpha * 0.0
 
-    def square(self, path: Path, p: Position) -> Any:
+    def square(self, path: Path, p: Position[Any]) -> Any:
         return self.tau**2 + 0.0 * p.alpha
 
 
@@ -86,10 +86,10 @@ class Interval(Tau):
     def breaks(self) -> tuple[float, ...]:
         return -math.log(self.high), -math.log(self.low)
 
-    def A(self, path: Path, p: Position) -> Any:
+    def A(self, path: Path, p: Position[Any]) -> Any:
         return self.tau**2 * np.clip(p.lam, self.breaks[0], self.breaks[1])
 
-    def square(self, path: Path, p: Position) -> Any:
+    def square(self, path: Path, p: Position[Any]) -> Any:
         start, stop = self.breaks
         return np.where((p.lam >= start) & (p.lam <= stop), self.tau**2, 0.0)
 
@@ -101,12 +101,12 @@ class ERSDE(Tau):
     A = -log(phi / rho), so that tau^2 = dlog(phi) / dlog(rho) - 1: little noise near the data, more far from it.
     """
 
-    def A(self, path: Path, p: Position) -> Any:
+    def A(self, path: Path, p: Position[Any]) -> Any:
         # log(e^y + 10) = y + log(1 + 10 e^-y): y is infinite at alpha = 0
         y = np.exp(-0.3 * np.asarray(p.lam))
         return -(y + np.log1p(10 * np.exp(-y)))
 
-    def square(self, path: Path, p: Position) -> Any:
+    def square(self, path: Path, p: Position[Any]) -> Any:
         y = np.exp(-0.3 * np.asarray(p.lam))
         return 0.3 * y / (1 + 10 * np.exp(-y))
 
@@ -138,7 +138,7 @@ class Diffusion(Tau):
         half: np.ndarray = 0.5 * g**2 / path.sigma(t).numpy() ** 2
         return half
 
-    def A(self, path: Path, p: Position) -> Any:
+    def A(self, path: Path, p: Position[Any]) -> Any:
         # Panels that halve towards the data, where the integrand may grow like 1 / sigma^2.
         lam = np.asarray(p.lam, dtype=np.float64)
         t = np.where(np.isposinf(lam), path.t_noise, path.time(lam).numpy()).ravel()
@@ -155,7 +155,7 @@ class Diffusion(Tau):
                 total[reached] += length[reached] * (self._half(path, inside) @ mass) / 2
         return np.where(np.isposinf(lam), np.inf, total.reshape(lam.shape))[()]
 
-    def square(self, path: Path, p: Position) -> Any:
+    def square(self, path: Path, p: Position[Any]) -> Any:
         lam = np.asarray(p.lam, dtype=np.float64)
         at = path.nodes(path.time(lam.ravel()))
         speed = np.abs(at.dalpha / at.alpha - at.dsigma / at.sigma)
@@ -171,17 +171,17 @@ def tau_named(tau: float | Tau) -> Tau:
 class Reverse(Frame):
     """The frame of an SDE of the path; see the top of this file. With tau = 0 it is the frame `denoised`."""
 
-    A: Callable[[Position], Any] = lambda p: 0.0
+    A: Callable[[Position[Any]], Any] = lambda p: 0.0
     breaks: tuple[float, ...] = ()
 
-    def step(self, s: Position, t: Position) -> tuple[Any, Any]:
+    def step(self, s: Position[Any], t: Position[Any]) -> tuple[Any, Any]:
         ratio = t.sigma / s.sigma * np.exp(self.A(s) - self.A(t))
         return ratio, t.alpha - s.alpha * ratio
 
-    def noise(self, s: Position, t: Position) -> float:
+    def noise(self, s: Position[float], t: Position[float]) -> float:
         return float(t.sigma * np.sqrt(-np.expm1(2 * (self.A(s) - self.A(t))))) if t.sigma else 0.0
 
-    def clock(self, s: Position, t: Position) -> tuple[float, float]:
+    def clock(self, s: Position[float], t: Position[float]) -> tuple[float, float]:
         if t.sigma == 0 or not 2 * self.A(t) < 700:  # no noise, or a clock beyond float64
             return 0.0, 0.0
         return float(np.exp(2 * self.A(s))), float(np.exp(2 * self.A(t)))
@@ -190,13 +190,13 @@ class Reverse(Frame):
 def reverse(path: Path, tau: Tau) -> Reverse:
     """The frame of that SDE on that path."""
 
-    def A(p: Position) -> Any:
+    def A(p: Position[Any]) -> Any:
         return tau.A(path, p)
 
     lam = FRAMES["lambda"]
     denoised = FRAMES["denoised"]
 
-    def slope(p: Position) -> Any:
+    def slope(p: Position[Any]) -> Any:
         # Up to a factor for each row of positions: v itself grows beyond any float where much noise is renewed.
         log_v = p.lam + A(p)
         return np.exp(log_v - log_v.max(-1, keepdims=True)) * (1 + tau.square(path, p)) * lam.slope(p)
@@ -214,7 +214,7 @@ def reverse(path: Path, tau: Tau) -> Reverse:
     )
 
 
-def frame_of(name: str, tau: float | Tau, path: Path, grid: Position) -> Frame:
+def frame_of(name: str, tau: float | Tau, path: Path, grid: Position[np.ndarray]) -> Frame:
     """The frame of that name, or that of the SDE, for a run over the grid.
 
     Raises:

@@ -13,6 +13,7 @@ from diffsolve.paths import Position
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.sde import Tau, frame_of, reverse, tau_named
 from diffsolve.tableau import DRIFT, Combination, Draft
+from diffsolve.tableau.ends import first_order_frame
 
 __all__ = ["DDIM", "DDPM", "Maruyama", "ReverseDiffusion"]
 
@@ -45,12 +46,9 @@ class DDIM(Solver):
         for i in range(draft.steps):
             s, t = g[i], g[i + 1]
             if s.sigma == 0:  # out of the data, where D says nothing of the noise
-                draft.call(
-                    s,
-                    "noise",
-                    y={"y": t.alpha / s.alpha, i: t.sigma - s.sigma * t.alpha / s.alpha},
-                    node=i + 1,
-                )
+                frame = first_order_frame(s)
+                ratio, gain = frame.step(s, t)
+                draft.call(s, frame.name, y={"y": ratio, i: gain}, node=i + 1)
                 continue
             noise = self.eta * t.sigma * np.sqrt(-np.expm1(2 * (s.lam - t.lam))) if self.eta else 0.0
             ratio = np.sqrt(t.sigma**2 - noise**2) / s.sigma
@@ -187,6 +185,6 @@ class ReverseDiffusion(Solver):
             draft.call(s, DRIFT, y=y, node=i + 1, d=d, clock=exact.clock(s, t))
 
 
-def _ancestral_clock(s: Position, t: Position) -> tuple[float, float]:
+def _ancestral_clock(s: Position[float], t: Position[float]) -> tuple[float, float]:
     """The Brownian clock of the reverse SDE, e^{2 lambda}."""
     return float((s.alpha / s.sigma) ** 2), float((t.alpha / t.sigma) ** 2)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from diffsolve.common.checks import required
 from diffsolve.kernels.terms import in_order, weighted_sum
 from diffsolve.tableau import Tableau
 
@@ -73,8 +74,7 @@ def augmented(tableau: Tableau) -> Augmented:
     Raises:
         ValueError: if it is stochastic, or a step has no inverse (a last step onto the denoised estimate has none).
     """
-    if tableau.stochastic:
-        raise ValueError(f"solver={tableau.solver!r} draws noise on the way: a deterministic one is accepted")
+    required(not tableau.stochastic, "solver", tableau.solver, "deterministic")
     n, K = tableau.nfe, tableau.history
     unit, units = tableau.entry[:, 0].copy(), np.ones(n + 1)
     weights, given, d = np.zeros((n, 2, K + 2)), tableau.weights.copy(), tableau.d.copy()
@@ -89,8 +89,9 @@ def augmented(tableau: Tableau) -> Augmented:
             after[0] = after[0] or 1.0  # the state after the last call is not read
         if not (after > 0).all():
             raise ValueError(
-                f"solver={tableau.solver!r}: call {i}, at t={tableau.calls[i, 0]:.6g}, leads to a state that keeps "
-                "nothing of the one before, and so has no density; stop short of the end"
+                f"solver must be one whose steps have an inverse, got {tableau.solver!r}: call {i}, at "
+                f"t={tableau.calls[i, 0]:.6g}, leads to a state that keeps nothing of the one before, and so has no "
+                "density. Stop short of the end"
             )
         weights[i, :, :2] = w[:, :2] * unit / after[:, None]
         weights[i, :, 2:] = w[:, 2:-1] / after[:, None]

@@ -21,7 +21,7 @@ Combination = Mapping[str | int, float]
 class Call:
     """One row of a draft; the arguments of `Draft.call`, completed."""
 
-    at: Position
+    at: Position[float]
     frame: str
     d: tuple[float, float]
     s: Combination
@@ -50,7 +50,7 @@ class Draft:
 
     def call(
         self,
-        at: Position,
+        at: Position[float],
         frame: str,
         *,
         y: Combination,

@@ -26,25 +26,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from diffsolve.paths import Path, Position
+from diffsolve.paths.base import Array
 
-__all__ = ["FRAMES", "PREDICTIONS", "VARIABLES", "Coefficients", "Frame", "convert", "singular"]
+__all__ = ["FRAMES", "PREDICTIONS", "VARIABLES", "Along", "Coefficients", "Frame", "convert"]
 
 Coefficients = tuple[Any, Any]
 """(a, b) of a combination a x_0 + b eps; floats, arrays or tensors alike."""
 
 
-def _edm(p: Position, sigma_data: float) -> Coefficients:
+class Along(Protocol):
+    """A quantity at each position of a path."""
+
+    def __call__(self, p: Position[Array], /) -> Array: ...
+
+
+class PairAlong(Protocol):
+    """(a, b) of a combination at each position of a path."""
+
+    def __call__(self, p: Position[Array], /) -> tuple[Array, Array]: ...
+
+
+class Prediction(Protocol):
+    """(a, b) of what a network predicts, given sigma_data."""
+
+    def __call__(self, p: Position[Array], sigma_data: float, /) -> tuple[Array, Array]: ...
+
+
+def _edm(p: Position[Array], sigma_data: float) -> tuple[Array, Array]:
     # F = (x_0 - c_skip x / alpha) / c_out, multiplied out so that both ends are finite.
     scale = (p.sigma**2 + (sigma_data * p.alpha) ** 2) ** 0.5
     return p.sigma / (sigma_data * scale), -sigma_data * p.alpha / scale
 
 
-PREDICTIONS: dict[str, Callable[[Position, float], Coefficients]] = {
+PREDICTIONS: dict[str, Prediction] = {
     "denoised": lambda p, _: (p.alpha * 0 + 1, p.alpha * 0),
     "noise": lambda p, _: (p.alpha * 0, p.alpha * 0 + 1),
     "score": lambda p, _: (p.alpha * 0, -1 / p.sigma),
@@ -80,31 +99,31 @@ class Frame:
     """Coordinates to step in: z = x / c, dz/dv = d. The table at the top of this file lists them all."""
 
     name: str
-    c: Callable[[Position], Any]
+    c: Along
     """The rescaling c of the state."""
-    v: Callable[[Position], Any]
+    v: Along
     """The variable that the steps are made in."""
-    d: Callable[[Position], Coefficients]
+    d: PairAlong
     """(a, b) of the derivative d = dz/dv."""
-    slope: Callable[[Position], Any]
+    slope: Along
     """dv/dtheta along the path, theta = atan(sigma / alpha): the measure of integrals over v."""
-    lam: Callable[[Any], Any] | None
+    lam: Callable[[np.ndarray], np.ndarray] | None
     """lambda as a function of v; None where v is the path's own clock."""
     at_data: bool = False
     """Whether the frame is regular at sigma = 0."""
     at_noise: bool = False
     """Whether the frame is regular at alpha = 0."""
 
-    def step(self, s: Position, t: Position) -> tuple[Any, Any]:
+    def step(self, s: Position[Array], t: Position[Array]) -> tuple[Array, Array]:
         """(ratio, gain) of the step x_t = ratio x_s + gain d that is exact for constant d."""
         c_s, c_t = self.c(s), self.c(t)
         return c_t / c_s, c_t * (self.v(t) - self.v(s))
 
-    def noise(self, s: Position, t: Position) -> float:
+    def noise(self, s: Position[float], t: Position[float]) -> float:
         """The standard deviation of the noise that a step from s to t adds: none, but in the frame of an SDE."""
         return 0.0
 
-    def clock(self, s: Position, t: Position) -> tuple[float, float]:
+    def clock(self, s: Position[float], t: Position[float]) -> tuple[float, float]:
         """The stretch of the clock of a Brownian motion whose increment that noise is; (0, 0) if there is none."""
         return 0.0, 0.0
 
@@ -120,18 +139,20 @@ class Frame:
 class _Exponential(Frame):
     """c is alpha or sigma itself: c_t v_t is then the other one, also where v_t is infinite."""
 
-    def step(self, s: Position, t: Position) -> tuple[Any, Any]:
+    def step(self, s: Position[Array], t: Position[Array]) -> tuple[Array, Array]:
         c_s, c_t = self.c(s), self.c(t)
         other_s, other_t = (s.alpha, t.alpha) if self.name == "denoised" else (s.sigma, t.sigma)
         return c_t / c_s, other_t - other_s * (c_t / c_s)
 
 
-def _square(p: Position) -> Any:
-    return p.alpha**2 + p.sigma**2
+def _square(p: Position[Array]) -> Array:
+    square: Array = p.alpha**2 + p.sigma**2
+    return square
 
 
-def _norm(p: Position) -> Any:
-    return _square(p) ** 0.5
+def _norm(p: Position[Array]) -> Array:
+    norm: Array = _square(p) ** 0.5
+    return norm
 
 
 _FRAMES = (
@@ -191,7 +212,7 @@ _FRAMES = (
 )
 FRAMES: dict[str, Frame] = {frame.name: frame for frame in _FRAMES}
 
-VARIABLES: dict[str, Callable[[Position], Any]] = {
+VARIABLES: dict[str, Along] = {
     "lambda": lambda p: p.lam,
     "theta": lambda p: np.arctan2(p.sigma, p.alpha),
     "u": lambda p: p.sigma / (p.alpha + p.sigma),
@@ -201,9 +222,3 @@ VARIABLES: dict[str, Callable[[Position], Any]] = {
     "t": lambda p: p.t,
 }
 """Variables in which a multistep method may interpolate d; the integrals are over the frame's v all the same."""
-
-
-def singular(frame: Frame, path: Path, p: Position) -> bool:
-    """Whether the frame cannot be used at p: only at sigma = 0 or alpha = 0, and as the frame declares."""
-    regular = path.regular and frame.lam is None
-    return bool((p.sigma == 0 and not (frame.at_data or regular)) or (p.alpha == 0 and not (frame.at_noise or regular)))

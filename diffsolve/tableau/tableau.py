@@ -242,7 +242,7 @@ class Tableau:
         return "\n".join([*lines, f" end {t:11.6g} {alpha:9.5g} {sigma:9.5g}"])
 
 
-def _position(row: np.ndarray) -> Position:
+def _position(row: np.ndarray) -> Position[float]:
     t, alpha, sigma = row
     return Position(t, alpha, sigma, math.nan, math.nan)
 

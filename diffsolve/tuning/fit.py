@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.api.sampling import sample
+from diffsolve.execute import Network, network_times
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
 from diffsolve.execute.start import initial
 from diffsolve.kernels.combine import LIMIT
@@ -286,11 +287,10 @@ def _relative(ends: Tensor) -> Loss:
 def _differentiable(model: Model, begun: Tableau, noises: _Noises, times: bool) -> None:
     """That the network's output has the derivatives that learning needs."""
     t = torch.tensor(begun.calls[:1, 0], requires_grad=True)
-    network_time = model.network_time(t).to(noises.x.device, model.time_dtype(noises.x.dtype))
-    scale = model.input_scale(model.path.nodes(begun.calls[:1, 0]))
-    x = (noises.x if scale is None else noises.x * float(scale[0])).requires_grad_()
+    x = noises.x.clone().requires_grad_()
     with torch.enable_grad():
-        out = noises.guidance.around(model, begun)(0, x, network_time, noises.cond)
+        network = replace(Network.of(model, begun, noises.guidance, x), times=network_times(model, t, x))
+        out = network(0, x, noises.cond)
         found = torch.autograd.grad(out.sum(), [x, t], allow_unused=True) if out.requires_grad else (None, None)
     if found[0] is None:
         raise ValueError("net's output has no derivative by its input: a network that autograd goes through is needed")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffsolve.execute import bind
+from diffsolve.execute import Network, bind, network_times
 from diffsolve.kernels import combine
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
@@ -50,8 +50,8 @@ def flattened(tableau: Tableau) -> np.ndarray:
     theta = np.arctan2(tableau.calls[:, 2], tableau.calls[:, 1])
     if tableau.stochastic or (np.diff(theta) >= 0).any() or not (tableau.entry[:, 0] == 1).all():
         raise ValueError(
-            f"solver={tableau.solver!r}: a deterministic solver that calls the network once at each of its times, from "
-            "the noise to the data, is accepted"
+            "solver must be deterministic and call the network once at each of its times, from the noise to the data, "
+            f"got {tableau.solver!r}"
         )
     n = tableau.nfe
     unit = np.eye(n + 1)  # x, v_0, .., v_{N-1}
@@ -151,21 +151,19 @@ class Student:
         Args:
             gradient: "checkpoint" keeps no network's graph, and calls each network again on the way back.
         """
-        model, network = self.model, guidance.around(self.model, self.tableau())
+        model, outputs = self.model, guidance.around(self.model, self.tableau())
         if gradient == "checkpoint":
-            network = partial(checkpoint, network, use_reentrant=False)
+            outputs = partial(checkpoint, outputs, use_reentrant=False)
         t = self.times()
         p = model.path.at(t)
-        c, network_time = STRAIGHT.c(p), model.network_time(t[:-1]).to(x.device, model.time_dtype(x.dtype))
-        at = p[: self.calls]
-        scale = model.input_scale(at)
+        c, at = STRAIGHT.c(p), p[: self.calls]
+        network = Network(outputs, network_times(model, t[:-1], x), model.input_scale(at))
         to_v = torch.stack(convert(V, model.coefficients(at), at.alpha, at.sigma), -1)
         B = self.weights(STRAIGHT.v(p))
         steps = torch.cat([B[:1], B.diff(dim=0)]) * c[1:, None]
         y, history = x, tuple[Tensor, ...]()  # of v, newest first
         for i in range(self.calls):
-            seen = y if scale is None else y * scale[i]
-            out = network(i, seen, network_time[i].expand(len(y)), cond, guidance.uncond)
+            out = network(i, y, cond, guidance.uncond)
             (v,) = combine([y, out], to_v[i : i + 1], dtypes=[y.dtype])
             history = (v, *history)[: self.history]
             back = steps[i, max(0, i - self.history + 1) : i + 1].flip(0)

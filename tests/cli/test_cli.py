@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import diffsolve as ds
 from diffsolve.cli import app as cli
-from diffsolve.cli import pictures
+from diffsolve.cli import lists, options, pictures, runs
 from diffsolve.common.registry import Registry
 from diffsolve.execute.plan import DEFAULT_SOLVER
 from diffsolve.reference import digits, names
@@ -56,17 +56,17 @@ def test_help_lists_the_commands():
 
 
 def test_every_default_is_the_librarys():
-    given = inspect.signature(cli.train_digits).parameters
+    given = inspect.signature(runs.train_digits).parameters
     for name, parameter in inspect.signature(digits.train).parameters.items():
         if name not in ("out", "progress", "build"):
             assert given[name].default == parameter.default, name
     assert set(given) == set(inspect.signature(digits.train).parameters) - {"build"}
-    given = inspect.signature(cli.tune).parameters
+    given = inspect.signature(runs.tune).parameters
     for name in ("teacher", "iterations", "batch"):
         assert given[name].default == inspect.signature(fit).parameters[name].default, name
-    for command in (cli.sample, cli.plan, cli.tune):
+    for command in (runs.sample, runs.plan, runs.tune):
         assert inspect.signature(command).parameters["solver"].default == DEFAULT_SOLVER
-    assert list(cli.SHAPES) == names()
+    assert list(options.SHAPES) == names()
 
 
 @pytest.mark.parametrize("missing", ["typer", "PIL"])

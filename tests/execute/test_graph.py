@@ -104,13 +104,12 @@ def test_captures_go_with_their_network(monkeypatch):
         ({}, "graph=True on cpu; accepted: a CUDA device"),
         ({"hook": lambda step: None}, "hook=.* cannot be given with graph"),
         ({"trajectory": True}, "trajectory=True cannot be given with graph"),
-        ({"check": True}, "check=True cannot be given with graph"),
         ({"max_calls": 2}, "max_calls=2 cannot be given with graph"),
     ],
 )
 def test_refused(options, says):
     with pytest.raises(ValueError, match=says):
-        ds.sample(ds.adapt(Net(), "edm", "noise"), (3, 2), solver="euler", steps=3, graph=True, **options)
+        ds.solve(ds.adapt(Net(), "edm", "noise"), (3, 2), solver="euler", steps=3, graph=True, **options)
 
 
 DETERMINISTIC, STOCHASTIC = ("euler", "dpmpp-2m", "unipc-2", "heun"), ("ddim(eta=1.0)", "seeds-2", "sa-2")

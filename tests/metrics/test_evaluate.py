@@ -8,7 +8,7 @@ typer = pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 from typer.testing import CliRunner  # noqa: E402
 
-from diffsolve.cli import app  # noqa: E402
+from diffsolve.cli.app import app  # noqa: E402
 
 
 def run(out, *options):

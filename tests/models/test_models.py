@@ -189,7 +189,7 @@ def test_raw_edm_network_is_its_denoiser(mixture):
     [
         (lambda: ds.adapt(3, "edm", "noise"), "net=3: a callable"),
         (lambda: ds.adapt(len, "edm", "eps"), "predicts='eps' is unknown; accepted: denoised, noise, score"),
-        (lambda: ds.adapt(len, "edn", "noise"), "path='edn' is unknown; did you mean 'edm'"),
+        (lambda: ds.adapt(len, "edn", "noise"), "got 'edn'; did you mean 'edm'"),
         (lambda: ds.adapt(len, "edm", "noise", clock="tt"), "clock='tt' is unknown"),
         (lambda: ds.adapt(len, "edm", "noise", clock=4), "clock=4"),
         (lambda: ds.adapt(len, "edm", "edm", sigma_data=0), "sigma_data=0"),

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -155,7 +156,7 @@ def test_noise_alone_and_in_the_update_is_the_same():
     for key in (Key(7, index=2**32 - 9), Key([5, 2**64 - 1, 2**63])):
         for size in (1, 5, 1021, 3000):
             draw, x, y = Draw(key, 2**32 - 1, Stream.ROW), torch.ones(3, size), torch.empty(3, size)
-            assert loop.run(loop.recipe([0, 1], [[(1, 1.0)]]), [x], [y], draw)
+            assert loop.run_recipe(loop.recipe([0, 1], [[(1, 1.0)]]), [x], [y], draw)
             assert torch.equal(y, draw.tensor(y))
 
 
@@ -308,15 +309,45 @@ def test_memory_is_not_touched_while_something_looks_on():
     with FakeTensorMode():
         assert not native.is_plain(torch.empty(3))
     with forward_ad.dual_level():
-        assert not native.is_plain(x)
+        assert native.is_plain(x)
+        assert not native.is_plain(x, forward_ad.make_dual(x, x))
     seen = []
+    torch.func.jvp(lambda x: seen.append(native.is_plain(torch.ones(3))) or x, (x,), (x,))
     torch.func.vmap(lambda x: seen.append(native.is_plain(x)) or x)(x)
     torch.func.grad(lambda x: seen.append(native.is_plain(x)) or x.sum())(x)
     torch.jit.trace(lambda x: seen.append(native.is_plain(x)) or x + 1, x, check_trace=False)
     torch.compile(lambda x: x + native.is_plain(x), backend="eager", fullgraph=True)(x)
     assert not any(seen)
-    assert len(seen) == 3
+    assert len(seen) == 4
     assert torch.equal(torch.compile(lambda x: x + native.is_plain(x), backend="eager", fullgraph=True)(x), x)
+
+
+@pytest.mark.parametrize("choice", ["native", "torch"])
+def test_bits_do_not_depend_on_what_another_thread_differentiates(choice, monkeypatch):
+    """PyTorch counts the levels of forward-mode differentiation for the process, not for each thread."""
+    monkeypatch.setenv("DIFFSOLVE_KERNELS", choice)
+    model = ds.adapt(lambda x, t: x * 0.3, "edm", "denoised")
+
+    def run():
+        return ds.sample(model, (3, 150), solver="ddim(eta=1.0)", steps=3, seed=0)
+
+    alone, entered, leave = run(), threading.Event(), threading.Event()
+
+    def differentiate(x):
+        entered.set()
+        assert leave.wait(60)
+        return x.sin()
+
+    other = threading.Thread(target=lambda: torch.func.jvp(differentiate, (torch.ones(3),), (torch.ones(3),)))
+    other.start()
+    try:
+        assert entered.wait(60)
+        assert forward_ad._current_level >= 0
+        meanwhile = run()
+    finally:
+        leave.set()
+        other.join()
+    assert torch.equal(meanwhile, alone)
 
 
 @pytest.mark.parametrize("solver", ["ab-2", "ddim(eta=1.0)"])

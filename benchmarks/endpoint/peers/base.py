@@ -126,8 +126,8 @@ GRIDS: dict[str, dict[str, Callable[[Net, int], np.ndarray]]] = {
 
 @functools.cache
 def loader() -> ModuleType:
-    """tests/peers.py, which loads k-diffusion without the training code around it."""
-    file = FilePath(__file__).resolve().parents[3] / "tests" / "peers.py"
+    """tests/support/peers.py, which loads k-diffusion without the training code around it."""
+    file = FilePath(__file__).resolve().parents[3] / "tests" / "support" / "peers.py"
     spec = importlib.util.spec_from_file_location("diffsolve_test_peers", file)
     assert spec is not None
     assert spec.loader is not None

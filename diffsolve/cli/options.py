@@ -1,0 +1,93 @@
+"""What the commands share: their options, what they check and how they report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "GridSpec",
+    "Label",
+    "Nfe",
+    "Progress",
+    "SolverSpec",
+    "Steps",
+    "bar",
+    "batch_of",
+    "budget",
+    "check_out",
+    "plain_errors",
+    "report",
+]
+
+SHAPES = {"digits": (1, 8, 8), "mixture-2d": (2,)}  # of one sample of each reference model
+NFE = 20  # network calls, if neither --nfe nor --steps is given
+
+SolverSpec = Annotated[str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; see `diffsolve solvers`.")]
+GridSpec = Annotated[str | None, typer.Option(help="A grid with options; see `diffsolve grids`. [default: the path's]")]
+Nfe = Annotated[int | None, typer.Option(help=f"Budget of network calls. [default: {NFE}, without --steps]")]
+Steps = Annotated[int | None, typer.Option(help="Number of grid intervals, in place of --nfe.")]
+Label = Annotated[
+    str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+]
+Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What the library says of a bad value (exit code 2) or of a failure (1), in one line and without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except (FloatingPointError, ImportError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def budget(nfe: int | None, steps: int | None) -> int | None:
+    return NFE if nfe is None and steps is None else nfe
+
+
+def batch_of(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[str, Any] | None]:
+    """The shape of so many samples of a reference model, and their conditions."""
+    import torch
+
+    name = model.partition("(")[0].strip().lower()
+    if name != "digits" and label != "all":
+        raise ValueError(f"class must be all for a model without classes, as all but digits are, got {label!r}")
+    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    return (num, *SHAPES[name]), cond
+
+
+def _labels(which: str, num: int) -> list[int]:
+    """The class of each sample; -1 tells the network that it has none."""
+    from diffsolve.common.checks import choice
+
+    accepted = {"all": tuple(range(10)), "none": (-1,), **{str(digit): (digit,) for digit in range(10)}}
+    choice("class", which, accepted)
+    turn = accepted[which]
+    return [turn[i % len(turn)] for i in range(num)]
+
+
+def bar(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def report(**lines: object) -> None:
+    for name, value in lines.items():
+        typer.echo(f"{name:8} {value}")
+
+
+def check_out(out: Path, *accepted: str) -> None:
+    if out.suffix.lower() not in accepted:
+        raise ValueError(f"out must be a file ending in {' or '.join(accepted)}, got {str(out)!r}")
+    if out.is_dir():
+        raise ValueError(f"out must be a file, got the folder {str(out)!r}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out must be in a folder that exists, got {str(out)!r}")

@@ -1,0 +1,246 @@
+"""The commands that run something: sample, bench, tune, logprob, plan and train digits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffsolve.cli.options import (
+    GridSpec,
+    Label,
+    Nfe,
+    Progress,
+    SolverSpec,
+    Steps,
+    bar,
+    batch_of,
+    budget,
+    check_out,
+    plain_errors,
+    report,
+)
+
+__all__ = ["bench", "logprob", "plan", "sample", "train_digits", "tune"]
+
+
+@plain_errors()
+def sample(
+    model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
+    solver: Annotated[
+        str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; or a .json file of `plan` or `tune`.")
+    ] = "auto",
+    nfe: Nfe = None,
+    steps: Steps = None,
+    grid: GridSpec = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
+    label: Label = "all",
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Calls of each sample to make at once, by Picard iteration. [default: one]"),
+    ] = None,
+    tol: Annotated[
+        float | None, typer.Option(help="How far --parallel may be off, relative to a step's noise. [default: 0.1]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A .png file for a picture, .npy for the array.")] = Path("samples.png"),
+    progress: Progress = None,
+) -> None:
+    """Draw samples from a reference model and write them to a file."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve.cli.pictures import encoded
+    from diffsolve.common.files import write_whole
+    from diffsolve.execute.plan import refuse
+
+    check_out(out, ".png", ".npy")
+    if tol is not None and parallel is None:
+        raise ValueError(f"tol must be given together with parallel, got {tol!r} alone")
+    picard = None if parallel is None else ds.Picard(window=parallel, tol=ds.Picard.tol if tol is None else tol)
+    net = ds.load(model)
+    if solver.endswith(".json"):
+        refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
+        tableau = ds.Tableau.load(solver)
+    else:
+        tableau = ds.plan(net, solver, nfe=budget(nfe, steps), steps=steps, grid=grid)
+    shape, cond = batch_of(model, label, num)
+    torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
+    began = time.perf_counter()
+    run = ds.solve(
+        net, shape, solver=tableau, seed=seed, cond=cond, progress=bar(progress), check=True, parallel=picard
+    )
+    seconds = time.perf_counter() - began
+    rounds = {"parallel": f"{run.parallel.rounds} rounds in place of {tableau.nfe} calls"} if run.parallel else {}
+    write_whole(out, encoded(run.x.numpy(), out.suffix))
+    report(
+        model=f"{model}, class {label}" if cond else model,
+        solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
+        method=tableau.solver,  # what "auto" chose
+        **rounds,
+        samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
+        file=out,
+    )
+
+
+@plain_errors()
+def bench(
+    model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
+    solver: Annotated[list[str] | None, typer.Option(help="As in `sample`; may be repeated. [default: auto]")] = None,
+    nfe: Annotated[list[int] | None, typer.Option(help="As in `sample`; may be repeated. [default: 5, 10, 20]")] = None,
+    grid: GridSpec = None,
+    num: Annotated[int, typer.Option(min=1, help="Samples of each solver, budget and seed.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 250,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
+    label: Label = "all",
+    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance, of the digits.")] = None,
+    exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file for a plot.")] = None,
+    progress: Progress = None,
+) -> None:
+    """Distance to the data, and to the exact endpoints, against network calls, as tables in Markdown."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve import metrics
+    from diffsolve.metrics.data import DATA
+
+    for file, suffix in ((out, ".jsonl"), (plot, ".png")):
+        if file is not None:
+            check_out(file, suffix)
+    net, name = ds.load(model), model.partition("(")[0].strip().lower()
+    if name != "digits" and guidance is not None:
+        raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
+    shape, cond = batch_of(model, label, 10)
+    torch.set_num_threads(1)
+    options: dict[str, Any] = {} if grid is None else {"grid": grid}
+    table = metrics.sweep(
+        net, shape[1:], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
+        batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, progress=bar(progress),
+        **options,
+    )  # fmt: skip
+    typer.echo(table)
+    if plot is not None:
+        table.plot(plot)
+
+
+@plain_errors()
+def tune(
+    model: Annotated[str, typer.Option(help="A reference model, as in `sample`.")] = "digits",
+    nfe: Annotated[int, typer.Option(help="Network calls of the run that is learned.")] = 6,
+    solver: Annotated[str, typer.Option(help="What to begin with: a solver of one call a step.")] = "auto",
+    grid: GridSpec = None,
+    out: Annotated[Path, typer.Option(help="A .json file, for `diffsolve sample --solver`.")] = Path("tuned.json"),
+    num: Annotated[int, typer.Option(min=2, help="Noises to learn from and to validate on.")] = 256,
+    label: Label = "all",
+    teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
+    iterations: Annotated[int, typer.Option(help="Updates in all.")] = 300,
+    batch: Annotated[int, typer.Option(help="Noises in each update.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    progress: Progress = None,
+) -> None:
+    """Learn the times and weights of a run of few calls. A run that was cut off goes on where it was."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve.tuning import fit
+
+    check_out(out, ".json")
+    net = ds.load(model)
+    shape, cond = batch_of(model, label, num)
+    torch.set_num_threads(1)
+    tuning = fit(
+        net, shape, nfe=nfe, solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
+        cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", progress=bar(progress),
+    )  # fmt: skip
+    tuning.tableau.save(out)
+    report(
+        method=tuning.tableau.solver,
+        error=f"{tuning.before:.4g} -> {tuning.after:.4g}, relative, on held-out noises",
+        cost=f"{tuning.calls} network calls in {tuning.seconds:.1f} seconds",
+        file=out,
+    )
+
+
+@plain_errors()
+def logprob(
+    model: Annotated[str, typer.Option(help="A reference model.")] = "digits",
+    data: Annotated[str, typer.Option(help="A data set of integers: digits.")] = "digits",
+    out: Annotated[Path, typer.Option(help="A .jsonl file, one line per sample; a second run goes on from it.")] = Path(
+        "logprob.jsonl"
+    ),
+    num: Annotated[int | None, typer.Option(min=1, help="Samples from the beginning. [default: all]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 64,
+    trace: Annotated[str, typer.Option(help="exact, 'hutchinson(probes=8)' or hutch++.")] = "hutchinson(probes=8)",
+    tol: Annotated[float, typer.Option(help="Tolerance of the adaptive solver, dopri5.")] = 1e-4,
+    dequantisation: Annotated[str, typer.Option(help="uniform or truncated-normal.")] = "uniform",
+    stop: Annotated[float | None, typer.Option(help="Early-stopping time. [default: the data itself]")] = None,
+    conditional: Annotated[bool, typer.Option(help="Give the network the labels.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the probes and the dequantisation.")] = 0,
+) -> None:
+    """Bits per dimension of a data set under a reference model, with its error bar."""
+    import torch
+
+    import diffsolve as ds
+    from diffsolve.metrics.bits import evaluate
+
+    check_out(out, ".jsonl")
+    torch.set_num_threads(1)
+    about = {"model": model, "trace": trace, "tol": tol, "dequantisation": dequantisation, "stop": stop, "seed": seed}
+    count, mean, error = evaluate(
+        ds.load(model), data, out, num=num, batch=batch, conditional=conditional, about=about, trace=trace,
+        solver=ds.Adaptive("dopri5", rtol=tol, atol=tol), dequantisation=dequantisation, stop=stop, seed=seed,
+    )  # fmt: skip
+    report(samples=count, bits=f"{mean:.4f} +- {error:.4f} per dimension", file=out)
+
+
+@plain_errors()
+def plan(
+    path: Annotated[str, typer.Option(help="A path with options; see `diffsolve paths`.")] = "condot",
+    solver: SolverSpec = "auto",
+    nfe: Nfe = None,
+    steps: Steps = None,
+    grid: GridSpec = None,
+    out: Annotated[Path | None, typer.Option(help="A .json file to save it in too, for `Tableau.load`.")] = None,
+) -> None:
+    """Print the weights of a run, call by call, before any network is called."""
+    import diffsolve as ds
+
+    tableau = ds.plan(path, solver, nfe=budget(nfe, steps), steps=steps, grid=grid)
+    if out is not None:
+        check_out(out, ".json")
+        tableau.save(out)
+    typer.echo(tableau)
+
+
+@plain_errors()
+def train_digits(
+    out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("digits.safetensors"),
+    steps: Annotated[int, typer.Option(help="Number of updates in all.")] = 4000,
+    batch: Annotated[int, typer.Option(help="Images in each update.")] = 128,
+    lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-3,
+    ema: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Stop after that long; the same command goes on.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the file, if there is one.")] = True,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    progress: Progress = None,
+) -> None:
+    """Train the model of handwritten digits, on the CPU. A run that was stopped goes on where it was."""
+    from diffsolve.reference import digits
+
+    training = digits.train(
+        out, steps=steps, batch=batch, lr=lr, ema=ema, seed=seed, minutes=minutes, resume=resume,
+        checkpoint_every=checkpoint_every, progress=bar(progress),
+    )  # fmt: skip
+    how = "finished" if training["finished"] else "stopped; the same command goes on"
+    report(
+        steps=f"{training['steps']} of {steps} in {training['seconds']:.1f} seconds, {how}",
+        loss=f"{training['loss']:.4f}",
+        file=out if training["finished"] else f"{out}.checkpoint",
+    )

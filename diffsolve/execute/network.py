@@ -1,0 +1,71 @@
+"""The network of a run: at each call a time to be told, a factor on the input, guidance, and what the output means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.common.tensors import per_sample
+from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance
+from diffsolve.paths import Position
+from diffsolve.tableau import Tableau
+from diffsolve.tableau.frames import Coefficients, convert
+
+__all__ = ["Network", "conversion", "network_times"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model at the calls of a run: out_i(y) = guided net(scale_i y, time_i)."""
+
+    outputs: Callable[..., Tensor]
+    """The guided network, from `Guidance.around`: (number of the call, input, clock, cond, uncond) -> output."""
+    times: Tensor
+    """(N,): the network's clock at each call, as `network_times` has it."""
+    scales: Sequence[float] | Tensor | None
+    """(N,): what the inputs are multiplied by; None for 1."""
+
+    @classmethod
+    def of(cls, model: Model, tableau: Tableau, guidance: Guidance, like: Tensor) -> Network:
+        """The network at the calls of a tableau, for states such as `like`."""
+        scale = model.input_scale(model.path.nodes(tableau.calls[:, 0]))
+        times = network_times(model, torch.tensor(tableau.calls[:, 0]), like)
+        return cls(guidance.around(model, tableau), times, None if scale is None else scale.tolist())
+
+    def __call__(self, i: int, y: Tensor, *conditions: Mapping[str, Any]) -> Tensor:
+        """The output at call i for states y (B, ...), given cond and, if it is not that of the guidance, uncond."""
+        x = y if self.scales is None else y * self.scales[i]
+        return self.outputs(i, x, self.times[i].expand(len(y)), *conditions)
+
+    def at_calls(self, rows: Tensor, y: Tensor, *conditions: Mapping[str, Any], example: int = 0) -> Tensor:
+        """The outputs for states y (M, ...) that stand at the calls `rows` (M,): guided like the call `example`."""
+        # The scale in the precision of y, as a Python number would be.
+        x = y if self.scales is None else y * per_sample(self._scale_table[rows].to(y.dtype), y)
+        return self.outputs(example, x, self.times[rows], *conditions)
+
+    @cached_property
+    def _scale_table(self) -> Tensor:
+        device = self.times.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        return torch.as_tensor(self.scales).to(device, wide)
+
+
+def network_times(model: Model, t: Tensor, like: Tensor) -> Tensor:
+    """The network's clock at the path's times t (n,), in the dtype and on the device for states such as `like`."""
+    return model.network_time(t).to(like.device, model.time_dtype(like.dtype))
+
+
+def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
+    """(p, q) per position with target = p y + q out; not finite where the network does not determine it."""
+    with np.errstate(all="ignore"):
+        source = model.coefficients(at)
+        p, q = convert(target, source, at.alpha, at.sigma)
+    same = (source[0] == target[0]) & (source[1] == target[1])  # then nothing has to be determined
+    return np.where(same, 0.0, p), np.where(same, 1.0, q)

@@ -1,0 +1,26 @@
+"""A tableau bound to a network: what is kept of a call."""
+
+from dataclasses import replace
+
+import torch
+
+import diffsolve as ds
+
+
+def test_a_derivative_that_is_the_state_itself_is_kept():
+    """d = alpha x_0 + sigma eps at one call: the network's output has no share in it, and later rows still use it."""
+    model = ds.load("mixture-2d(path='condot', predicts='denoised')")
+    tableau = ds.plan("condot", "ab-3(frame='straight')", steps=6)
+    d = tableau.d.copy()
+    d[2] = tableau.calls[2, 1:]
+    tableau = replace(tableau, d=d)
+    x = ds.Key(0).normal((3, 2), dtype=torch.float64)
+
+    s = y = x
+    kept = []
+    for (t, alpha, sigma), (a, b), row in zip(tableau.calls, tableau.d, tableau.weights, strict=True):
+        x0 = model.net(y, torch.full((3,), t, dtype=torch.float64))
+        kept = [a * x0 + b * (y - alpha * x0) / sigma, *kept]
+        terms = [s, y, *kept[: tableau.history]]
+        s, y = (sum(float(w) * term for w, term in zip(side, terms, strict=False)) for side in row)
+    torch.testing.assert_close(ds.sample(model, noise=x, solver=tableau), y, rtol=1e-10, atol=1e-10)

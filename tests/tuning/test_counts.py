@@ -1,0 +1,39 @@
+"""How many network calls a learning makes, and says that it makes."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve.tuning import fit
+from diffsolve.tuning.progress import Progress
+
+
+@pytest.mark.parametrize(("gradient", "passes"), [("direct", 1), ("checkpoint", 2)])
+def test_calls_are_counted_once_for_every_sample(gradient, passes):
+    """The teacher's, validation's, and learning's, twice where a forward pass is repeated; + 1 that looks at the net."""
+    seen = 0
+
+    def net(x, t):
+        nonlocal seen
+        seen += len(x)
+        return -torch.tanh(x) * t.cos()[:, None]
+
+    model = ds.adapt(net, "condot", "velocity")
+    options = {"iterations": 3, "batch": 4, "teacher": 10, "seed": 0, "gradient": gradient}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few iterations may learn nothing
+        tuning = fit(model, (12, 2), nfe=4, **options)
+    assert tuning.calls == seen - 1
+    learned = 3 * 4 * 4 * passes
+    held = tuning.calls - 12 * 10 - learned
+    assert held > 0
+    assert held % 4 == 0
+
+
+def test_a_learning_begins_at_nothing():
+    student = SimpleNamespace(parameters={"w": torch.nn.Parameter(torch.ones(2))})
+    progress = Progress(student, {}, None)
+    assert (progress.iteration, progress.calls, progress.losses, progress.best) == (0, 0, [], float("inf"))
