@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import diffsolve as ds
 from diffsolve.cli import app as cli
-from diffsolve.cli import lists, options, pictures, runs
+from diffsolve.cli import options, pictures, runs
 from diffsolve.common.registry import Registry
 from diffsolve.execute.plan import DEFAULT_SOLVER
 from diffsolve.reference import digits, names
