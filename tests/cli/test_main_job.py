@@ -3,18 +3,18 @@
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from support.product import shown
 
 import diffsolve as ds
 from diffsolve import reference
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CODE = [(page.name, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+CODE = {page.name: blocks for page in PAGES if (blocks := re.findall(r"```python\n(.*?)```", page.read_text(), re.S))}
 
 
 def test_the_digits_are_digits():
@@ -31,12 +31,8 @@ def test_the_digits_are_digits():
     assert right.min() >= 0.95, right
 
 
-def test_mixture_in_well_under_a_second():
-    model = ds.load("mixture-2d")
-    ds.sample(model, (16, 2), solver="unipc-3", nfe=10, seed=0)  # imports and first-use costs of torch
-    start = time.perf_counter()
-    x = ds.sample(model, (4096, 2), solver="unipc-3", nfe=10, seed=0)
-    assert time.perf_counter() - start < 1.0
+def test_the_mixture_is_its_ring():
+    x = ds.sample(ds.load("mixture-2d"), (4096, 2), solver="unipc-3", nfe=10, seed=0)
     assert (x.norm(dim=1) - 4).abs().mean() < 0.35  # on the ring of radius 4, modes of deviation 0.2
     share = (
         torch.histc(torch.atan2(x[:, 1], x[:, 0]).add(torch.pi / 8).remainder(2 * torch.pi), 8, 0, 2 * torch.pi) / 4096
@@ -44,25 +40,18 @@ def test_mixture_in_well_under_a_second():
     assert (share - 1 / 8).abs().max() < 0.03
 
 
-def test_import_costs_less_than_a_second_beyond_torch():
-    code = "import time, torch; t = time.perf_counter(); import diffsolve; print(time.perf_counter() - t)"
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(times) < 1.0
-
-
 def test_nothing_heavy_is_imported():
+    """What keeps the import quick; benchmarks time it."""
     code = "import sys, diffsolve; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"scipy", "torchdiffeq", "torchsde", "triton", "sklearn", "typer", "PIL", "diffusers"} & set(modules)
 
 
-@pytest.mark.parametrize(("page", "block"), CODE)
-def test_the_code_in_the_docs_runs(page, block, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", CODE)
+def test_the_code_in_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, page, "exec"), {"__name__": page})
+    for block in shown(CODE[page]):
+        exec(compile(block, page, "exec"), {"__name__": page})
 
 
 def test_reference_models():

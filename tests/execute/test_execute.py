@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.product import shares, shown
 from support.solvers import KINDS
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,14 +32,18 @@ class Counting:
         return torch.tanh(x) * 0.3 - 0.1 * x
 
 
-@pytest.mark.product({"solver": EVERY, "path": ["edm", "condot", "ddpm"]}, some={"solver": SOME})
-def test_calls_made_are_calls_declared(solver, path):
-    net = Counting()
-    run = ds.solve(ds.adapt(net, path, "v"), (3, 2), solver=solver, steps=6, seed=0)
-    assert len(net.times) == run.nfe == run.tableau.nfe
-    assert run.done
-    np.testing.assert_allclose([float(t[0]) for t in net.times], run.tableau.calls[:, 0], rtol=1e-6)
-    assert run.x.isfinite().all()
+@pytest.mark.product(
+    {"path": ["edm", "condot", "ddpm"], "solvers": [EVERY]},
+    some={"solvers": shares(SOME, 3)},
+)
+def test_calls_made_are_calls_declared(solvers, path):
+    for solver in shown(solvers):
+        net = Counting()
+        run = ds.solve(ds.adapt(net, path, "v"), (3, 2), solver=solver, steps=6, seed=0)
+        assert len(net.times) == run.nfe == run.tableau.nfe
+        assert run.done
+        np.testing.assert_allclose([float(t[0]) for t in net.times], run.tableau.calls[:, 0], rtol=1e-6)
+        assert run.x.isfinite().all()
 
 
 @pytest.mark.product(
@@ -133,9 +138,8 @@ def test_a_network_that_reuses_its_output_buffer():
             assert torch.equal(reused, fresh)
 
 
-@pytest.mark.product({"solver": EVERY}, some={"solver": SOME})
-def test_live_states(solver):
-    """At most K + 2 states, one scratch and the network's output are alive between two calls."""
+def peak_of_states(solver):
+    """(how many states are alive at most between two calls, the run)."""
     alive = []
 
     class Watch(TorchDispatchMode):
@@ -156,7 +160,15 @@ def test_live_states(solver):
     model = ds.adapt(net, "edm", "noise")
     with Watch():
         run = ds.solve(model, (2, 3000), solver=solver, steps=9, seed=0)
-    assert peak <= run.tableau.history + 2 + 1
+    return peak, run
+
+
+@pytest.mark.product({"solvers": shares(EVERY, 5)}, some={"solvers": shares(SOME, 5)})
+def test_live_states(solvers):
+    """At most K + 2 states, one scratch and the network's output are alive between two calls."""
+    for solver in shown(solvers):
+        peak, run = peak_of_states(solver)
+        assert peak <= run.tableau.history + 2 + 1
 
 
 class NoSync(TorchDispatchMode):
@@ -169,15 +181,16 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.product({"solver": EVERY}, some={"solver": SOME})
-def test_driven_from_outside_without_host_synchronisation(solver):
-    model = ds.adapt(Counting(), "condot", "velocity")
-    ex = ds.begin(model, (3, 2), solver=solver, steps=6, seed=4)
-    with NoSync():
-        while not ex.done:
-            ex.advance(model.net(*ex.query()))
-    assert torch.equal(ex.y, ds.sample(model, (3, 2), solver=solver, steps=6, seed=4))
-    assert ex.call == ex.tableau.nfe
+@pytest.mark.product({"solvers": shares(EVERY, 5)}, some={"solvers": shares(SOME, 5)})
+def test_driven_from_outside_without_host_synchronisation(solvers):
+    for solver in shown(solvers):
+        model = ds.adapt(Counting(), "condot", "velocity")
+        ex = ds.begin(model, (3, 2), solver=solver, steps=6, seed=4)
+        with NoSync():
+            while not ex.done:
+                ex.advance(model.net(*ex.query()))
+        assert torch.equal(ex.y, ds.sample(model, (3, 2), solver=solver, steps=6, seed=4))
+        assert ex.call == ex.tableau.nfe
 
 
 def test_a_host_synchronisation_is_seen():
@@ -398,8 +411,8 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), steps=3, solver="eulr"), "did you mean 'euler'"),
         (lambda: ds.sample(OK, (1, 2), steps=3, solver=3), "solver must be a name or a Solver, got 3"),
         (lambda: ds.sample(OK, (1, 2), steps=3, grid="karas"), "did you mean 'karras'"),
-        (lambda: ds.sample(OK, steps=3), "exactly one of shape and noise must"),
-        (lambda: ds.sample(OK, (1, 2), noise=torch.ones(1, 2), steps=3), "exactly one of shape and noise must"),
+        (lambda: ds.sample(OK, steps=3), "exactly one of shape and noise must be given"),
+        (lambda: ds.sample(OK, (1, 2), noise=torch.ones(1, 2), steps=3), "exactly one of shape and noise must be"),
         (
             lambda: ds.sample(OK, noise=torch.ones(1, 2, dtype=torch.int64), steps=3),
             "noise must be a floating tensor, got Tensor of shape .* and dtype torch.int64",

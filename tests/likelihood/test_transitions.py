@@ -117,7 +117,10 @@ def test_images_conditions_and_guidance():
 
 @pytest.mark.parametrize(("call", "says"), [
     (lambda m, r: ds.solve(m, (2, 3), solver="heun", steps=3, log_prob=True), "a solver that adds noise"),
-    (lambda m, r: ds.solve(m, (2, 3), solver="heun", steps=3, trajectory="nodes"), "got 'nodes'"),
+    (
+        lambda m, r: ds.solve(m, (2, 3), solver="heun", steps=3, trajectory="nodes"),
+        "trajectory must be False, True or 'calls', got 'nodes'",
+    ),
     (lambda m, r: ds.transition_log_prob(m, r.trajectory[1:], r.tableau), "the 4 network inputs"),
     (lambda m, r: ds.transition_log_prob(m, None, r.tableau), "trajectory must be the 4 network inputs.*got None"),
     (lambda m, r: ds.transition_log_prob(m, r.trajectory, r.tableau, rows=[2, 1]), "rows must be rising integers from 0 to 2"),

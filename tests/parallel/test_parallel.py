@@ -100,14 +100,15 @@ def test_the_limit_in_other_precisions(solver, dtype):
         torch.testing.assert_close(x, alone, rtol=0, atol=20 * torch.finfo(dtype).eps * float(alone.abs().max()))
 
 
-@pytest.mark.product({"solver": EVERY}, some={"solver": KINDS})
-def test_a_window_of_one_call_is_the_sequential_run_bit_for_bit(solver):
-    model = ds.load("digits")
-    options = {"shape": (2, 1, 8, 8), "steps": 2, "dtype": None, "cond": {"label": torch.tensor([3, 7])}}
-    alone, run = (solve(model, solver, p, **options) for p in (None, ds.Picard(window=1)))
-    assert torch.equal(run.x, alone.x)
-    assert run.parallel.rounds == run.parallel.depth == run.nfe == alone.nfe
-    assert run.parallel.wasted == 0
+@pytest.mark.product({"solvers": shares(EVERY, 5)}, some={"solvers": shares(KINDS, 5)})
+def test_a_window_of_one_call_is_the_sequential_run_bit_for_bit(solvers):
+    for solver in shown(solvers):
+        model = ds.load("digits")
+        options = {"shape": (2, 1, 8, 8), "steps": 2, "dtype": None, "cond": {"label": torch.tensor([3, 7])}}
+        alone, run = (solve(model, solver, p, **options) for p in (None, ds.Picard(window=1)))
+        assert torch.equal(run.x, alone.x)
+        assert run.parallel.rounds == run.parallel.depth == run.nfe == alone.nfe
+        assert run.parallel.wasted == 0
 
 
 def test_encoding(mixture):
@@ -312,15 +313,16 @@ def test_one_round_is_the_recurrence_with_what_the_first_guesses_say():
     assert run.parallel.calls == 3 * 400
 
 
-@pytest.mark.product({"solver": EVERY}, some={"solver": KINDS})
-def test_the_trajectory_is_that_of_the_sequential_run(solver, mixture):
-    model, drivers = mixture_model(mixture, "condot", "v"), {**DRIVERS, "one": ds.Picard(window=1)}
-    for which in (True, "calls"):
-        alone = solve(model, solver, None, steps=4, trajectory=which)
-        for name in drivers if solver in SOME else ("picard", "parareal"):
-            run = solve(model, solver, drivers[name], steps=4, trajectory=which)
-            torch.testing.assert_close(run.trajectory, alone.trajectory, rtol=0, atol=1e-10)
-            assert torch.equal(run.trajectory[-1], run.x)
+@pytest.mark.product({"solvers": shares(EVERY, 5)}, some={"solvers": shares(KINDS, 5)})
+def test_the_trajectory_is_that_of_the_sequential_run(solvers, mixture):
+    for solver in shown(solvers):
+        model, drivers = mixture_model(mixture, "condot", "v"), {**DRIVERS, "one": ds.Picard(window=1)}
+        for which in (True, "calls"):
+            alone = solve(model, solver, None, steps=4, trajectory=which)
+            for name in drivers if solver in SOME else ("picard", "parareal"):
+                run = solve(model, solver, drivers[name], steps=4, trajectory=which)
+                torch.testing.assert_close(run.trajectory, alone.trajectory, rtol=0, atol=1e-10)
+                assert torch.equal(run.trajectory[-1], run.x)
 
 
 def test_a_trajectory_within_the_tolerance(mixture):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from support.product import shown
 
 from diffsolve.reference.mixture import GaussianMixture, anisotropic, random_means, ring
 
@@ -49,14 +50,16 @@ def covariances(mixture):
 # The density
 
 
-@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
-def test_log_prob_is_that_of_scipy(mixture, alpha, sigma):
-    x = noised(mixture, 20, alpha, sigma)
-    parts = [
-        math.log(w) + multivariate_normal(alpha * m, alpha**2 * C + sigma**2 * np.eye(len(m))).logpdf(x)
-        for w, m, C in zip(mixture.weights.tolist(), mixture.means.numpy(), covariances(mixture).numpy(), strict=True)
-    ]
-    np.testing.assert_allclose(mixture.log_prob(x, alpha, sigma), logsumexp(parts, axis=0), rtol=1e-11, atol=1e-11)
+def test_log_prob_is_that_of_scipy(mixture):
+    for alpha, sigma in shown(LEVELS):
+        x = noised(mixture, 20, alpha, sigma)
+        parts = [
+            math.log(w) + multivariate_normal(alpha * m, alpha**2 * C + sigma**2 * np.eye(len(m))).logpdf(x)
+            for w, m, C in zip(
+                mixture.weights.tolist(), mixture.means.numpy(), covariances(mixture).numpy(), strict=True
+            )
+        ]
+        np.testing.assert_allclose(mixture.log_prob(x, alpha, sigma), logsumexp(parts, axis=0), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (0.7, 0.5)])
@@ -67,13 +70,13 @@ def test_density_integrates_to_one(make, alpha, sigma):
     assert density.sum().item() * 0.03**2 == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
-def test_score_is_the_gradient_of_log_prob(mixture, alpha, sigma):
-    x = noised(mixture, 20, alpha, sigma).requires_grad_()
-    (gradient,) = torch.autograd.grad(mixture.log_prob(x, alpha, sigma).sum(), x)
-    score = mixture.score(x, alpha, sigma)
-    torch.testing.assert_close(score, gradient, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(mixture.expectations(x, alpha, sigma)[1], -sigma * score, rtol=1e-14, atol=0)
+def test_score_is_the_gradient_of_log_prob(mixture):
+    for alpha, sigma in shown(LEVELS):
+        x = noised(mixture, 20, alpha, sigma).requires_grad_()
+        (gradient,) = torch.autograd.grad(mixture.log_prob(x, alpha, sigma).sum(), x)
+        score = mixture.score(x, alpha, sigma)
+        torch.testing.assert_close(score, gradient, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(mixture.expectations(x, alpha, sigma)[1], -sigma * score, rtol=1e-14, atol=0)
 
 
 def test_derivatives_by_torch_func():

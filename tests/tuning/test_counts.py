@@ -13,7 +13,7 @@ from diffsolve.tuning.progress import Progress
 
 @pytest.mark.parametrize(("gradient", "passes"), [("direct", 1), ("checkpoint", 2)])
 def test_calls_are_counted_once_for_every_sample(gradient, passes):
-    """Those of the teacher, of validation, and of learning, twice where it is repeated; one more looks at the net."""
+    """The teacher's, validation's and learning's, twice where a forward pass is repeated; + 1 to look at the net."""
     seen = 0
 
     def net(x, t):
