@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from diffsolve.adaptive.options import Adaptive
-from diffsolve.common.tensors import per_sample
 from diffsolve.execute import conversion
 from diffsolve.execute.watch import Watch
 from diffsolve.models import Model, undetermined
-from diffsolve.models.guidance import Guidance
+from diffsolve.models.guidance import Guidance, picked
 from diffsolve.paths import Position
 from diffsolve.tableau.ends import first_call, first_order_frame, last_call, singular
 from diffsolve.tableau.frames import Frame
@@ -125,29 +124,14 @@ class Flow:
         uncond = {} if self.guidance is None else _select(self.guidance.uncond, rows, self.batch)
 
         def output(x: Tensor) -> Tensor:
-            return self._network(x if scale is None else x * scale_, network_time, rho, cond, uncond)
+            scaled = x if scale is None else x * scale_
+            if self.guidance is None:
+                return self.model.call(scaled, network_time, cond)
+            return self.guidance.output(self.model, scaled, network_time, rho, cond, uncond)
 
         wide = torch.float32 if like.device.type == "mps" else torch.float64
         growth = torch.from_numpy(columns[1:3] * columns[0]).to(like.device, wide)
         return Point(c_, p_, q_, output, growth, np.asarray(at.t), self.watch)
-
-    def _network(
-        self, x: Tensor, network_time: Tensor, rho: np.ndarray, cond: Mapping[str, Any], uncond: Mapping[str, Any]
-    ) -> Tensor:
-        guidance = self.guidance
-        if guidance is None:
-            return self.model.call(x, network_time, cond)
-        inside = (rho >= guidance.interval[0]) & (rho <= guidance.interval[1])
-        scales = np.where(inside, guidance.scale, 1.0)
-        if (scales == 1).all():
-            return self.model.call(x, network_time, cond)
-        with_, without = guidance.pair(self.model, x, network_time, cond, uncond)
-        scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
-        out = without + per_sample(scale, with_) * (with_ - without)
-        if guidance.rescale:  # 1 where there is no guidance
-            ratio = with_.flatten(1).std(1) / out.flatten(1).std(1)
-            out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, guidance.rescale), out)
-        return out
 
 
 @dataclass(frozen=True)
@@ -242,8 +226,5 @@ def make_step(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = Non
 def _select(given: Mapping[str, Any], rows: SampleIndex, batch: int) -> Mapping[str, Any]:
     if rows is None or len(rows) == batch:
         return given
-    index = torch.from_numpy(rows)
-    return {
-        name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
-        for name, value in given.items()
-    }
+    selected: Mapping[str, Any] = picked(given, torch.from_numpy(rows), batch)
+    return selected

@@ -124,10 +124,19 @@ def sweep(
     num, exact = integer("num", num, 1), integer("exact", exact, 0)
     references = named_references(reference)
     study = _Study(
-        as_model(model), sample_shape(shape), num, integer("batch", batch, 1), mapping("cond", cond), Guidance.of(guidance),
-        decode, min(num, exact), integer("fine", fine, 2), _passed_on("options", options), references,
+        as_model(model),
+        sample_shape(shape),
+        num,
+        integer("batch", batch, 1),
+        mapping("cond", cond),
+        Guidance.of(guidance),
+        decode,
+        min(num, exact),
+        integer("fine", fine, 2),
+        _passed_on("options", options),
+        references,
         chosen_scores(scores, references, num),
-    )  # fmt: skip
+    )
     required(bool(references or study.exact), "reference", None, "given with exact=0, which measures nothing else")
     budgets = list(nfe) if isinstance(nfe, Sequence) else [nfe]
     required(bool(budgets), "nfe", nfe, "at least one budget")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import mapping, number, required
+from diffsolve.common.tensors import per_sample
 from diffsolve.kernels import Guided
 from diffsolve.models.model import Model
 from diffsolve.tableau import Tableau
@@ -59,9 +60,13 @@ class Guidance:
         """Which calls of a run are guided."""
         with np.errstate(divide="ignore"):
             rho = tableau.calls[:, 2] / tableau.calls[:, 1]
-        low, high = self.interval
-        active: list[bool] = ((rho >= low) & (rho <= high) & (self.scale != 1)).tolist()
+        active: list[bool] = (self.scales(rho) != 1).tolist()
         return active
+
+    def scales(self, rho: np.ndarray) -> np.ndarray:
+        """The scale at each noise level: 1, which is no guidance, outside of the interval."""
+        low, high = self.interval
+        return np.where((rho >= low) & (rho <= high), self.scale, 1.0)
 
     def outputs(self, model: Model, tableau: Tableau) -> Callable[..., Tensor | Guided]:
         """The guided network of a run: (number of the call, x, clock, cond) -> output, or both outputs, not yet one.
@@ -88,6 +93,27 @@ class Guidance:
             return out if isinstance(out, Tensor) else out.tensor()
 
         return call
+
+    def output(
+        self,
+        model: Model,
+        x: Tensor,
+        network_time: Tensor,
+        rho: np.ndarray,
+        cond: Mapping[str, Any],
+        uncond: Mapping[str, Any],
+    ) -> Tensor:
+        """The guided output for samples that each stand at a noise level rho of their own."""
+        scales = self.scales(rho)
+        if (scales == 1).all():
+            return model.call(x, network_time, cond)
+        with_, without = self.pair(model, x, network_time, cond, uncond)
+        scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
+        out = without + per_sample(scale, with_) * (with_ - without)
+        if self.rescale:  # 1 where there is no guidance
+            ratio = with_.flatten(1).std(1) / out.flatten(1).std(1)
+            out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, self.rescale), out)
+        return out
 
     def pair(
         self, model: Model, x: Tensor, network_time: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any]
