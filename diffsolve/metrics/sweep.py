@@ -1,4 +1,10 @@
-"""Distances against network calls, for solvers, budgets and seeds: deterministic, and resumed where it stopped."""
+"""Distances against network calls, for solvers, budgets and seeds: deterministic, and resumed where it stopped.
+
+Two things are measured. The `scores` compare samples with data: they have the network's error, the solver's and
+that of finitely many samples in one number. The endpoint error is the solver's alone: the root mean square per
+value of the distance to where the exact probability flow takes the same noise; it needs no reference and a few
+hundred samples, and exists for solvers without noise.
+"""
 
 from __future__ import annotations
 
@@ -79,11 +85,6 @@ def sweep(
 
     Sample i of a seed has the same noise and condition in every cell and whatever the batches, so that solvers are
     compared on the same draw. A seed is done for all of them before the next.
-
-    Two things are measured. The `scores` compare samples with data: they have the network's error, the solver's and
-    that of finitely many samples in one number. The endpoint error is the solver's alone: the root mean square per
-    value of the distance to where the exact probability flow takes the same noise; it needs no reference and a few
-    hundred samples, and exists for solvers without noise.
 
     Args:
         model: as in `ds.solve`.
