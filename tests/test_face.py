@@ -117,7 +117,7 @@ def test_a_generator_moves_on_and_the_global_state_does_not():
 
 
 def calls_with_seeds(model):
-    x = torch.zeros(2, 2)
+    x = torch.tensor([[0.3, 0.1], [-0.2, 0.7]])
     return {
         "solve": lambda seed: ds.solve(model, (2, 2), solver="ddim(eta=1)", nfe=3, seed=seed).x,
         "diffuse": lambda seed: ds.diffuse(model, x, 0.5, seed=seed),
@@ -183,12 +183,8 @@ def test_the_warning_points_at_the_import():
     code = "import warnings\nwarnings.simplefilter('error')\ntry:\n    from diffsolve.names import Registry\n"
     code += "except DeprecationWarning as warning:\n    print('warned')\n"
     assert fresh(code) == "warned"
-    run = subprocess.run(
-        [sys.executable, "-c", "from diffsolve.names import Registry, parse"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", "from diffsolve.names import Registry, parse"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "DeprecationWarning: module diffsolve.names is now diffsolve.common.registry" in run.stderr  # in __main__
 
 

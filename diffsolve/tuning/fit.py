@@ -174,7 +174,8 @@ def fit(
     every = _Noises(x, {} if cond is None else cond, guided)
     _differentiable(model, begun, every.some(torch.tensor([0])), times)
     about = {
-        "solver": begun.to_json(), "noise": _digest(x), "teacher": _digest(teacher), "seed": key.seed, "history": history,
+        "solver": begun.to_json(), "noise": _digest(x), "teacher": _digest(teacher), "seed": key.seed,
+        "history": history,
         "times": times, "iterations": iterations, "batch": batch, "lr": lr, "held_out": held_out,
         "guidance": [guided.scale, *guided.interval, guided.rescale],
     }  # fmt: skip
