@@ -122,7 +122,7 @@ def calls_with_seeds(model):
         "solve": lambda seed: ds.solve(model, (2, 2), solver="ddim(eta=1)", nfe=3, seed=seed).x,
         "diffuse": lambda seed: ds.diffuse(model, x, 0.5, seed=seed),
         "log_prob": lambda seed: (
-            ds.log_prob(model, x, solver="heun", nfe=4, trace="hutchinson(probes=2)", seed=seed).value
+            ds.log_prob(model, x, solver="heun", nfe=4, trace="hutchinson(kind='gaussian')", seed=seed).value
         ),
         "bits_per_dim": lambda seed: ds.bits_per_dim(model, x.long(), solver="heun", nfe=4, seed=seed).value,
         "langevin": lambda seed: ds.langevin(model, x, 0.5, steps=1, step=0.1, seed=seed).x,
