@@ -117,12 +117,12 @@ def test_a_generator_moves_on_and_the_global_state_does_not():
 
 
 def calls_with_seeds(model):
-    x = torch.zeros(2, 2)
+    x = torch.tensor([[0.3, 0.1], [-0.2, 0.7]])
     return {
         "solve": lambda seed: ds.solve(model, (2, 2), solver="ddim(eta=1)", nfe=3, seed=seed).x,
         "diffuse": lambda seed: ds.diffuse(model, x, 0.5, seed=seed),
         "log_prob": lambda seed: (
-            ds.log_prob(model, x, solver="heun", nfe=4, trace="hutchinson(probes=2)", seed=seed).value
+            ds.log_prob(model, x, solver="heun", nfe=4, trace="hutchinson(kind='gaussian')", seed=seed).value
         ),
         "bits_per_dim": lambda seed: ds.bits_per_dim(model, x.long(), solver="heun", nfe=4, seed=seed).value,
         "langevin": lambda seed: ds.langevin(model, x, 0.5, steps=1, step=0.1, seed=seed).x,
@@ -183,12 +183,8 @@ def test_the_warning_points_at_the_import():
     code = "import warnings\nwarnings.simplefilter('error')\ntry:\n    from diffsolve.names import Registry\n"
     code += "except DeprecationWarning as warning:\n    print('warned')\n"
     assert fresh(code) == "warned"
-    run = subprocess.run(
-        [sys.executable, "-c", "from diffsolve.names import Registry, parse"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", "from diffsolve.names import Registry, parse"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "DeprecationWarning: module diffsolve.names is now diffsolve.common.registry" in run.stderr  # in __main__
 
 
