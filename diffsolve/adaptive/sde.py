@@ -28,6 +28,7 @@ from diffsolve.adaptive.flow import Flow
 from diffsolve.adaptive.integrate import finite
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.run import AdaptiveRun
+from diffsolve.common.checks import integer, number, required
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute import BrownianPath
 from diffsolve.execute.watch import Watch
@@ -69,15 +70,11 @@ class AdaptiveSDE:
 
     def __post_init__(self) -> None:
         Constant(self.tau)
-        if not self.tau > 0:
-            raise ValueError(f"tau={self.tau!r}: a number above 0 is accepted; ds.Adaptive solves the probability flow")
+        required(self.tau > 0, "tau", self.tau, "a number > 0 (ds.Adaptive solves the probability flow)")
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"{name}={value!r}: a number in [0, 1) is accepted")
-        if self.rtol == self.atol == 0:
-            raise ValueError("rtol=0, atol=0: at least one of them must be positive")
-        if isinstance(self.max_nfe, bool) or not isinstance(self.max_nfe, int) or self.max_nfe < 3:
-            raise ValueError(f"max_nfe={self.max_nfe!r}: an integer of at least 3 is accepted")
+            number(name, value, low=0, below=1)
+        required(self.rtol > 0 or self.atol > 0, "rtol or atol", 0, "positive")
+        integer("max_nfe", self.max_nfe, low=3)
 
 
 def solve_sde(

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from diffsolve.common.checks import integer
 from diffsolve.paths import Path
 
 __all__ = ["Grid"]
@@ -35,17 +36,15 @@ class Grid(ABC):
         Raises:
             ValueError: if the grid has no n distinct steps there, or start does not lie noisier than stop.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-            raise ValueError(f"steps={steps!r}: an integer of at least 1 is accepted")
+        steps = integer("steps", steps, low=1)
         first = path.t_noise if start is None else float(start)
         last = path.t_data if stop is None else float(stop)
         for name, t in (("start", first), ("stop", last)):
-            if not path.within(t):
-                raise ValueError(f"{name}={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
+            raise ValueError(f"{name} must be between the ends of {path}, {path.t_noise} and {path.t_data}, got {t!r}")
         toward_data = math.copysign(1.0, path.t_data - path.t_noise)
         if not (last - first) * toward_data > 0:
-            raise ValueError(f"start={first!r}, stop={last!r}: start must lie on the noisier side of stop on {path}")
-        times = self.nodes(path, int(steps), first, None if last == path.t_data else last)
+            raise ValueError(f"start must be on the noisier side of stop on {path}, got start={first!r}, stop={last!r}")
+        times = self.nodes(path, steps, first, None if last == path.t_data else last)
         if not (np.diff(times) * toward_data > 0).all():
-            raise ValueError(f"steps={steps}: {self} has fewer distinct steps than that between {first} and {last}")
+            raise ValueError(f"steps must be at most the distinct steps of {self} from {first} to {last}, got {steps}")
         return times

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffsolve.common.checks import choice, integer, required
 from diffsolve.grids.base import Grid
 from diffsolve.paths import Path
 
@@ -28,12 +29,9 @@ class Spaced(Grid):
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if self.spacing not in ("leading", "trailing", "linspace"):
-            raise ValueError(f"spacing={self.spacing!r}: leading, trailing or linspace is accepted")
-        if isinstance(self.offset, bool) or not isinstance(self.offset, int) or self.offset < 0:
-            raise ValueError(f"offset={self.offset!r}: an integer of at least 0 is accepted")
-        if self.offset and self.spacing != "leading":
-            raise ValueError(f"offset={self.offset!r}: only the leading spacing has an offset")
+        choice("spacing", self.spacing, ("leading", "trailing", "linspace"))
+        integer("offset", self.offset, low=0)
+        required(self.spacing == "leading" or not self.offset, "offset", self.offset, "0 but for the spacing 'leading'")
 
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
         end = path.t_data if stop is None else stop
@@ -42,8 +40,7 @@ class Spaced(Grid):
             low = end + 1
         else:
             low = path.t_last if stop is None and path.t_last != end else end + (start - end) / count
-        if steps > count:
-            raise ValueError(f"steps={steps}: at most {count} are accepted, the rows from {start} to {end}")
+        required(steps <= count, "steps", steps, f"at most {count}, the rows from {start} to {end}")
         i = np.arange(steps, 0, -1)
         if self.spacing == "leading":
             rows = (i - 1) * float(count // steps) + self.offset

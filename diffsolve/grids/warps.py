@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffsolve.common.checks import choice, number
 from diffsolve.grids.base import Grid
 from diffsolve.paths import Path
 from diffsolve.tableau.ends import CUT, first_call, may_call
@@ -61,8 +62,7 @@ class Uniform(Warp):
     variable: str = "t"
 
     def __post_init__(self) -> None:
-        if self.variable not in _LAMBDA_OF:
-            raise ValueError(f"variable={self.variable!r} is unknown; accepted: {', '.join(_LAMBDA_OF)}")
+        choice("variable", self.variable, _LAMBDA_OF)
 
     def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
         return t if self.variable == "t" else np.asarray(VARIABLES[self.variable](path.nodes(t)))
@@ -91,7 +91,7 @@ class Power(Uniform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("power", self.power)
+        number("power", self.power, above=0)
 
     def profile(self, r: np.ndarray) -> np.ndarray:
         return 1 - (1 - r) ** self.power
@@ -104,7 +104,7 @@ class Karras(Warp):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        _positive("rho", self.rho)
+        number("rho", self.rho, above=0)
 
     def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
         p = path.nodes(t)
@@ -126,8 +126,8 @@ class Angle(Warp):
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        _positive("scale", self.scale)
-        _positive("power", self.power)
+        number("scale", self.scale, above=0)
+        number("power", self.power, above=0)
 
     def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
         p = path.nodes(t)
@@ -149,7 +149,7 @@ class Shifted(Uniform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("shift", self.shift)
+        number("shift", self.shift, above=0)
 
     def profile(self, r: np.ndarray) -> np.ndarray:
         return 1 - self.shift * (1 - r) / (1 + (self.shift - 1) * (1 - r))
@@ -163,8 +163,8 @@ class Beta(Warp):
     b: float = 0.6
 
     def __post_init__(self) -> None:
-        _positive("a", self.a)
-        _positive("b", self.b)
+        number("a", self.a, above=0)
+        number("b", self.b, above=0)
 
     def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
         return t
@@ -176,8 +176,3 @@ class Beta(Warp):
         from scipy.stats import beta
 
         return np.asarray(1 - beta.ppf(1 - r, self.a, self.b))
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value!r}: a positive number is accepted")

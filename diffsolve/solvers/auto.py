@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from diffsolve.common.checks import number
 from diffsolve.paths import Path
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.multistep import Multistep
@@ -41,9 +42,8 @@ class Auto(Solver):
     grid: ClassVar[str] = "angle"
 
     def __post_init__(self) -> None:
-        w = self.guidance
-        if w is not None and (isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)):
-            raise ValueError(f"guidance={w!r}: a finite number, or None, is accepted")
+        if self.guidance is not None:
+            number("guidance", self.guidance)
 
     def guided(self, scale: float) -> Solver:
         return replace(self, guidance=scale) if self.guidance is None else self

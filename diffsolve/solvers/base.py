@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from diffsolve.common.checks import choice, required
 from diffsolve.paths import Path
 from diffsolve.tableau import Draft, Tableau
 from diffsolve.tableau.ends import may_call
@@ -61,15 +62,13 @@ class Solver(ABC):
                 that its clock reaches the network.
         """
         times = np.ascontiguousarray(times, dtype=np.float64)
-        if times.ndim != 1 or len(times) < 2:
-            raise ValueError(f"times has shape {times.shape}; a list of at least 2 times is needed")
+        required(times.ndim == 1 and len(times) >= 2, "times", times, "a list of at least 2 times")
         rising = np.diff(times) > 0
         if np.isnan(times).any() or not (rising.all() or (not rising.any() and (np.diff(times) < 0).all())):
-            raise ValueError(f"times={times.tolist()}: strictly rising or strictly falling times are accepted")
+            raise ValueError(f"times must be strictly rising or strictly falling, got {times.tolist()}")
         if not path.within(times):
             raise ValueError(
-                f"times={times.tolist()}: times between t_noise={path.t_noise} and t_data={path.t_data} of "
-                f"{path} are accepted"
+                f"times must be between t_noise={path.t_noise} and t_data={path.t_data} of {path}, got {times.tolist()}"
             )
         if call_last is None:
             call_last = may_call(path, float(times[-1]))
@@ -84,6 +83,4 @@ def _brief(value: object) -> str:
 
 def frame_named(name: str) -> Frame:
     """The frame of that name, or a ValueError that lists them."""
-    if name not in FRAMES:
-        raise ValueError(f"frame={name!r} is unknown; accepted: {', '.join(FRAMES)}")
-    return FRAMES[name]
+    return FRAMES[choice("frame", name, FRAMES)]

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction as F
 
+from diffsolve.common.checks import required
+
 __all__ = ["BOSH3", "DOPRI5", "DOPRI8", "HEUN", "KUTTA38", "MIDPOINT", "RALSTON", "RK4", "SSPRK3", "TSIT5", "Butcher"]
 
 
@@ -37,20 +39,20 @@ class Butcher:
 
     def __post_init__(self) -> None:
         a, b = tuple(tuple(map(F, row)) for row in self.a), tuple(map(F, self.b))
-        if [len(row) for row in a] != list(range(len(b))):
-            raise ValueError(f"a={self.a!r}: rows of 0, 1, .., {len(b) - 1} entries are needed for {len(b)} stages")
-        if sum(b) != 1:
-            raise ValueError(f"b={self.b!r} must sum to 1")
+        triangle = [len(row) for row in a] == list(range(len(b)))
+        required(triangle, "a", self.a, f"rows of 0, 1, .., {len(b) - 1} entries for {len(b)} stages")
+        required(sum(b) == 1, "b", self.b, "weights of sum 1")
         c = tuple(sum(row, F(0)) for row in a)
-        if not all(0 <= x <= 1 for x in c):
-            raise ValueError(f"a={self.a!r}: its row sums must lie between 0 and 1, so that no stage leaves the step")
+        inside = all(0 <= x <= 1 for x in c)
+        required(inside, "a", self.a, "rows of sums between 0 and 1, so that no stage leaves the step")
         embedded = {order: tuple(map(F, weights)) for order, weights in self.embedded.items()}
         for order, weights in embedded.items():
-            if sum(weights) != 1 or len(weights) not in (len(b), len(b) + 1):
-                raise ValueError(f"embedded[{order}]={self.embedded[order]!r}: {len(b)} or one more weights of sum 1")
+            fits = sum(weights) == 1 and len(weights) in (len(b), len(b) + 1)
+            accepted = f"{len(b)} or {len(b) + 1} weights of sum 1"
+            required(fits, f"embedded[{order}]", self.embedded[order], accepted)
         middle = tuple(map(F, self.middle))
-        if middle and (sum(middle) != F(1, 2) or len(middle) != len(b) + 1):
-            raise ValueError(f"middle={self.middle!r}: {len(b) + 1} weights of sum 1/2 are needed")
+        fits = not middle or (sum(middle) == F(1, 2) and len(middle) == len(b) + 1)
+        required(fits, "middle", self.middle, f"{len(b) + 1} weights of sum 1/2")
         object.__setattr__(self, "embedded", embedded)
         object.__setattr__(self, "middle", middle)
         object.__setattr__(self, "a", a)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffsolve.common.checks import choice, required
 from diffsolve.solvers.integrals import phi
 from diffsolve.solvers.runge_kutta import OneStep, Stages, low_storage
 from diffsolve.solvers.sde import Constant
@@ -49,15 +50,15 @@ class Scheme:
 
     def __post_init__(self) -> None:
         c = tuple(map(float, self.c))
-        if not c or c[0] != 0 or not all(0 < x <= 1 for x in c[1:]):
-            raise ValueError(f"c={self.c!r}: 0, then numbers above 0 and at most 1 are accepted by {self.name}")
+        inside = bool(c) and c[0] == 0 and all(0 < x <= 1 for x in c[1:])
+        required(inside, f"c of {self.name}", self.c, "0, then numbers > 0 and <= 1")
         object.__setattr__(self, "c", c)
         try:
             rows = self.weights(-1.0, c)
         except ZeroDivisionError:
             raise ValueError(f"c={self.c!r}: {self.name} has no such method (its weights are infinite)") from None
         if [len(row) for row in rows] != list(range(len(c))):
-            raise ValueError(f"weights of {self.name}: rows of 0, 1, .., {len(c) - 1} entries are needed")
+            raise ValueError(f"weights of {self.name} must be rows of 0, 1, .., {len(c) - 1} entries")
 
     def butcher(self, z: float) -> tuple[list[list[float]], list[float]]:
         """(a, b) of the step as a Runge-Kutta step in the frame's v, where h is v_t - v_s.
@@ -90,8 +91,7 @@ class ExponentialRK(OneStep):
     tau: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.frame not in ("denoised", "noise"):
-            raise ValueError(f"frame={self.frame!r}: 'denoised' or 'noise' is accepted by exponential methods")
+        choice("frame", self.frame, ("denoised", "noise"))
         Constant(self.tau)
         if self.tau and (self.frame != "denoised" or list(self.scheme.c) != sorted(self.scheme.c)):
             raise ValueError(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from diffsolve.common.checks import choice, instance, integer, required
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver, frame_named
 from diffsolve.solvers.butcher import HEUN, RK4
@@ -75,24 +76,21 @@ class Multistep(Solver):
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.points, tuple):
             _each("points", self.points, 1, 8)
-            if not self.points or self.ramp:
-                raise ValueError(f"points={self.points!r}, ramp={self.ramp!r}: points for each step leave no ramp")
+            required(bool(self.points), "points", self.points, "an integer, or one for each step of the run")
+            required(not self.ramp, "ramp", self.ramp, "empty where points are given for each step")
             object.__setattr__(self, "lower_final", False)
         else:
-            _integer("points", self.points, 1, 8)
+            integer("points", self.points, 1, 8)
         _each("ramp", self.ramp, 1, 8)
         _each("uncorrected", self.uncorrected, -1000, 1000)
         if self.corrector == -1:
             object.__setattr__(self, "corrector", self.most + 1)
-        _integer("corrector", self.corrector, 0, 9)
+        integer("corrector", self.corrector, 0, 9)
         if not isinstance(self.lower_final, bool):
-            _integer("lower_final", self.lower_final, 2, 1000, "True, False or ")
-        if self.variable is not None and self.variable not in VARIABLES:
-            raise ValueError(f"variable={self.variable!r} is unknown; accepted: {', '.join(VARIABLES)}, or None")
-        if self.start is not None and self.start not in STARTS:
-            raise ValueError(f"start={self.start!r} is unknown; accepted: {', '.join(STARTS)}, or None")
-        if self.mode not in ("pec", "pece") or (self.mode == "pece" and not self.corrector):
-            raise ValueError(f"mode={self.mode!r}: 'pec', or with a corrector 'pece', is accepted")
+            integer("lower_final, where not True or False,", self.lower_final, 2, 1000)
+        choice("variable", self.variable, (*VARIABLES, None))
+        choice("start", self.start, (*STARTS, None))
+        choice("mode", self.mode, ("pec", "pece") if self.corrector else ("pec",))
         if tau_named(self.tau) != Constant(0.0) and (self.frame != "denoised" or self.start):
             raise ValueError(
                 f"tau={self.tau!r} with frame={self.frame!r}, start={self.start!r}: an SDE is stepped in the frame "
@@ -149,8 +147,8 @@ class Multistep(Solver):
             ValueError: if `points` were given for each step of a run of another length.
         """
         if isinstance(self.points, tuple):
-            if len(self.points) != steps:
-                raise ValueError(f"points={self.points!r} are for {len(self.points)} steps; the run has {steps}")
+            fits = len(self.points) == steps
+            required(fits, "points", self.points, f"{steps} numbers for a run of {steps} steps, or one number")
             return list(self.points)
         counts = [*[1] * first, *self.ramp, *[self.points] * steps][:steps]
         lowered = self.lower_final is True or steps < self.lower_final
@@ -263,10 +261,9 @@ class UniPC(Multistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frame not in ("denoised", "noise") or self.tau:
-            raise ValueError(f"frame={self.frame!r}, tau={self.tau!r}: UniPC has 'denoised' or 'noise', and no tau")
-        if self.bh not in ("bh1", "bh2"):
-            raise ValueError(f"bh={self.bh!r}: 'bh1' or 'bh2' is accepted")
+        choice("frame", self.frame, ("denoised", "noise"))
+        required(not self.tau, "tau of UniPC", self.tau, "0")
+        choice("bh", self.bh, ("bh1", "bh2"))
 
     def _half(self, step: StepIntegrals) -> float:
         """B(h) / (2 (e^h - 1)), with h = -h for data prediction."""
@@ -303,8 +300,7 @@ class DPMpp(Multistep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frame not in ("denoised", "noise"):
-            raise ValueError(f"frame={self.frame!r}: 'denoised' or 'noise' is accepted by DPMpp")
+        choice("frame", self.frame, ("denoised", "noise"))
         if self.variable != "lambda" or self.corrector or self.most > 3:
             raise ValueError(f"{self}: DPMpp has 1 to 3 points, in lambda and not corrected; Multistep has the others")
 
@@ -385,13 +381,6 @@ def _sum(ratio: float, state: Combination, new: Combination) -> dict[str | int, 
     return total
 
 
-def _integer(name: str, value: object, low: int, high: int, other: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r}: {other}an integer from {low} to {high} is accepted")
-
-
 def _each(name: str, values: object, low: int, high: int) -> None:
-    if not isinstance(values, tuple):
-        raise ValueError(f"{name}={values!r}: a tuple of integers is accepted")
-    for value in values:
-        _integer(name, value, low, high)
+    for value in instance(name, values, tuple, "a tuple of integers"):
+        integer(name, value, low, high)

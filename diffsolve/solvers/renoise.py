@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from diffsolve.common.checks import instance, integer, number, required
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.exponential import ExponentialRK, dpm2
@@ -45,10 +46,9 @@ class Renoised(Solver):
     inner: Solver
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Solver):
-            raise TypeError(f"inner={self.inner!r}: a solver is accepted")
-        if getattr(self.inner, "tau", 0) or getattr(self.inner, "eta", 0) or isinstance(self.inner, Renoised):
-            raise ValueError(f"inner={self.inner!r}: a deterministic solver is accepted")
+        inner = instance("inner", self.inner, Solver, "a solver")  # type: ignore[type-abstract]
+        stochastic = getattr(inner, "tau", 0) or getattr(inner, "eta", 0) or isinstance(inner, Renoised)
+        required(not stochastic, "inner", inner, "a deterministic solver")
 
     @abstractmethod
     def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
@@ -98,10 +98,8 @@ class Churn(Renoised):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("s_churn", "s_min", "s_max", "s_noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: a number of at least 0 is accepted")
-        if not self.s_min <= self.s_max:
-            raise ValueError(f"s_min={self.s_min!r}, s_max={self.s_max!r}: s_min <= s_max is accepted")
+            required(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        required(self.s_min <= self.s_max, "s_min", self.s_min, f"at most s_max={self.s_max!r}")
 
     def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         steps = len(grid.t) - 1
@@ -128,8 +126,7 @@ class Ancestral(Renoised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.eta, bool) or not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is accepted")
+        number("eta", self.eta, low=0, high=1)
 
     def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         for i in range(len(grid.t) - 1):
@@ -161,10 +158,8 @@ class Restart(Renoised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.low < self.high:
-            raise ValueError(f"low={self.low!r}, high={self.high!r}: 0 < low < high is accepted")
-        if isinstance(self.times, bool) or not isinstance(self.times, int) or self.times < 0:
-            raise ValueError(f"times={self.times!r}: an integer of at least 0 is accepted")
+        required(0 < self.low < self.high, "(low, high)", (self.low, self.high), "positive and rising")
+        integer("times", self.times, low=0)
 
     def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         rho = np.exp(-grid.lam)

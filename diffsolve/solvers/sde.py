@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from diffsolve.common.checks import number, required
 from diffsolve.paths import Path, Position
 from diffsolve.tableau.frames import FRAMES, Frame
 
@@ -57,7 +58,7 @@ class Constant(Tau):
     tau: float
 
     def __post_init__(self) -> None:
-        _number("tau", self.tau, "a finite number of at least 0")
+        number("tau", self.tau, low=0)
 
     def A(self, path: Path, p: Position[Any]) -> Any:
         return self.tau**2 * p.lam if self.tau else p.alpha * 0.0
@@ -78,9 +79,8 @@ class Interval(Tau):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        _number("tau", self.tau, "a finite number of at least 0")
-        if not 0 < self.low < self.high:
-            raise ValueError(f"low={self.low!r}, high={self.high!r}: 0 < low < high is accepted")
+        number("tau", self.tau, low=0)
+        required(0 < self.low < self.high, "(low, high)", (self.low, self.high), "positive and rising")
 
     @property
     def breaks(self) -> tuple[float, ...]:
@@ -125,16 +125,13 @@ class Diffusion(Tau):
     g: Callable[[np.ndarray], np.ndarray]
 
     def __post_init__(self) -> None:
-        if not callable(self.g):
-            raise TypeError(f"g={self.g!r}: a function of the path's clock is accepted")
+        required(callable(self.g), "g", self.g, "a function of the path's clock", TypeError)
 
     def _half(self, path: Path, t: np.ndarray) -> np.ndarray:
         """g^2 / (2 sigma^2)."""
         g = np.asarray(self.g(t), dtype=np.float64)
-        if g.shape != t.shape or not (g >= 0).all():
-            raise ValueError(
-                f"g of shape {g.shape} for times of shape {t.shape}: as many numbers of at least 0 are accepted"
-            )
+        required(g.shape == t.shape, "g(t)", g, f"of the shape {t.shape} of t")
+        required(bool((g >= 0).all()), "g(t)", float(g.min(initial=math.inf)), "numbers >= 0")
         half: np.ndarray = 0.5 * g**2 / path.sigma(t).numpy() ** 2
         return half
 
@@ -226,9 +223,3 @@ def frame_of(name: str, tau: float | Tau, path: Path, grid: Position[np.ndarray]
     if not (np.diff(grid.lam) > 0).all():
         raise ValueError(f"tau={tau!r}: only tau=0, the probability flow, runs from the data to the noise")
     return reverse(path, tau)
-
-
-def _number(name: str, value: object, accepted: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}={value!r}: {accepted} is accepted")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffsolve.common.checks import choice, integer, number
 from diffsolve.paths import Position
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.sde import Tau, frame_of, reverse, tau_named
@@ -32,8 +33,7 @@ class DDIM(Solver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float) or not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is accepted")
+        number("eta", self.eta, low=0, high=1)
 
     @property
     def order(self) -> int:
@@ -73,8 +73,7 @@ class DDPM(Solver):
     variance: str = "small"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("small", "large"):
-            raise ValueError(f"variance={self.variance!r}: 'small' or 'large' is accepted")
+        choice("variance", self.variance, ("small", "large"))
 
     @property
     def order(self) -> int:
@@ -111,8 +110,7 @@ class Maruyama(Solver):
     tau: float | Tau = 1.0
 
     def __post_init__(self) -> None:
-        if self.stages not in (1, 2):
-            raise ValueError(f"stages={self.stages!r}: 1 (Euler-Maruyama) or 2 (stochastic Heun) is accepted")
+        integer("stages", self.stages, low=1, high=2)
         tau_named(self.tau)
 
     @property

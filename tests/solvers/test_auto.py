@@ -82,5 +82,5 @@ def test_an_exact_network_may_predict_anything(path, nfe):
 
 @pytest.mark.parametrize("value", ["strong", True, float("inf"), float("nan")])
 def test_errors_name_what_is_wrong(value):
-    with pytest.raises(ValueError, match=f"guidance={value!r}: a finite number"):
+    with pytest.raises(ValueError, match=f"guidance must be a finite number, got {value!r}"):
         Auto(guidance=value)

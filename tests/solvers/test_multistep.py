@@ -221,23 +221,29 @@ def test_finite_in_both_directions(specs, path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Multistep(()), r"points=\(\), ramp=\(\)"),
-        (lambda: Multistep((1, 2), ramp=(1,)), "points for each step leave no ramp"),
-        (lambda: Multistep((1, 9)), "points=9: an integer from 1 to 8"),
-        (lambda: Multistep(2.0), "points=2.0"),
-        (lambda: Multistep(2, ramp=3), "ramp=3: a tuple of integers"),
-        (lambda: Multistep(2, lower_final=1), "lower_final=1: True, False or an integer from 2"),
-        (lambda: Multistep(2, start="rk3"), "start='rk3' is unknown; accepted: heun, rk4, or None"),
-        (lambda: Multistep(2, mode="pece"), "mode='pece': 'pec', or with a corrector 'pece'"),
-        (lambda: Multistep(2, corrector=3, mode="ec"), "mode='ec'"),
-        (lambda: Multistep(2, corrector=3, uncorrected=(True,)), "uncorrected=True"),
+        (lambda: Multistep(()), r"points must be an integer, or one for each step of the run, got \(\)"),
+        (lambda: Multistep((1, 2), ramp=(1,)), r"ramp must be empty where points are given for each step, got \(1,\)"),
+        (lambda: Multistep((1, 9)), "points must be an integer from 1 to 8, got 9"),
+        (lambda: Multistep(2.0), "points must be an integer from 1 to 8, got 2.0"),
+        (lambda: Multistep(2, ramp=3), "ramp must be a tuple of integers, got 3"),
+        (
+            lambda: Multistep(2, lower_final=1),
+            "lower_final, where not True or False, must be an integer from 2 to 1000, got 1",
+        ),
+        (lambda: Multistep(2, start="rk3"), "start must be 'heun', 'rk4' or None, got 'rk3'"),
+        (lambda: Multistep(2, mode="pece"), "mode must be 'pec', got 'pece'"),
+        (lambda: Multistep(2, corrector=3, mode="ec"), "mode must be 'pec' or 'pece', got 'ec'"),
+        (lambda: Multistep(2, corrector=3, uncorrected=(True,)), "uncorrected must be an integer .*, got True"),
         (lambda: IPNDM(5), "IPNDM has 1 to 4 points"),
         (lambda: IPNDM(3, corrector=2), "and no corrector"),
-        (lambda: ds.plan("vp", "ab-2(points=(1, 2))", steps=3), r"points=\(1, 2\) are for 2 steps; the run has 3"),
+        (
+            lambda: ds.plan("vp", "ab-2(points=(1, 2))", steps=3),
+            r"points must be 3 numbers for a run of 3 steps, or one number, got \(1, 2\)",
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(make, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         make()
 
 

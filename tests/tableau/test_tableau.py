@@ -1,6 +1,8 @@
+import copy
 import json
 import math
-from dataclasses import FrozenInstanceError, replace
+import pickle
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -54,6 +56,21 @@ def test_immutable():
         tableau.weights[0, 0, 0] = 3
     with pytest.raises(FrozenInstanceError):
         tableau.solver = "mine"
+    for twin in (copy.copy(tableau), copy.deepcopy(tableau), pickle.loads(pickle.dumps(tableau))):
+        assert twin == tableau
+        assert hash(twin) == hash(tableau)
+        assert not any(getattr(twin, f.name).flags.writeable for f in fields(twin) if f.type == "np.ndarray")
+
+
+def test_repr_is_one_line():
+    tableau = ds.plan("edm", "heun", steps=4)
+    assert repr(tableau) == (
+        "Tableau(solver=\"RungeKutta(heun, frame='straight')\", path='EDM(sigma_min=0.002, sigma_max=80.0)', steps=4, "
+        "nfe=7, order=2, history=1)"
+    )
+    assert len(max(map(repr, map(ds.solvers.named, ds.solvers.names())), key=len)) < 130
+    assert repr(ds.solvers.named("heun")) == "RungeKutta(heun, frame='straight')"
+    assert repr(ds.solvers.RungeKutta().method) == "Butcher('heun', stages=2, order=2)"
 
 
 @pytest.mark.parametrize("solvers", shares(ds.solvers.names(), 4))
@@ -92,8 +109,11 @@ def test_prints_as_a_table():
         (lambda plain: plain.update(format="other"), "not a diffsolve.tableau/1 file"),
         (lambda plain: plain.pop("weights"), "not a diffsolve.tableau/1 file"),
         (lambda plain: plain.update(extra=1), "not a diffsolve.tableau/1 file"),
-        (lambda plain: plain.update(d=[[1.0, 0.0]]), r"d has shape \(1, 2\)"),
-        (lambda plain: plain.update(frame=["denoised"]), "frame="),
+        (
+            lambda plain: plain.update(d=[[1.0, 0.0]]),
+            r"d must be of shape \(3, 2\) for 3 calls, got ndarray of shape \(1, 2\)",
+        ),
+        (lambda plain: plain.update(frame=["denoised"]), "frame must be one of .* for each of 3 calls"),
         (lambda plain: plain.update(frame=["cube"] * 3), "one of denoised, noise"),
         (lambda plain: plain["weights"][0][1].__setitem__(0, 9.0), "is off by"),
     ],
