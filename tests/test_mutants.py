@@ -1,5 +1,6 @@
 """The tool that makes mutants: its edits are valid and differ, and a mutant that a test would notice dies."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,10 +53,11 @@ def test_a_sample_has_one_mutant_a_line():
     assert len(chosen) == len({m.line(SOURCE) for m in chosen}) == 4
 
 
-def test_every_file_of_the_package_has_edits_that_can_be_made():
-    for file, source in mutants.sources(mutants.ROOT, "diffsolve").items():
-        for mutant in mutations.Edits(file, source).mutants:
-            assert mutant.apply(source) != source
+def test_the_edits_of_a_folder_of_the_package_can_be_made():
+    files = {f: s for f, s in mutants.sources(mutants.ROOT, "diffsolve").items() if f.startswith("diffsolve/parallel/")}
+    chosen = mutations.sample(files, 40, 0)
+    assert len(chosen) == 40
+    assert all(mutations.changes(m, files[m.file]) for m in chosen)
 
 
 def test_equivalents():
@@ -64,27 +66,25 @@ def test_equivalents():
 
 
 def test_a_noticed_mutant_dies_and_the_others_are_listed(tmp_path: Path):
-    """Of a tiny package with one test: what the test checks dies, what it does not check survives."""
+    """Of a tiny package with one test: what the test checks dies, what it does not check survives, or is excused."""
     pytest.importorskip("pytest_cov")
     (tmp_path / "tests/part").mkdir(parents=True)
     (tmp_path / "tiny/part").mkdir(parents=True)
     for folder in ("tiny", "tiny/part"):
         (tmp_path / folder / "__init__.py").touch()
-    (tmp_path / "tiny/part/sums.py").write_text(
-        "def add(a, b):\n    return a + b\n\n\ndef less(a, b):\n    return a < b\n"
-    )
-    test = "from tiny.part import sums\n\n\ndef test_sums():\n    assert sums.add(2, 3) == 5\n    sums.less(2, 3)\n"
+    functions = ("add", "a + b"), ("less", "a < b"), ("both", "a and b")
+    source = "\n".join(f"def {name}(a, b):\n    return {result}\n" for name, result in functions)
+    (tmp_path / "tiny/part/sums.py").write_text(source)
+    test = "from tiny.part import sums\n\n\ndef test_sums():\n    assert sums.add(2, 3) == 5\n"
+    test += "    sums.less(2, 3)\n    sums.both(2, 3)\n"
     (tmp_path / "tests/part/test_sums.py").write_text(test)
+    excuse = "tiny/part/sums.py\n- return a and b\n+ return a or b\nNobody minds.\n"
+    (tmp_path / "tests/equivalent_mutants.txt").write_text(excuse)
     command = [sys.executable, mutants.__file__, "--root", str(tmp_path), "--package", "tiny", "--count", "9"]
-    command += ["--out", str(tmp_path / "out.jsonl")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    out = tmp_path / "out.jsonl"
+    run = subprocess.run([*command, "--jobs", "1", "--out", str(out)], capture_output=True, text=True, timeout=120)
     assert run.returncode == 1, run.stderr
-    assert "2 mutants, 1 killed, 0 equivalent, 1 survivors" in run.stdout
-    assert "killed" in run.stdout.split("a - b")[0]
-    assert "tiny/part/sums.py:6 (survived)\n- return a < b\n" in run.stdout
-    (tmp_path / "tests/equivalent_mutants.txt").write_text(
-        "tiny/part/sums.py\n- return a < b\n+ return a <= b\n- return a < b\n+ return a > b\nNobody minds.\n"
-    )
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0
-    assert "2 mutants, 1 killed, 1 equivalent, 0 survivors" in again.stdout
+    assert "3 mutants, 1 killed, 1 equivalent, 1 survivors" in run.stdout
+    assert "tiny/part/sums.py:5 (survived)\n- return a < b\n" in run.stdout
+    verdicts = {row["before"]: row["status"] for row in map(json.loads, out.read_text().splitlines())}
+    assert verdicts == {"return a + b": "killed", "return a < b": "survived", "return a and b": "survived"}

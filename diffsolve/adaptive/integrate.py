@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.adaptive.batch import Batch
 from diffsolve.adaptive.options import Adaptive, Status
 from diffsolve.adaptive.retrace import retrace
 from diffsolve.adaptive.solution import BatchStep, Solution, packed
@@ -17,7 +18,7 @@ from diffsolve.adaptive.step import Field, FloatTable, Parts, index, inside, ste
 from diffsolve.common.tensors import per_sample
 from diffsolve.kernels import weighted_sum
 
-__all__ = ["Field", "Parts", "Solution", "integrate"]
+__all__ = ["Field", "Parts", "Solution", "finite", "integrate"]
 
 SAFETY = 0.9  # of the step that would just be accepted
 SHRINK, GROW = 0.2, 10.0  # the most that a step may change
@@ -49,100 +50,176 @@ def integrate(
         tolerances: (rtol, atol) of each part, if not those of the options.
         checkpointed: keep no more than about the square root of the steps of the graph at a time.
     """
-    wanted, budget = np.asarray(outputs, dtype=np.float64), options.max_nfe - spent - reserve
+    wanted = np.asarray(outputs, dtype=np.float64)
     tolerances = tolerances or [(options.rtol, options.atol)] * len(parts)
+    budget = options.max_nfe - spent - reserve
     with torch.no_grad():
-        found = _solve(field, parts, start, stop, options, wanted, budget, tolerances)
-    return retrace(field, parts, found, options.table, wanted, checkpointed) if torch.is_grad_enabled() else found
+        solution = _Solve(field, parts, start, stop, options, wanted, budget, tolerances).run()
+    if not torch.is_grad_enabled():
+        return solution
+    return retrace(field, parts, solution, options.table, wanted, checkpointed)
 
 
-def _solve(
-    field: Field,
-    parts: Parts,
-    start: float | np.ndarray,
-    stop: float,
-    options: Adaptive,
-    outputs: np.ndarray,
-    budget: int,
-    tolerances: Sequence[tuple[float, float]],
-) -> Solution:
-    table, batch = FloatTable(options.table), len(parts[0])
-    rows, v = np.arange(batch), np.array(np.broadcast_to(np.float64(start), batch))
-    span = float(np.abs(stop - v).max(initial=0.0)) or 1.0
-    way = -1.0 if (v > stop).any() else 1.0
-    nfe, errors = np.zeros(batch, dtype=np.int64), np.ones((2, batch))
-    bad, rejected, reached = np.zeros(batch, dtype=np.int64), np.zeros(batch, dtype=bool), np.zeros(batch, np.int64)
-    targets, made = np.append(outputs, stop), []
-    dense = torch.full((len(outputs), *parts[0].shape), math.nan).to(parts[0]) if len(outputs) else None
-    done = Solution(
-        tuple(part.clone() for part in parts),
-        v=v.copy(),
-        h=np.zeros(batch),
-        nfe=nfe.copy(),
-        status=np.zeros(batch, dtype=np.int64),
-        error=np.zeros(batch),
-        dense=dense,
-        steps=[],
-    )
-    k0 = field(parts, v, rows)
-    nfe += 1
-    h, calls = _first_step(field, parts, k0, v, rows, options, table, span, way, tolerances)
-    nfe += calls
-    first = True
-    while len(rows):
-        status = np.full(len(rows), -1)
-        status[~_finite(k0)] = Status.NON_FINITE
-        status[(status < 0) & (nfe + table.calls > budget)] = Status.BUDGET_SPENT
-        status[(status < 0) & (bad >= TRIES)] = Status.NON_FINITE
-        status[(status < 0) & (h <= 4 * np.spacing(np.maximum(np.abs(v), span / 10)))] = Status.STEP_TOO_SMALL
-        status[v == stop] = Status.DONE
-        if (left := status >= 0).any():
-            leave = index(left, parts[0])
-            for whole, part in zip(done.parts, parts, strict=True):
-                whole[torch.from_numpy(rows[left]).to(whole.device)] = part[leave]
-            done.v[rows[left]], done.h[rows[left]], done.nfe[rows[left]] = v[left], way * h[left], nfe[left]
-            done.status[rows[left]] = status[left]
-            if left.all():
-                break
-            stay = index(~left, parts[0])
-            parts, k0 = tuple(part[stay] for part in parts), tuple(k[stay] for k in k0)
-            rows, v, h, nfe, bad = rows[~left], v[~left], h[~left], nfe[~left], bad[~left]
-            rejected, reached, errors = rejected[~left], reached[~left], errors[:, ~left]
-        # A step that ends within 1 % of the target goes there; one that could not be followed by its like goes halfway.
-        target = targets[-1] if table.dense else targets[reached]
-        ahead = (target - v) * way
+@dataclass
+class _Batch(Batch):
+    """Where the samples under way stand."""
+
+    parts: Parts
+    slopes: Parts
+    """The first stage of the next step."""
+    v: np.ndarray
+    h: np.ndarray
+    """The size of the step to try next, positive."""
+    nfe: np.ndarray
+    failures: np.ndarray
+    """Steps with a non-finite output."""
+    rejected: np.ndarray
+    """Whether the step before was."""
+    reached: np.ndarray
+    """How many outputs lie behind."""
+    errors: np.ndarray
+    """(n, 2): of the last accepted step and the one before."""
+
+
+class _Solve:
+    """A solve as a loop over the samples under way.
+
+    Of two samples from v = 0 to v = 1, both with h = 0.4:
+
+        pass 1    sample 0: error 0.1, accepted: v = 0.4, h = 0.6        sample 1: error 5, rejected: v = 0, h = 0.25
+        pass 2    sample 0: from 0.4 to 1, the target, in one step       sample 1: from 0 to 0.25, accepted
+        pass 3    sample 0 is DONE: its state goes into its row of the solution, and the batch is sample 1 alone
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        parts: Parts,
+        start: float | np.ndarray,
+        stop: float,
+        options: Adaptive,
+        outputs: np.ndarray,
+        budget: int,
+        tolerances: Sequence[tuple[float, float]],
+    ) -> None:
+        self.field, self.options, self.table = field, options, FloatTable(options.table)
+        self.stop, self.outputs, self.budget, self.tolerances = stop, outputs, budget, tolerances
+        n, v = len(parts[0]), np.array(np.broadcast_to(np.float64(start), len(parts[0])))
+        self.span = float(np.abs(stop - v).max(initial=0.0)) or 1.0
+        self.direction = -1.0 if (v > stop).any() else 1.0
+        self.fresh = True
+        """Whether the slopes are those at v: always, if the method calls the network at the end of its steps."""
+        self.steps: list[BatchStep] = []
+        self.solution = Solution(
+            tuple(part.clone() for part in parts),
+            v=v.copy(),
+            h=np.zeros(n),
+            nfe=np.zeros(n, dtype=np.int64),
+            status=np.zeros(n, dtype=np.int64),
+            error=np.zeros(n),
+            dense=torch.full((len(outputs), *parts[0].shape), math.nan).to(parts[0]) if len(outputs) else None,
+            steps=[],
+        )
+        rows = np.arange(n)
+        slopes = field(parts, v, rows)
+        h, calls = _first_step(
+            field, parts, slopes, v, rows, options, self.table, self.span, self.direction, tolerances
+        )
+        self.batch = _Batch(
+            rows, parts, slopes, v, h, nfe=np.full(n, 1 + calls), failures=np.zeros(n, dtype=np.int64),
+            rejected=np.zeros(n, dtype=bool), reached=np.zeros(n, dtype=np.int64), errors=np.ones((n, 2)),
+        )  # fmt: skip
+
+    def run(self) -> Solution:
+        batch = self.batch
+        while len(batch):
+            status = self.status(batch)
+            ended = status >= 0
+            if ended.any():
+                self.record(batch, status)
+                batch.leave(ended)
+            else:
+                self.advance(batch, self.aim(batch))
+        return replace(self.solution, steps=packed(self.steps))
+
+    def status(self, batch: _Batch) -> np.ndarray:
+        """The `Status` of the samples that end here, -1 of those that go on."""
+        smallest = 4 * np.spacing(np.maximum(np.abs(batch.v), self.span / 10))
+        status = np.full(len(batch), -1)
+        status[~finite(batch.slopes)] = Status.NON_FINITE
+        status[(status < 0) & (batch.nfe + self.table.calls > self.budget)] = Status.BUDGET_SPENT
+        status[(status < 0) & (batch.failures >= TRIES)] = Status.NON_FINITE
+        status[(status < 0) & (batch.h <= smallest)] = Status.STEP_TOO_SMALL
+        status[batch.v == self.stop] = Status.DONE
+        return status
+
+    def record(self, batch: _Batch, status: np.ndarray) -> None:
+        """The last state of the samples that end, into their rows of the solution."""
+        ended, solution = status >= 0, self.solution
+        rows, some = batch.rows[ended], index(ended, batch.parts[0])
+        for whole, part in zip(solution.parts, batch.parts, strict=True):
+            whole[torch.from_numpy(rows).to(whole.device)] = part[some]
+        solution.v[rows], solution.h[rows] = batch.v[ended], self.direction * batch.h[ended]
+        solution.nfe[rows], solution.status[rows] = batch.nfe[ended], status[ended]
+
+    def aim(self, batch: _Batch) -> BatchStep:
+        """The steps to try: one that ends within 1 % of the target goes there; one that could not be followed by its
+        like goes halfway."""
+        stops = np.append(self.outputs, self.stop)
+        target = stops[-1] if self.table.dense else stops[batch.reached]
+        v, h, ahead = batch.v, batch.h, (target - batch.v) * self.direction
         size = np.where(ahead <= 1.01 * h, ahead, np.where(ahead < 2 * h, np.maximum(ahead / 2, h / 2), h))
-        end = np.where(ahead <= 1.01 * h, target, v + way * size)
-        if not table.ahead and not first:
-            k0 = field(parts, v, rows)
-        stages, new = _attempt(field, table, parts, k0, BatchStep(rows, v, way * size, end))
-        nfe += table.calls - (first and not table.ahead)  # whose first stage is counted already
-        first = False
-        error, off = _error(table, stages, parts, new, size, tolerances)
-        finite = np.isfinite(error)
+        end = np.where(ahead <= 1.01 * h, target, v + self.direction * size)
+        return BatchStep(batch.rows, v, self.direction * size, end)
+
+    def advance(self, batch: _Batch, tried: BatchStep) -> None:
+        """Try the steps, take those that are accurate enough, and choose the size of the next ones."""
+        table = self.table
+        if not (table.ahead or self.fresh):
+            batch.slopes = self.field(batch.parts, batch.v, batch.rows)
+        stages, new = _attempt(self.field, table, batch.parts, batch.slopes, tried)
+        batch.nfe += table.calls - (self.fresh and not table.ahead)  # whose first stage is counted already
+        self.fresh = False
+        size = self.direction * tried.h
+        error, last_error = _error(table, stages, batch.parts, new, size, self.tolerances)
         accepted = error <= 1
-        bad = bad + ~finite
-        factor = _factor(error, errors, options, table.order)
-        factor = np.where(accepted & ~rejected, factor, np.minimum(factor, 1.0))
-        # A step cut short to end at a target says nothing against the one that was meant.
-        short = accepted & ~rejected & (size < h) & (factor == GROW)
-        h_next = np.where(short, np.maximum(size * factor, h), size * factor)
-        h_next = np.where(finite, h_next, size / 10)
-        h_next = np.minimum(h_next, options.max_step or math.inf)
-        done.error[rows[accepted]] += off[accepted]
+        h = self.next_size(batch, size, error)
+        self.solution.error[batch.rows[accepted]] += last_error[accepted]
         if accepted.any():
-            made.append(BatchStep(rows, v, way * size, end)[accepted])
-            if dense is not None:
-                _keep(dense, table, stages, parts, new, made[-1], np.flatnonzero(accepted), outputs, way)
-                reached[accepted] = np.searchsorted(way * outputs, way * end[accepted], side="right")
-            errors[:, accepted] = np.stack([np.maximum(error, 1e-10), errors[0]])[:, accepted]
-            v = np.where(accepted, end, v)
-            taken = torch.from_numpy(accepted).to(parts[0].device)
-            parts = tuple(torch.where(per_sample(taken, y), n, y) for n, y in zip(new, parts, strict=True))
-            if table.ahead:
-                k0 = tuple(torch.where(per_sample(taken, k), n, k) for n, k in zip(stages[-1], k0, strict=True))
-        rejected, h = ~accepted, h_next
-    return replace(done, steps=packed(made))
+            self.take(batch, tried, stages, new, accepted)
+            batch.errors[accepted] = np.stack([np.maximum(error, 1e-10), batch.errors[:, 0]], -1)[accepted]
+        batch.failures = batch.failures + ~np.isfinite(error)
+        batch.rejected, batch.h = ~accepted, h
+
+    def next_size(self, batch: _Batch, size: np.ndarray, error: np.ndarray) -> np.ndarray:
+        accepted = error <= 1
+        factor = _factor(error, batch.errors, self.options, self.table.order)
+        factor = np.where(accepted & ~batch.rejected, factor, np.minimum(factor, 1.0))
+        # A step cut short to end at a target says nothing against the one that was meant.
+        short = accepted & ~batch.rejected & (size < batch.h) & (factor == GROW)
+        h = np.where(short, np.maximum(size * factor, batch.h), size * factor)
+        h = np.where(np.isfinite(error), h, size / 10)
+        return np.asarray(np.minimum(h, self.options.max_step or math.inf))
+
+    def take(self, batch: _Batch, tried: BatchStep, stages: list[Parts], new: Parts, accepted: np.ndarray) -> None:
+        """Move the samples whose step is accepted to its end."""
+        self.steps.append(tried[accepted])
+        if self.solution.dense is not None:
+            _keep(
+                self.solution.dense, self.table, stages, batch.parts, new, self.steps[-1], np.flatnonzero(accepted),
+                self.outputs, self.direction,
+            )  # fmt: skip
+            ends = self.direction * tried.end[accepted]
+            batch.reached[accepted] = np.searchsorted(self.direction * self.outputs, ends, side="right")
+        batch.v = np.where(accepted, tried.end, batch.v)
+        taken = torch.from_numpy(accepted).to(batch.parts[0].device)
+        batch.parts = tuple(
+            torch.where(per_sample(taken, y), y_new, y) for y_new, y in zip(new, batch.parts, strict=True)
+        )
+        if self.table.ahead:
+            batch.slopes = tuple(
+                torch.where(per_sample(taken, k), k_new, k) for k_new, k in zip(stages[-1], batch.slopes, strict=True)
+            )
 
 
 def _attempt(field: Field, table: FloatTable, parts: Parts, k0: Parts, where: BatchStep) -> tuple[list[Parts], Parts]:
@@ -220,7 +297,7 @@ def _rms(x: Tensor) -> Tensor:
 def _factor(error: np.ndarray, before: np.ndarray, options: Adaptive, order: int) -> np.ndarray:
     k_p, k_i, k_d = (k / order for k in options.pid)
     now = np.maximum(np.nan_to_num(error, nan=1e10, posinf=1e10), 1e-10)
-    factor = SAFETY * now ** -(k_i + k_p + k_d) * before[0] ** (k_p + 2 * k_d) * before[1] ** -k_d
+    factor = SAFETY * now ** -(k_i + k_p + k_d) * before[:, 0] ** (k_p + 2 * k_d) * before[:, 1] ** -k_d
     return np.asarray(np.clip(factor, SHRINK, GROW))
 
 
@@ -262,6 +339,7 @@ def _first_step(
     return np.asarray(np.minimum(np.where(np.isfinite(h) & (h > 0), np.minimum(100 * guess, h), guess) * span, most)), 1
 
 
-def _finite(parts: Parts) -> np.ndarray:
+def finite(parts: Parts) -> np.ndarray:
+    """(n,): whether all numbers of each sample are finite."""
     good = torch.stack([part.detach().view(len(part), -1).isfinite().all(1) for part in parts]).all(0)
     return np.asarray(good.cpu().numpy())

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.adaptive.batch import Batch
 from diffsolve.adaptive.flow import Flow
+from diffsolve.adaptive.integrate import finite
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.run import AdaptiveRun
 from diffsolve.common.tensors import per_sample
@@ -116,6 +118,21 @@ def solve_sde(
     return AdaptiveRun(solve.x, answers, solve.nfe, solve.t, solve.h, None, None)
 
 
+@dataclass
+class _Batch(Batch):
+    """Where the samples under way stand."""
+
+    tick: np.ndarray
+    """The place in the range of lambda, in units of 2^-LEVELS of it."""
+    level: np.ndarray
+    """The next step to try has 2^level ticks."""
+    s: Position[np.ndarray]
+    """The position of the tick."""
+    x: Tensor
+    D: Tensor
+    """The denoised estimate at x."""
+
+
 class _Solve:
     """The samples of a run: states, and per sample the tick that it stands at and the level of its step."""
 
@@ -184,51 +201,59 @@ class _Solve:
 
     def go(self, reserve: int) -> None:
         """From the first tick to the last."""
-        options, rows = self.options, np.arange(len(self.x))
-        tick, level = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), LEVELS - FIRST)
-        x, s = self.x, self.at(tick)
-        D = self.denoised(x, s, rows)
-        while len(rows):
-            # A sample that cannot go on leaves, with its last state.
-            answer = np.full(len(rows), -1)
-            answer[~_finite(D)] = Status.NON_FINITE
-            answer[(answer < 0) & (self.nfe[rows] + 1 + reserve > options.max_nfe)] = Status.BUDGET_SPENT
-            answer[(answer < 0) & (level < 0)] = Status.STEP_TOO_SMALL
-            answer[tick == 2**LEVELS] = Status.DONE
-            out = answer >= 0
-            if out.any():
-                self.status[rows[out]], self.t[rows[out]] = answer[out], s.t[out]
-                self.h[rows[out]] = (self.lam[1] - self.lam[0]) * 2.0 ** (level[out] - LEVELS)
-                self.x[torch.from_numpy(rows[out])] = x[torch.from_numpy(out)]
-                left = ~out
-                rows, tick, level = rows[left], tick[left], level[left]
-                x, D, s = x[torch.from_numpy(left)], D[torch.from_numpy(left)], s[left]
-                continue
-            end = tick + 2**level
-            t = self.at(end)
-            ratio, gain = self.frame.step(s, t)
-            spread = t.sigma * np.sqrt(-np.expm1(2 * (self.frame.A(s) - self.frame.A(t))))
-            stretch = (1 + options.tau**2) * (t.lam - s.lam)
-            omega = np.array([phi(2, -h) / phi(1, -h) for h in stretch.tolist()])
-            r, g, w, b = (per_sample(torch.from_numpy(v).to(x), x) for v in (ratio, gain, gain * omega, spread))
-            predicted = torch.addcmul(r * x, b, self.noise(s, t, rows)).addcmul_(g, D)
-            new = self.denoised(predicted, t, rows)
-            change = w * (new - D)
-            after = predicted + change
-            scale = options.atol + options.rtol * torch.maximum(x.abs(), after.abs())
-            error = (change / scale).flatten(1).square().mean(1).sqrt().double().cpu().numpy()
-            accept = error <= 1  # not where it is NaN
-            with np.errstate(all="ignore"):  # the error falls with h^2
-                halvings = np.where(np.isfinite(error), np.ceil(0.5 * np.log2(np.maximum(error, 1.0))), 3)
-            taken = torch.from_numpy(accept).to(x.device)
-            x = torch.where(per_sample(taken, x), after, x)
-            D = torch.where(per_sample(taken, x), new, D)
-            tick = np.where(accept, end, tick)
-            s = self.at(tick)
-            wider = accept & (error < 0.125) & (tick % 2 ** (level + 1) == 0) & (tick + 2 ** (level + 1) <= 2**LEVELS)
-            level = np.where(accept, level + wider, level - np.maximum(halvings, 1)).astype(np.int64)
+        rows = np.arange(len(self.x))
+        tick = np.zeros(len(rows), dtype=np.int64)
+        s = self.at(tick)
+        batch = _Batch(rows, tick, np.full(len(rows), LEVELS - FIRST), s, self.x, self.denoised(self.x, s, rows))
+        while len(batch):
+            status = self.ended(batch, reserve)
+            ended = status >= 0
+            if ended.any():
+                self.record(batch, status)
+                batch.leave(ended)
+            else:
+                self.advance(batch)
 
+    def ended(self, batch: _Batch, reserve: int) -> np.ndarray:
+        """The `Status` of the samples that end here, -1 of those that go on."""
+        status = np.full(len(batch), -1)
+        status[~finite((batch.D,))] = Status.NON_FINITE
+        status[(status < 0) & (self.nfe[batch.rows] + 1 + reserve > self.options.max_nfe)] = Status.BUDGET_SPENT
+        status[(status < 0) & (batch.level < 0)] = Status.STEP_TOO_SMALL
+        status[batch.tick == 2**LEVELS] = Status.DONE
+        return status
 
-def _finite(x: Tensor) -> np.ndarray:
-    good: np.ndarray = x.flatten(1).isfinite().all(1).cpu().numpy()
-    return good
+    def record(self, batch: _Batch, status: np.ndarray) -> None:
+        """The last state of the samples that end, into their rows."""
+        ended = status >= 0
+        rows = batch.rows[ended]
+        self.status[rows], self.t[rows] = status[ended], batch.s.t[ended]
+        self.h[rows] = (self.lam[1] - self.lam[0]) * 2.0 ** (batch.level[ended] - LEVELS)
+        self.x[torch.from_numpy(rows)] = batch.x[torch.from_numpy(ended)]
+
+    def advance(self, batch: _Batch) -> None:
+        """Try a step of each sample, and take those that are accurate enough."""
+        options, x, s, level = self.options, batch.x, batch.s, batch.level
+        end = batch.tick + 2**level
+        t = self.at(end)
+        ratio, gain = self.frame.step(s, t)
+        std = t.sigma * np.sqrt(-np.expm1(2 * (self.frame.A(s) - self.frame.A(t))))
+        stretch = (1 + options.tau**2) * (t.lam - s.lam)
+        omega = np.array([phi(2, -h) / phi(1, -h) for h in stretch.tolist()])
+        r, g, w, b = (per_sample(torch.from_numpy(v).to(x), x) for v in (ratio, gain, gain * omega, std))
+        predicted = torch.addcmul(r * x, b, self.noise(s, t, batch.rows)).addcmul_(g, batch.D)
+        D = self.denoised(predicted, t, batch.rows)
+        change = w * (D - batch.D)
+        corrected = predicted + change
+        scale = options.atol + options.rtol * torch.maximum(x.abs(), corrected.abs())
+        error = (change / scale).flatten(1).square().mean(1).sqrt().double().cpu().numpy()
+        accepted = error <= 1  # not where it is NaN
+        with np.errstate(all="ignore"):  # the error falls with h^2
+            halvings = np.where(np.isfinite(error), np.ceil(0.5 * np.log2(np.maximum(error, 1.0))), 3)
+        taken = torch.from_numpy(accepted).to(x.device)
+        batch.x = torch.where(per_sample(taken, x), corrected, x)
+        batch.D = torch.where(per_sample(taken, x), D, batch.D)
+        batch.tick = tick = np.where(accepted, end, batch.tick)
+        batch.s = self.at(tick)
+        wider = accepted & (error < 0.125) & (tick % 2 ** (level + 1) == 0) & (tick + 2 ** (level + 1) <= 2**LEVELS)
+        batch.level = np.where(accepted, level + wider, level - np.maximum(halvings, 1)).astype(np.int64)

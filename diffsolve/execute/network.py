@@ -62,7 +62,7 @@ def network_times(model: Model, t: Tensor, like: Tensor) -> Tensor:
     return model.network_time(t).to(like.device, model.time_dtype(like.dtype))
 
 
-def conversion(target: Coefficients, model: Model, at: Position) -> tuple[np.ndarray, np.ndarray]:
+def conversion(target: Coefficients, model: Model, at: Position[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(p, q) per position with target = p y + q out; not finite where the network does not determine it."""
     with np.errstate(all="ignore"):
         source = model.coefficients(at)

@@ -22,9 +22,10 @@ Shape = Sequence[int]
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline, by what tells its path: its scheduler."""
+    """A diffusers pipeline, by the method that loads it: all that type checkers see of one."""
 
-    scheduler: Any
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any: ...
 
 
 ModelLike = Model | nn.Module | Pipeline

@@ -266,6 +266,12 @@ def _draw(count: int, kind: str, shape: torch.Size, key: Key, like: Tensor) -> T
     return v
 
 
+# Example: m = 4 directions. For j = 1 the others are 0, 2, 3, and everything is made of rows and columns 0, 2, 3 of the
+# three (m, m) products: no further product with J is needed. `others` is [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]],
+# and part[:, others[:, :, None], others[:, None]] has for each sample and j the (m - 1, m - 1) block of the others.
+# With J = c I + d g g^T, |g| = 1: of each block one d_i is d |P g|^2, P g the part of g in the span of the others, and
+# the rest are 0. Its g_i g_i^T is d^2 |P g|^2 g g^T, so that B_j = g_i g_i^T / d_i = d g g^T: v_j^T (J - B_j) v_j is
+# c D, and tr B_j is the d that this leaves out.
 def _outliers(gram: Tensor, h: Tensor, squares: Tensor) -> Tensor:
     """tr B_j - v_j^T B_j v_j of each direction j (n, m), from V^T V, V^T J V and (J V)^T J V; see `Deflated`."""
     m = h.shape[1]
@@ -287,9 +293,9 @@ def _outliers(gram: Tensor, h: Tensor, squares: Tensor) -> Tensor:
     c = c[..., None]
     lengths = (u * ((squares_ - c * (h_ + h_.mT) + c * c * gram_) @ u)).sum(2)
     each = torch.arange(m, device=h.device)[:, None]
-    across = ((h[:, each, others] - c[..., 0] * gram[:, each, others])[:, :, None] @ u)[:, :, 0]
-    found: Tensor = (weight * (lengths - across.square())).sum(-1)
-    return found
+    across = ((h[:, each, others] - c[..., 0] * gram[:, each, others])[:, :, None] @ u)[:, :, 0]  # v_j^T g_i
+    corrections: Tensor = (weight * (lengths - across.square())).sum(-1)
+    return corrections
 
 
 def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

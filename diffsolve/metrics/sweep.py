@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,34 +13,51 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
 from diffsolve.api.sampling import solve
-from diffsolve.common.checks import instance, integer, mapping, required
+from diffsolve.common.checks import integer, mapping, required
+from diffsolve.common.options import shows
 from diffsolve.common.records import Records
-from diffsolve.execute.plan import plan
-from diffsolve.metrics.distances import Estimate, Score, frechet, frechet_infinity, kid, named
+from diffsolve.execute.options import ModelLike, Shape
+from diffsolve.execute.plan import GridLike, plan
+from diffsolve.execute.results import Step
+from diffsolve.metrics.arguments import chosen_scores, chosen_seeds, cycled, named_references, sample_shape
+from diffsolve.metrics.distances import Estimate, Score
 from diffsolve.metrics.settings import describe
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
 from diffsolve.models import Model, as_model
 from diffsolve.models.guidance import Guidance
+from diffsolve.parallel import Parallel
 from diffsolve.tableau import Tableau
 
 __all__ = ["sweep"]
 
-PLANNED = ("grid", "start", "stop")  # options of `solve` that are used up in planning
-OWNED = (
-    "noise", "state", "seed", "index", "steps", "nfe", "start", "max_calls", "cond", "guidance", "progress",
-    "corrector", "log_prob", "brownian",
-)  # fmt: skip
-"""Options of `solve` that a sweep gives itself, or that would make it another run."""
+PLANNED = ("grid", "stop")  # options of `solve` that are used up in planning
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of `ds.solve` that a sweep passes on; the others it gives itself, or they would make it another run."""
+
+    grid: GridLike | None
+    stop: float | None
+    dtype: torch.dtype | None
+    device: str | torch.device | None
+    hook: Callable[[Step], Tensor | None] | None
+    check: bool
+    graph: bool
+    parallel: Parallel | None
+
+
 FINEST = "auto"  # the solver of the endpoints
 
 
+@shows(SweepOptions, check=False, graph=False)
 def sweep(
-    model: Model,
-    shape: Sequence[int],
+    model: ModelLike,
+    shape: Shape,
     *,
     reference: Statistics | Mapping[str, Statistics] | None = None,
     solvers: Any = ("auto",),
@@ -56,7 +73,7 @@ def sweep(
     fine: int = 200,
     out: str | Path | None = None,
     progress: bool = False,
-    **options: Any,
+    **options: Unpack[SweepOptions],
 ) -> Table:
     """Sample with every solver, budget of network calls and seed; measure the samples against the reference.
 
@@ -104,46 +121,36 @@ def sweep(
         ValueError, TypeError: for bad arguments, before the network is called: a solver that does not fit into a
             budget; a file `out` that was made with other settings.
     """
-    model = as_model(model)
     num, exact = integer("num", num, 1), integer("exact", exact, 0)
+    references = named_references(reference)
     study = _Study(
-        model, _shape(shape), num, integer("batch", batch, 1), mapping("cond", cond), Guidance.of(guidance), decode,
-        min(num, exact), integer("fine", fine, 2), _free("options", options),
+        as_model(model), sample_shape(shape), num, integer("batch", batch, 1), mapping("cond", cond), Guidance.of(guidance),
+        decode, min(num, exact), integer("fine", fine, 2), _passed_on("options", options), references,
+        chosen_scores(scores, references, num),
     )  # fmt: skip
-    references = _references(reference)
     required(bool(references or study.exact), "reference", None, "given with exact=0, which measures nothing else")
     budgets = list(nfe) if isinstance(nfe, Sequence) else [nfe]
     required(bool(budgets), "nfe", nfe, "at least one budget")
-    measured = _scores(scores, references, num)
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
-    wanted = [(seed, cell) for seed in _seeds(seeds) for cell in cells]
+    return _filled(study, [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells], out, progress)
 
-    about = {
-        "model": describe(model),
-        "shape": study.shape,
-        "num": num,
-        "reference": describe(references),
-        "scores": list(measured),
-        "cond": describe(study.cond),
-        "guidance": describe(study.guidance),
-        "decode": describe(decode),
-        "exact": study.exact,
-        "fine": fine,
-        "options": describe(_relevant(options)),
-    }
+
+def _filled(study: _Study, wanted: list[tuple[int, _Cell]], out: str | Path | None, progress: bool) -> Table:
+    """The table of these cells: those that `out` has, and the others measured."""
     from tqdm.auto import tqdm
 
+    about = study.about
     with nullcontext() if out is None else Records(out, about) as records:
-        done = {} if records is None else _known(records, cells)
-        left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in done]
-        with tqdm(total=len(left) * num, disable=not progress, unit="sample") as bar:
+        rows = {} if records is None else _known(records, [cell for _, cell in wanted])
+        left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
+        with tqdm(total=len(left) * study.num, disable=not progress, unit="sample") as bar:
             for seed, cell in left:
                 bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
-                row = study.measure(cell, seed, measured, references, bar.update)
-                done[cell.label, cell.nfe, seed] = row
+                row = study.measure(cell, seed, bar.update)
+                rows[cell.label, cell.nfe, seed] = row
                 if records is not None:
                     records.append(asdict(row))
-    return Table(tuple(done[cell.label, cell.nfe, seed] for seed, cell in wanted), about)
+    return Table(tuple(rows[cell.label, cell.nfe, seed] for seed, cell in wanted), about)
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,27 @@ class _Study:
     exact: int
     fine: int
     options: Mapping[str, Any]
+    references: Mapping[str, Statistics]
+    scores: Mapping[str, Score]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the results depend on, in JSON values."""
+        named = ("model", "references", "cond", "guidance", "decode")
+        about = {name: describe(getattr(self, name)) for name in named}
+        return {
+            "model": about["model"],
+            "shape": self.shape,
+            "num": self.num,
+            "reference": about["references"],
+            "scores": list(self.scores),
+            "cond": about["cond"],
+            "guidance": about["guidance"],
+            "decode": about["decode"],
+            "exact": self.exact,
+            "fine": self.fine,
+            "options": describe(_relevant(self.options)),
+        }
 
     def cells(self, label: str, given: Mapping[str, Any], budgets: Sequence[int]) -> Iterator[_Cell]:
         """The cells of one solver, planned."""
@@ -209,11 +237,11 @@ class _Study:
         """The samples, batch by batch, where the network is."""
         for first in range(0, num, self.batch):
             count = min(self.batch, num - first)
-            guidance = replace(self.guidance, uncond=_cycled(self.guidance.uncond, first, count))
+            guidance = replace(self.guidance, uncond=cycled(self.guidance.uncond, first, count))
             began = time.perf_counter()
             run: Any = solve(
                 self.model, (count, *self.shape), solver=cell.solver, seed=seed, index=first,
-                cond=_cycled(self.cond, first, count), guidance=guidance, **cell.options,
+                cond=cycled(self.cond, first, count), guidance=guidance, **cell.options,
             )  # fmt: skip
             finite = bool(run.x.isfinite().all())  # the device has finished
             seconds = time.perf_counter() - began
@@ -234,28 +262,21 @@ class _Study:
             self._endpoints[seed] = ends[0], _rms(ends[0] - ends[1])
         return self._endpoints[seed]
 
-    def measure(
-        self,
-        cell: _Cell,
-        seed: int,
-        scores: Mapping[str, Score],
-        references: Mapping[str, Statistics],
-        advance: Callable[[int], object],
-    ) -> ResultRow:
-        found: dict[str, list[Tensor]] = {name: [] for name in references}
+    def measure(self, cell: _Cell, seed: int, advance: Callable[[int], object]) -> ResultRow:
+        found: dict[str, list[Tensor]] = {name: [] for name in self.references}
         firsts, calls, seconds, finite = [], 0.0, 0.0, True
         for batch in self.run(cell, seed, self.num):
             calls, seconds, finite = calls + batch.calls, seconds + batch.seconds, finite and batch.finite
             firsts.append(batch.x[: max(0, self.exact - batch.first)].cpu())
-            if finite and references:
+            if finite and self.references:
                 images = batch.x if self.decode is None else self.decode(batch.x)
-                for name, reference in references.items():
+                for name, reference in self.references.items():
                     found[name].append(_compared(name, reference, images))
             advance(len(batch.x))
         values: dict[str, float | None] = {}
-        for name, reference in references.items():
+        for name, reference in self.references.items():
             statistics = Statistics.of(torch.cat(found[name])) if finite else None
-            for score, distance in scores.items():
+            for score, distance in self.scores.items():
                 title = f"{name} {score}".strip()
                 value = None if statistics is None else distance(statistics, reference)
                 values[title] = value.value if isinstance(value, Estimate) else value
@@ -316,47 +337,10 @@ def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(entry, Mapping):
             configurations[label] = {"solver": entry}
             continue
-        configurations[label] = _free(name, entry)
+        configurations[label] = _passed_on(name, entry)
         required("solver" in entry, name, dict(entry), "a mapping with 'solver' and other options of ds.solve")
         required("stop" not in entry, name, dict(entry), "without 'stop', which is one for all solvers")
     return configurations
-
-
-def _references(given: Any) -> dict[str, Statistics]:
-    if isinstance(given, Statistics):
-        return {"": given}
-    instance("reference", given, (Mapping, type(None)), "Statistics, a mapping from names to them, or None")
-    for name, entry in (given or {}).items():
-        instance(f"reference[{name!r}]", entry, Statistics, "Statistics")
-    return dict(given or {})
-
-
-def _scores(
-    given: Mapping[str, Score] | Sequence[str] | None, references: Mapping[str, Statistics], num: int
-) -> Mapping[str, Score]:
-    if isinstance(given, Mapping):
-        return given
-    if given is not None:
-        return {score: named(score) for score in given}
-    chosen: dict[str, Score] = {"FD": frechet}
-    if all(num >= 4 * len(r.mean) for r in references.values()):
-        chosen["FD inf"] = frechet_infinity
-    if num >= 2 and all(r.rows is not None and len(r.rows) > 1 for r in references.values()):
-        chosen["KID"] = kid
-    return chosen
-
-
-def _cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
-    """The entries of samples first .. first + count - 1."""
-
-    def entries(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return _cycled(value, first, count)
-        if not isinstance(value, Tensor) or not value.dim():
-            return value
-        return value[torch.arange(first, first + count, device=value.device) % len(value)]
-
-    return {name: entries(value) for name, value in given.items()}
 
 
 def _relevant(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,22 +352,10 @@ def _rms(difference: Tensor) -> float:
     return float(difference.square().mean().sqrt())
 
 
-def _seeds(seeds: int | Sequence[int]) -> Sequence[int]:
-    if isinstance(seeds, Iterable):
-        chosen: Sequence[int] = [integer(f"seeds[{i}]", seed, 0) for i, seed in enumerate(seeds)]
-    else:
-        chosen = range(integer("seeds", seeds, 1))
-    required(0 < len(set(chosen)) == len(chosen), "seeds", seeds, "a number of seeds, or different ones")
-    return chosen
-
-
-def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = isinstance(shape, Sequence) and bool(shape)
-    required(sizes, "shape", shape, "the sizes of one sample, without the batch")
-    return tuple(integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
-
-
-def _free(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _passed_on(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    accepted = {"solver", *SweepOptions.__annotations__} if name != "options" else SweepOptions.__annotations__
     for option in options:
-        required(option not in OWNED, name, option, "options of ds.solve that the sweep does not give itself")
+        if option not in accepted:
+            listed = ", ".join(accepted)
+            raise ValueError(f"{name} must be options of ds.solve that a sweep passes on ({listed}), got {option!r}")
     return dict(options)

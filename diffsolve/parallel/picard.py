@@ -158,6 +158,12 @@ class _Window:
         statistics = Rounds(rounds, made, made - batch * self.N, depth, self.each, self.converged)
         return executor_at_end(self.ex.program, s, y, self.ex.key), statistics
 
+    # Example: one sample, a window of W = 4 at call 10, workers = 2; the points x are x_10 .. x_14.
+    #     part 0:2  call the network at x_10, x_11; the recurrence gives y_11, y_12, changes of x_11, x_12
+    #     rest      from y_12, with f of 12, 13 as it was: new guesses x_12 = y_12, x_13, x_14
+    #     part 2:4  call the network at x_12, x_13; the recurrence gives y_13, y_14, changes of x_13, x_14
+    # y_12 is where the network was called, so its change counts as 0. If the changes are (small, 0, small, large), all
+    # that y_14 was made of is good, and so is y_14: the stride is 4, and the next window begins at call 14.
     def round(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One sweep: s, y and d at all points of the window, and the number of calls that each sample moves on."""
         row, W = self.row, self.W

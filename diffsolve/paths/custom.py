@@ -47,10 +47,9 @@ class Custom(Path):
         last = float(self._sigma(t[-1]))
         required(last == 0, f"sigma(t_data={self.t_data!r})", last, "0, the data end")
         falls = torch.diff(self.lam(t)) <= 0
-        if bool(falls.any()):
-            where = float(t[int(falls.nonzero()[0])])
+        for where in t[:-1][falls][:1].tolist():
             raise ValueError(
-                f"log(alpha / sigma) must be strictly rising from t_noise to t_data, got one that is not at t={where:.6g}"
+                f"log(alpha / sigma) must be strictly rising from t_noise to t_data, but is not at t={where:.6g}"
             )
 
     def _alpha(self, t: Tensor) -> Tensor:

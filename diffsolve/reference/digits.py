@@ -59,7 +59,7 @@ def network() -> UNet:
 def load(path: str | Path | None = None, *, build: Callable[[], UNet] = network) -> UNet:
     """The trained network in float32, in evaluation mode, its parameters frozen.
 
-    Arguments:
+    Args:
         path: A file written by `train`; by default the weights that come with the package.
         build: Makes the network the weights belong to.
 
@@ -97,7 +97,7 @@ def train(
     ends, with the same number of threads, with the same bits as a run without a break. The global random
     state is left as it was.
 
-    Arguments:
+    Args:
         out: The safetensors file to write; it appears when the training has finished, whole.
         steps: Number of updates in all. The learning rate rises, then falls to zero along a cosine.
         batch: Images in each update.
@@ -125,69 +125,95 @@ def train(
         raise IsADirectoryError(f"out must be a file, got the folder {str(out)!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(out.name + ".checkpoint")
-
-    images, labels = load_data()
-    generator = torch.default_generator.manual_seed(seed)
-    net = build().train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
-    average: dict[str, Tensor] = {}
-    live: dict[str, Tensor] = {}  # every tensor that a checkpoint holds
-    for name, p in net.named_parameters():
-        average[name] = p.detach().clone()
-        # What AdamW itself would start from, made here so that a checkpoint can fill it in.
-        moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": torch.zeros(())}
-        optimizer.state[p] = moments
-        live |= {f"{key}/{name}": moment for key, moment in moments.items()}
-        live |= {f"weights/{name}": p.detach(), f"average/{name}": average[name]}
-    done, loss, seconds = 0, 0.0, 0.0
+    torch.default_generator.manual_seed(seed)
+    state = _Training(build().train(), config)
     if resume and checkpoint.exists():
-        state, note = read_tensors(checkpoint, KEY)
-        if not isinstance(note, dict) or note.get("config") != config:
-            raise ValueError(
-                f"checkpoint must be of a run with {config}, got {str(checkpoint)!r}: delete it or pass resume=False"
-            )
-        random = state.pop("generator")
-        _match(checkpoint, state, live)
-        for key, saved in state.items():
-            live[key].copy_(saved)
-        generator.set_state(random)
-        done, loss, seconds = note["done"], note["loss"], note["seconds"]
-
-    began = time.monotonic() - seconds
-    late = began + seconds + 60 * minutes if minutes is not None else math.inf
-    with tqdm(total=steps, initial=done, unit="step", disable=not progress) as bar:
-        while done < steps:
-            x, t, label, velocity = _draw(images, labels, batch)
-            rise, fall = min((done + 1) / WARMUP, 1.0), 0.5 * (1 + math.cos(math.pi * done / steps))
-            optimizer.param_groups[0]["lr"] = lr * rise * fall
-            error = F.mse_loss(net(x, t, label), velocity)
-            optimizer.zero_grad()
-            error.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-            done, value = done + 1, error.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss became {value} at step {done} of {steps}: lower lr")
-            loss += (value - loss) / min(done, 100)
-            decay = min(ema, done / (done + 9))  # a young average forgets its start faster
-            for name, p in net.named_parameters():
-                average[name].lerp_(p.detach(), 1 - decay)
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        state.load(checkpoint)
+    images, labels = load_data()
+    late = time.monotonic() + 60 * minutes if minutes is not None else math.inf
+    with tqdm(total=steps, initial=state.done, unit="step", disable=not progress) as bar:
+        while state.done < steps:
+            state.update(*_draw(images, labels, batch))
+            bar.set_postfix(loss=f"{state.loss:.4f}", refresh=False)
             bar.update()
-
-            seconds, paused = time.monotonic() - began, time.monotonic() > late
-            if done < steps and (paused or done % checkpoint_every == 0):
-                note = {"config": config, "done": done, "loss": loss, "seconds": seconds}
-                write_tensors(checkpoint, {"generator": generator.get_state(), **live}, KEY, note)
+            paused = time.monotonic() > late
+            if state.done < steps and (paused or state.done % checkpoint_every == 0):
+                state.save(checkpoint)
             if paused:
                 break
-
-    if done == steps:
-        write_tensors(out, {name: p.half() for name, p in average.items()}, KEY, {**config, "loss": loss})
+    if state.done == steps:
+        weights = {name: p.half() for name, p in state.average.items()}
+        write_tensors(out, weights, KEY, {**config, "loss": state.loss})
         checkpoint.unlink(missing_ok=True)
-    parameters = sum(p.numel() for p in net.parameters())
-    report = {"finished": done == steps, "steps": done, "loss": loss, "seconds": seconds}
+    parameters = sum(p.numel() for p in state.net.parameters())
+    report = {"finished": state.done == steps, "steps": state.done, "loss": state.loss, "seconds": state.seconds}
     return {"out": str(out), **report, "parameters": parameters}
+
+
+class _Training:
+    """A training at some step: the network, AdamW, the averaged weights, and all that a checkpoint holds of them."""
+
+    def __init__(self, net: UNet, config: Mapping[str, Any]) -> None:
+        self.net, self.config = net, config
+        self.generator = torch.default_generator
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"])
+        self.average: dict[str, Tensor] = {}
+        self.live: dict[str, Tensor] = {}  # every tensor that a checkpoint holds
+        for name, p in net.named_parameters():
+            self.average[name] = p.detach().clone()
+            # What AdamW itself would start from, made here so that a checkpoint can fill it in.
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": torch.zeros(())}
+            self.optimizer.state[p] = moments
+            self.live |= {f"{key}/{name}": moment for key, moment in moments.items()}
+            self.live |= {f"weights/{name}": p.detach(), f"average/{name}": self.average[name]}
+        self.done, self.loss, self._began = 0, 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, before a break too."""
+        return time.monotonic() - self._began
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: if it is of another training, or of none.
+        """
+        state, note = read_tensors(checkpoint, KEY)
+        if not isinstance(note, dict) or note.get("config") != self.config:
+            raise ValueError(
+                f"checkpoint must be of a run with {self.config}, got {str(checkpoint)!r}: delete it or pass "
+                "resume=False"
+            )
+        random = state.pop("generator")
+        _match(checkpoint, state, self.live)
+        for key, saved in state.items():
+            self.live[key].copy_(saved)
+        self.generator.set_state(random)
+        self.done, self.loss = note["done"], note["loss"]
+        self._began = time.monotonic() - note["seconds"]
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the checkpoint."""
+        note = {"config": self.config, "done": self.done, "loss": self.loss, "seconds": self.seconds}
+        write_tensors(checkpoint, {"generator": self.generator.get_state(), **self.live}, KEY, note)
+
+    def update(self, x: Tensor, t: Tensor, label: Tensor, velocity: Tensor) -> None:
+        """One step of AdamW; the rate rises, then falls to zero along a cosine."""
+        steps = self.config["steps"]
+        rise, fall = min((self.done + 1) / WARMUP, 1.0), 0.5 * (1 + math.cos(math.pi * self.done / steps))
+        self.optimizer.param_groups[0]["lr"] = self.config["lr"] * rise * fall
+        error = F.mse_loss(self.net(x, t, label), velocity)
+        self.optimizer.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.done, value = self.done + 1, error.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss became {value} at step {self.done} of {steps}: lower lr")
+        self.loss += (value - self.loss) / min(self.done, 100)
+        decay = min(self.config["ema"], self.done / (self.done + 9))  # a young average forgets its start faster
+        for name, p in self.net.named_parameters():
+            self.average[name].lerp_(p.detach(), 1 - decay)
 
 
 def _draw(images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, ...]:

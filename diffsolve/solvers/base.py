@@ -23,6 +23,12 @@ class Solver(ABC):
     grid: ClassVar[str | None] = None
     """The grid that goes with it, if it has one of its own."""
 
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Solver.__repr__  # type: ignore[method-assign]  # dataclasses leave one of the class's own alone
+
+    def __repr__(self) -> str:
+        return str(self)
+
     @property
     @abstractmethod
     def order(self) -> int:

@@ -57,6 +57,9 @@ class Butcher:
         object.__setattr__(self, "b", b)
         object.__setattr__(self, "c", c)
 
+    def __repr__(self) -> str:
+        return f"Butcher({self.name!r}, stages={len(self.b)}, order={self.order})"
+
 
 def _decimals(name: str, order: int, c: str, rows: str, *, differences: Mapping[int, str], middle: str = "") -> Butcher:
     """From published decimals: c, then the rows of a from the third stage's on and b, without the first column.

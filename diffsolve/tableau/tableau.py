@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from diffsolve.common.checks import integer, required
 from diffsolve.common.files import write_whole
 from diffsolve.paths import Position
 from diffsolve.tableau.frames import FRAMES
@@ -68,20 +69,18 @@ class Tableau:
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
                             ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2))):  # fmt: skip
             array = np.array(getattr(self, name), dtype=np.int64 if name == "node" else np.float64)
-            if array.ndim != len(shape) or any(
-                want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
-            ):
-                raise ValueError(f"{name} has shape {array.shape}; {shape} is needed for {self.nfe} calls")
+            fits = array.ndim == len(shape) and all(
+                want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+            )
+            wanted = ", ".join("*" if size is None else str(size) for size in shape)
+            required(fits, name, array, f"of shape ({wanted}) for {self.nfe} calls")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
-        if self.nfe == 0 or len(self.grid) < 2 or self.history < 1:
-            raise ValueError(
-                "a tableau needs a call, two nodes and a history of 1; "
-                f"got {self.nfe}, {len(self.grid)}, {self.history}"
-            )
-        if len(self.frame) != self.nfe or not set(self.frame) <= {*FRAMES, DRIFT}:
-            known = ", ".join([*FRAMES, DRIFT])
-            raise ValueError(f"frame={self.frame!r}: one of {known} is needed for each of {self.nfe} calls")
+        integer("the number of calls", self.nfe, low=1)
+        integer("the number of nodes", len(self.grid), low=2)
+        integer("history", self.history, low=1)
+        known = len(self.frame) == self.nfe and set(self.frame) <= {*FRAMES, DRIFT}
+        required(known, "frame", self.frame, f"one of {', '.join([*FRAMES, DRIFT])} for each of {self.nfe} calls")
         self.check()
 
     @property
@@ -221,6 +220,20 @@ class Tableau:
             return cls.from_json(FilePath(path).read_text(encoding="utf-8"))
         except ValueError as error:  # not UTF-8, or not a tableau
             raise ValueError(f"path must be a file of Tableau.save, got {os.fspath(path)!r}: {error}") from error
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and pickles come by here; arrays lose their read-only flag on the way.
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        """One line; the whole table is `str(tableau)`."""
+        return (
+            f"Tableau(solver={self.solver!r}, path={self.path!r}, steps={self.steps}, nfe={self.nfe}, "
+            f"order={self.order}, history={self.history})"
+        )
 
     def __str__(self) -> str:
         frames = ", ".join(dict.fromkeys(self.frame))

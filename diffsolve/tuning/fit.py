@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
 from diffsolve.api.sampling import sample
+from diffsolve.common.checks import choice, described, integer, number, required
+from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute import Network, network_times
+from diffsolve.execute.options import ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
-from diffsolve.execute.start import initial
+from diffsolve.execute.start import Problem
 from diffsolve.kernels.combine import LIMIT
-from diffsolve.models import Model, as_model
+from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance, picked
 from diffsolve.noise import Key
 from diffsolve.solvers import Solver
@@ -27,9 +31,50 @@ from diffsolve.tableau import Tableau
 from diffsolve.tuning.progress import Progress
 from diffsolve.tuning.student import Student
 
-__all__ = ["Tuning", "fit", "tune"]
+__all__ = ["TuneOptions", "Tuning", "fit", "tune"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TuneOptions(TypedDict, total=False):
+    """The options of `ds.tune`; `fit` says what each of them means."""
+
+    noise: Tensor | None
+    nfe: int | None
+    solver: str | Solver | Tableau
+    grid: GridLike | None
+    start: float | None
+    stop: float | None
+    teacher: int | Tableau | Tensor
+    history: int | None
+    times: bool
+    loss: Loss | None
+    iterations: int
+    batch: int
+    lr: float
+    held_out: float
+    cond: Mapping[str, Any] | None
+    guidance: float | Guidance | None
+    gradient: Literal["direct", "checkpoint"]
+    seed: int | Key | torch.Generator | None
+    checkpoint: str | os.PathLike[str] | None
+    progress: bool
+    dtype: torch.dtype | None
+    device: str | torch.device | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "solver": DEFAULT_SOLVER,
+    "teacher": 100,
+    "times": True,
+    "iterations": 300,
+    "batch": 64,
+    "lr": 0.02,
+    "held_out": 0.25,
+    "gradient": "direct",
+    "progress": False,
+}
+"""Of the options whose default is not None."""
 
 MOST = LIMIT - 1
 """The most values of a history: with the state they are the inputs of one combination."""
@@ -71,42 +116,20 @@ class Tuning:
         )
 
 
-def tune(model: Model, shape: Sequence[int] | None = None, **options: Any) -> Tableau:
-    """A tableau learned for a model: `fit(model, shape, **options).tableau`.
+@shows(TuneOptions, **DEFAULTS)
+def tune(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOptions]) -> Tableau:
+    """A tableau learned for a model: `diffsolve.tuning.fit(model, shape, **options).tableau`.
 
-    table = ds.tune(model, (512, 3, 32, 32), nfe=6, seed=0)
-    x = ds.sample(model, (64, 3, 32, 32), solver=table, seed=1)
+        table = ds.tune(model, (512, 3, 32, 32), nfe=6, seed=0)
+        x = ds.sample(model, (64, 3, 32, 32), solver=table, seed=1)
+
+    The options are those of `diffsolve.tuning.fit`.
     """
     return fit(model, shape, **options).tableau
 
 
-def fit(
-    model: Model,
-    shape: Sequence[int] | None = None,
-    *,
-    noise: Tensor | None = None,
-    nfe: int | None = None,
-    solver: str | Solver | Tableau = DEFAULT_SOLVER,
-    grid: GridLike | None = None,
-    start: float | None = None,
-    stop: float | None = None,
-    teacher: int | Tableau | Tensor = 100,
-    history: int | None = None,
-    times: bool = True,
-    loss: Loss | None = None,
-    iterations: int = 300,
-    batch: int = 64,
-    lr: float = 0.02,
-    held_out: float = 0.25,
-    cond: Mapping[str, Any] | None = None,
-    guidance: float | Guidance | None = None,
-    gradient: str = "direct",
-    seed: int | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> Tuning:
+@shows(TuneOptions, **DEFAULTS)
+def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOptions]) -> Tuning:
     """Learn the times of N network calls and the weights of their outputs, by gradients through the run.
 
     The learned run is a combination of the start and the straight velocities at its calls, exact for constant ones
@@ -132,7 +155,7 @@ def fit(
         held_out: the share of the noises that is for validation.
         cond, guidance: as in `solve`; tensors whose first dimension is n have one entry per noise.
         gradient: "checkpoint" calls each network again on the way back, and keeps one network's graph in place of N.
-        seed: of the noises and of the batches.
+        seed: of the noises and of the batches; one, as in `solve`.
         checkpoint: a file, whole at any time, that holds the learning in case it is cut off: the same call then goes on
             from it to the bits of an unbroken run, and deletes it at the end. It needs a seed, and the same `cond` and
             `loss`, which it does not know.
@@ -147,77 +170,129 @@ def fit(
         ValueError, TypeError: for bad arguments, by name; for a network without the derivatives needed.
         FloatingPointError: if the loss or its gradient is not finite.
     """
-    model, guided = as_model(model), Guidance.of(guidance)
-    _check(iterations=iterations, batch=batch, history=history, lr=lr, held_out=held_out, gradient=gradient, seed=seed)
-    if isinstance(solver, Tableau):
-        refuse("a tableau as solver", nfe=nfe, grid=grid, start=start, stop=stop)
-        begun, name = solver, solver.solver
-    else:
-        begun = plan(model, solver, nfe=nfe, grid=grid, start=start, stop=stop, guidance=guided.scale)
-        name = str(solver)
-    if begun.nfe < 2:
-        raise ValueError(f"nfe={begun.nfe}: at least 2 are accepted; with one call there is nothing to learn")
-    if seed is None and checkpoint is not None:
-        raise ValueError(f"checkpoint={os.fspath(checkpoint)!r} with seed=None: a seed is needed to go on from it")
-    if start is not None and noise is None:
-        raise ValueError(f"start={start!r}: a run from part-way needs noise=, the states at that time")
-    key, first = Key.of(seed), float(begun.times[0])
-    x = initial(model, first, shape, noise, key, dtype, device)
-    if noise is None:  # row 1 is the start of no run
-        x = key.normal(x.shape, row=1, dtype=x.dtype, device=x.device) * model.path.prior_std(first)
-    if len(x) < 2:
-        raise ValueError(f"shape={tuple(x.shape)}: at least 2 noises are accepted, to learn from and to hold out")
-    history = min(begun.nfe, MOST if history is None else history)
-    student = Student(model, begun, history, times, f"tuned({name}, nfe={begun.nfe})")
-    every = _Noises(x, {} if cond is None else cond, guided)
-    _differentiable(model, begun, every.some(torch.tensor([0])), times)
-    about = {
-        "solver": begun.to_json(), "noise": _digest(x), "teacher": _digest(teacher), "seed": seed, "history": history,
-        "times": times, "iterations": iterations, "batch": batch, "lr": lr, "held_out": held_out,
-        "guidance": [guided.scale, *guided.interval, guided.rescale],
-    }  # fmt: skip
-    done = Progress(student, about, checkpoint)
-    if done.ends is None:
-        done.ends, done.calls = _taught(model, every, teacher, begun, batch)
-    ends = done.ends.to(x)
-    measure = _relative(ends) if loss is None else loss
-    held = max(1, min(len(x) - 1, round(held_out * len(x))))
-    validating = torch.arange(len(x) - held, len(x))
-
-    def validate(table: Tableau) -> float:
-        found = torch.cat([_executed(model, table, every.some(i)) for i in torch.split(validating, batch)])
-        done.calls += held * begun.nfe
-        parts = zip(torch.split(found, batch), torch.split(ends[-held:], batch), strict=True)
-        mean = sum(float(measure(*part).mean()) * len(part[0]) for part in parts) / held
-        return math.inf if math.isnan(mean) else mean
-
-    gap, passes = max(1, iterations // VALIDATIONS), 2 if gradient == "checkpoint" else 1
-    with torch.enable_grad(), _bar(progress, iterations, done.iteration) as bar:
-        while done.iteration < iterations:
-            k = done.iteration
-            if k % gap == 0 and not any(at == k for at, _ in done.validation):  # the last before a break is kept
-                done.validated(validate(student.tableau()))
-                done.save()
-            order = np.random.default_rng([key.seed, k]).permutation(len(x) - held)
-            index = torch.from_numpy(order[:batch])
-            some = every.some(index)
-            value = measure(student(some.x, some.cond, some.guidance, gradient), ends[index]).mean()
-            done.step(value, lr * min(1.0, (k + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * k / iterations)))
-            done.calls += len(index) * begun.nfe * passes
-            bar.set_postfix(loss=f"{done.losses[-1]:.4g}", refresh=False)
-            bar.update()
-    done.validated(validate(student.tableau()))
-    done.restore_best()
-    learned, before, after = student.tableau(), validate(begun), done.best
+    refuse_unknown("tune", options, TuneOptions)
+    settings: dict[str, Any] = {**dict.fromkeys(TuneOptions.__annotations__), **DEFAULTS, **options}
+    _check(settings)
+    problem = Problem.of(model, shape, settings)
+    required(isinstance(problem.key.seed, int), "seed", settings["seed"], "one for all noises")
+    begin, name = _begin(problem, settings)
+    noises = _Noises(_states(problem, float(begin.times[0])), problem.cond, problem.guidance)
+    history = min(begin.nfe, MOST if settings["history"] is None else settings["history"])
+    student = Student(problem.model, begin, history, settings["times"], f"tuned({name}, nfe={begin.nfe})")
+    _differentiable(problem.model, begin, noises.some(torch.tensor([0])), settings["times"])
+    progress = Progress(student, _about(problem, begin, noises, history, settings), settings["checkpoint"])
+    if progress.ends is None:
+        progress.ends, progress.calls = _taught(problem.model, noises, settings["teacher"], begin, settings["batch"])
+    learner = _Learner(problem, begin, noises, student, progress, settings)
+    learner.learn()
+    progress.restore_best()
+    learned, before, after = student.tableau(), learner.validate(begin), progress.best
     if not after < (1 - ROUNDING) * before:
         warnings.warn(
             f"{learned.solver}: nothing learned is better than the start, whose held-out loss is {before:.4g}; the "
             "tableau is the start itself",
             stacklevel=2,
         )
-        learned, after = begun, before
-    done.remove()
-    return Tuning(learned, begun, before, after, tuple(done.losses), tuple(done.validation), done.calls, done.seconds)
+        learned, after = begin, before
+    progress.remove()
+    losses, validation = tuple(progress.losses), tuple(progress.validation)
+    return Tuning(learned, begin, before, after, losses, validation, progress.calls, progress.seconds)
+
+
+def _begin(problem: Problem, settings: Mapping[str, Any]) -> tuple[Tableau, str]:
+    """The run to begin with, and its solver as text."""
+    solver, planned = settings["solver"], {name: settings[name] for name in ("nfe", "grid", "start", "stop")}
+    if isinstance(solver, Tableau):
+        refuse("a tableau as solver", **planned)
+        begin, name = solver, solver.solver
+    else:
+        begin, name = plan(problem.model, solver, **planned, guidance=problem.guidance.scale), str(solver)
+    if begin.nfe < 2:
+        raise ValueError(f"nfe must be at least 2 for there to be something to learn, got {begin.nfe}")
+    return begin, name
+
+
+def _states(problem: Problem, start: float) -> Tensor:
+    """The states to start from; noises that no run of `ds.sample` starts from."""
+    x = problem.state(start)
+    if problem.noise is None:  # row 1 is the start of no run
+        std = problem.model.path.prior_std(start)
+        x = problem.key.normal(x.shape, row=1, dtype=x.dtype, device=x.device) * std
+    if len(x) < 2:
+        raise ValueError(f"shape must be of at least 2 noises, to learn from and to hold out, got {tuple(x.shape)}")
+    return x
+
+
+def _about(
+    problem: Problem, begin: Tableau, noises: _Noises, history: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint belongs to, in JSON values."""
+    guidance = problem.guidance
+    return {
+        "solver": begin.to_json(),
+        "noise": _digest(noises.x),
+        "teacher": _digest(settings["teacher"]),
+        "seed": problem.key.seed,
+        "history": history,
+        **{name: settings[name] for name in ("times", "iterations", "batch", "lr", "held_out")},
+        "guidance": [guidance.scale, *guidance.interval, guidance.rescale],
+    }
+
+
+class _Learner:
+    """Adam on the noises that are not held out, judged now and then on those that are."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        begin: Tableau,
+        noises: _Noises,
+        student: Student,
+        progress: Progress,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.model, self.key, self.calls = problem.model, problem.key, begin.nfe
+        self.noises, self.student, self.progress, self.settings = noises, student, progress, settings
+        assert progress.ends is not None
+        self.ends = progress.ends.to(noises.x)
+        self.loss: Loss = settings["loss"] or _relative(self.ends)
+        self.held = max(1, min(len(noises.x) - 1, round(settings["held_out"] * len(noises.x))))
+
+    def validate(self, tableau: Tableau) -> float:
+        """The mean loss of the held-out noises; infinite where it is not a number."""
+        batch, count = self.settings["batch"], len(self.noises.x)
+        total = 0.0
+        for index in torch.split(torch.arange(count - self.held, count), batch):
+            x = _executed(self.model, tableau, self.noises.some(index))
+            total += float(self.loss(x, self.ends[index]).mean()) * len(index)
+        self.progress.calls += self.held * self.calls
+        return math.inf if math.isnan(total) else total / self.held
+
+    def learn(self) -> None:
+        """The iterations that are left, and the last validation."""
+        progress, iterations = self.progress, self.settings["iterations"]
+        gap = max(1, iterations // VALIDATIONS)
+        with torch.enable_grad(), _bar(self.settings["progress"], iterations, progress.iteration) as bar:
+            while progress.iteration < iterations:
+                k = progress.iteration
+                if k % gap == 0 and not any(at == k for at, _ in progress.validation):  # before a break is kept
+                    progress.validated(self.validate(self.student.tableau()))
+                    progress.save()
+                self.iterate(k)
+                bar.set_postfix(loss=f"{progress.losses[-1]:.4g}", refresh=False)
+                bar.update()
+        progress.validated(self.validate(self.student.tableau()))
+
+    def iterate(self, k: int) -> None:
+        """One step of Adam, on a batch that depends on the seed and the iteration alone."""
+        settings, count = self.settings, len(self.noises.x) - self.held
+        order = np.random.default_rng([self.key.seed, k]).permutation(count)
+        index = torch.from_numpy(order[: settings["batch"]])
+        some = self.noises.some(index)
+        x = self.student(some.x, some.cond, some.guidance, settings["gradient"])
+        rate = settings["lr"] * min(1.0, (k + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * k / settings["iterations"]))
+        self.progress.step(self.loss(x, self.ends[index]).mean(), rate)
+        self.progress.calls += len(index) * self.calls * (2 if settings["gradient"] == "checkpoint" else 1)
 
 
 @dataclass(frozen=True)
@@ -248,23 +323,18 @@ def _taught(
     """The ends of the teacher's run, and the network calls that they took."""
     if isinstance(teacher, Tensor):
         if teacher.shape != noises.x.shape or not teacher.is_floating_point():
-            raise ValueError(
-                f"teacher of shape {tuple(teacher.shape)}, {teacher.dtype}: the ends of the noises, floating and of "
-                f"shape {tuple(noises.x.shape)}, are accepted"
-            )
+            shape = tuple(noises.x.shape)
+            raise ValueError(f"teacher must be floating, the ends of the noises {shape}, got {described(teacher)}")
         return teacher.detach().to(noises.x), 0
     if not isinstance(teacher, Tableau):
-        if isinstance(teacher, bool) or not isinstance(teacher, int) or teacher < 1:
-            raise TypeError(
-                f"teacher={teacher!r}: a number of network calls, a Tableau or a tensor of ends is accepted"
-            )
+        teacher = integer("teacher", teacher, 1)  # so many network calls
         ends = (model.path.t_noise, model.path.t_data)
         start, stop = (None if t == end else t for t, end in zip(begun.times[[0, -1]].tolist(), ends, strict=True))
         teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.scale)
     if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begun.times[[0, -1]]):
         raise ValueError(
-            f"teacher={teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}: a deterministic run "
-            f"from t={begun.times[0]:.6g} to {begun.times[-1]:.6g} is accepted"
+            f"teacher must be a deterministic run from t={begun.times[0]:.6g} to {begun.times[-1]:.6g}, got "
+            f"{teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}"
         )
     parts = [_executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
     return torch.cat(parts), len(noises.x) * teacher.nfe
@@ -293,30 +363,25 @@ def _differentiable(model: Model, begun: Tableau, noises: _Noises, times: bool) 
         out = network(0, x, noises.cond)
         found = torch.autograd.grad(out.sum(), [x, t], allow_unused=True) if out.requires_grad else (None, None)
     if found[0] is None:
-        raise ValueError("net's output has no derivative by its input: a network that autograd goes through is needed")
+        raise ValueError("net must have a derivative by its input, got an output that autograd does not lead back from")
     if times and (found[1] is None or model.clock == "index"):
         raise ValueError(
-            f"net's output has no derivative by the time it is told (clock={model.clock!r}): times=False, which learns "
-            "the weights alone, is accepted"
+            f"net must have a derivative by its time, got none with clock={model.clock!r}; times=False learns the "
+            "weights alone"
         )
 
 
-def _check(
-    *, iterations: int, batch: int, history: int | None, lr: float, held_out: float, gradient: str, seed: int | None
-) -> None:
-    for name, count in (("iterations", iterations), ("batch", batch)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}: an integer of at least 1 is accepted")
-    if history is not None and (isinstance(history, bool) or not isinstance(history, int) or not 2 <= history <= MOST):
-        raise ValueError(f"history={history!r}: an integer from 2 to {MOST}, or None, is accepted")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr={lr!r}: a positive number is accepted")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out!r}: a share between 0 and 1 is accepted")
-    if gradient not in ("direct", "checkpoint"):
-        raise ValueError(f"gradient={gradient!r} is unknown; accepted: direct, checkpoint")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise TypeError(f"seed={seed!r}: an integer, or None, is accepted")
+def _check(settings: Mapping[str, Any]) -> None:
+    integer("iterations", settings["iterations"], 1)
+    integer("batch", settings["batch"], 1)
+    if settings["history"] is not None:
+        integer("history", settings["history"], 2, MOST)
+    number("lr", settings["lr"], above=0)
+    number("held_out", settings["held_out"], above=0, below=1)
+    choice("gradient", settings["gradient"], ("direct", "checkpoint"))
+    if settings["seed"] is None and settings["checkpoint"] is not None:
+        file = os.fspath(settings["checkpoint"])
+        raise ValueError(f"seed must be given with checkpoint={file!r}, to go on from it, got None")
 
 
 def _bar(progress: bool, total: int, done: int) -> Any:

@@ -56,7 +56,7 @@ def test_the_code_in_the_docs_runs(page, tmp_path, monkeypatch):
 
 def test_reference_models():
     assert reference.names() == ["digits", "mixture-2d"]
-    with pytest.raises(ValueError, match="model='digit' is unknown; did you mean 'digits'"):
+    with pytest.raises(ValueError, match="model must be one of .*, got 'digit'; did you mean 'digits'"):
         ds.load("digit")
     for path in ds.paths.names():
         x = ds.sample(ds.load(f"mixture-2d(path={path!r}, predicts='v')"), (8, 2), nfe=8, seed=0)

@@ -297,7 +297,7 @@ def test_guidance_and_conditions_reach_the_corrector():
         (
             lambda m: ds.langevin(m, torch.ones(2, 2), 0.5, steps=1, step=0.1, log_density=lambda x: x),
             ValueError,
-            r"returned \(2, 2\).*\(2,\)",
+            r"log_density returns must be a tensor of shape \(2,\), got Tensor of shape \(2, 2\)",
         ),
         (lambda m: ds.annealed_langevin(m, (2, 2), levels=0), ValueError, "levels must be an integer >= 1, got 0"),
         (lambda m: ds.annealed_langevin(m, (2, 2), levels=[0.5, 0.2]), ValueError, "from the noise to the data"),

@@ -402,7 +402,7 @@ def test_files_of_several_machines(model, tmp_path):
     ("options", "error", "message"),
     [
         ({"solvers": ["unipc3"]}, ValueError, "did you mean 'unipc-3'"),
-        ({"solvers": ["rk4"], "nfe": [1]}, ValueError, "nfe=1: .* needs at least"),
+        ({"solvers": ["rk4"], "nfe": [1]}, ValueError, "nfe must be at least"),
         ({"solvers": []}, ValueError, "solvers must be at least one"),
         ({"solvers": ["heun", "heun"]}, ValueError, "more than once"),
         ({"solvers": {"a": {"grid": "karras"}}}, ValueError, "must be a mapping with 'solver'"),
@@ -410,7 +410,7 @@ def test_files_of_several_machines(model, tmp_path):
         ({"solvers": {"a": {"solver": "heun", "seed": 1}}}, ValueError, "options of ds.solve .*, got 'seed'"),
         ({"log_prob": "model"}, ValueError, "options of ds.solve .*, got 'log_prob'"),
         ({"start": 0.5}, ValueError, "options of ds.solve .*, got 'start'"),
-        ({"nfe": [0]}, ValueError, "nfe=0"),
+        ({"nfe": [0]}, ValueError, "nfe must be an integer >= 1, got 0"),
         ({"nfe": []}, ValueError, "nfe must be at least one budget"),
         ({"num": 0}, ValueError, "num must be an integer >= 1, got 0"),
         ({"batch": 0}, ValueError, "batch must be an integer >= 1, got 0"),
@@ -563,12 +563,12 @@ def test_the_command_on_points_in_the_plane(command):
     [
         (("--model", "cats"), "model must be one of 'digits', 'mixture-2d', got 'cats'"),
         (("--solver", "unipc3", "--model", "mixture-2d"), "did you mean 'unipc-3' or"),
-        (("--nfe", 0, "--model", "mixture-2d"), "nfe=0"),
-        (("--out", "s.txt"), "a file ending in .jsonl is accepted"),
-        (("--plot", "s.jpg"), "a file ending in .png is accepted"),
-        (("--model", "mixture-2d", "--class", 3), "only the model digits has classes"),
-        (("--model", "mixture-2d", "--guidance", 2.0), "only the model digits has classes"),
-        (("--class", 10), "class='10': accepted"),
+        (("--nfe", 0, "--model", "mixture-2d"), "nfe must be an integer >= 1, got 0"),
+        (("--out", "s.txt"), "out must be a file ending in .jsonl"),
+        (("--plot", "s.jpg"), "out must be a file ending in .png"),
+        (("--model", "mixture-2d", "--class", 3), "class must be all for a model without classes"),
+        (("--model", "mixture-2d", "--guidance", 2.0), "guidance must be left out for a model without classes"),
+        (("--class", 10), "class must be 'all', 'none'"),
     ],
 )
 def test_bad_values_are_one_line(command, arguments, message):

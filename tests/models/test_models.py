@@ -187,24 +187,24 @@ def test_raw_edm_network_is_its_denoiser(mixture):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: ds.adapt(3, "edm", "noise"), "net=3: a callable"),
-        (lambda: ds.adapt(len, "edm", "eps"), "predicts='eps' is unknown; accepted: denoised, noise, score"),
-        (lambda: ds.adapt(len, "edn", "noise"), "got 'edn'; did you mean 'edm'"),
-        (lambda: ds.adapt(len, "edm", "noise", clock="tt"), "clock='tt' is unknown"),
-        (lambda: ds.adapt(len, "edm", "noise", clock=4), "clock=4"),
-        (lambda: ds.adapt(len, "edm", "edm", sigma_data=0), "sigma_data=0"),
-        (lambda: ds.adapt(len, "edm", "noise", dtype=torch.int32), "dtype=torch.int32"),
-        (lambda: ds.adapt(lambda x, t: x, "edm", "noise").predict("eps", torch.ones(1, 2), 1.0), "what='eps'"),
+        (lambda: ds.adapt(3, "edm", "noise"), "net must be a callable .*, got 3"),
+        (lambda: ds.adapt(len, "edm", "eps"), "predicts must be 'denoised', 'noise', 'score', .*, got 'eps'"),
+        (lambda: ds.adapt(len, "edn", "noise"), "path must be one of .*, got 'edn'; did you mean 'edm'"),
+        (lambda: ds.adapt(len, "edm", "noise", clock="tt"), "clock must be .*, got 'tt'"),
+        (lambda: ds.adapt(len, "edm", "noise", clock=4), "clock must be .*, got 4"),
+        (lambda: ds.adapt(len, "edm", "edm", sigma_data=0), "sigma_data must be a finite number > 0, got 0"),
+        (lambda: ds.adapt(len, "edm", "noise", dtype=torch.int32), "dtype must be .*, got torch.int32"),
+        (lambda: ds.adapt(lambda x, t: x, "edm", "noise").predict("eps", torch.ones(1, 2), 1.0), "what must be .*, got 'eps'"),
         (
             lambda: ds.adapt(lambda x, t: x, "edm", "noise").noise(torch.ones(3, 2), torch.ones(2)),
-            r"t has shape \(2,\)",
+            r"t must have shape .*, got shape \(2,\)",
         ),
         (
             lambda: ds.adapt(lambda x, t: x[:1], "edm", "noise").noise(torch.ones(3, 2), 1.0),
-            r"net returned shape \(1, 2\)",
+            r"output of net must have the shape of x, .*, got shape \(1, 2\)",
         ),
-        (lambda: ds.adapt(lambda x, t: (x,), "edm", "noise").noise(torch.ones(3, 2), 1.0), "net returned tuple"),
-        (lambda: ds.adapt(lambda x, t: x.int(), "edm", "noise").noise(torch.ones(3, 2), 1.0), "net returned dtype"),
+        (lambda: ds.adapt(lambda x, t: (x,), "edm", "noise").noise(torch.ones(3, 2), 1.0), "output of net must be a tensor"),
+        (lambda: ds.adapt(lambda x, t: x.int(), "edm", "noise").noise(torch.ones(3, 2), 1.0), "output of net must have a floating dtype"),
     ],
 )  # fmt: skip
 def test_errors_name_what_is_wrong(make, says):

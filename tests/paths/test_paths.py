@@ -183,8 +183,11 @@ def test_users_own_path():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: paths.named("edmm"), r"path='edmm' is unknown; did you mean 'edm'\? accepted: condot"),
-        (lambda: paths.named("edm(sigma_mox=3)"), "unknown option 'sigma_mox'; accepted options: sigma_min, sigma_max"),
+        (lambda: paths.named("edmm"), r"path must be one of 'condot', .*, got 'edmm'; did you mean 'edm'"),
+        (
+            lambda: paths.named("edm(sigma_mox=3)"),
+            "option of path 'edm' must be 'sigma_min' or 'sigma_max', got 'sigma_mox'",
+        ),
         (lambda: paths.named("edm(3)"), "cannot be read"),
         (lambda: paths.named(3), "path=3: a name or a Path"),
         (

@@ -38,6 +38,7 @@ def right(net: nn.Module, pipe: diffusers.DiffusionPipeline, x: Tensor) -> None:
     assert_type(ds.bits_per_dim(model, x, solver="rk4", steps=10), ds.BitsPerDim)
     assert_type(ds.begin(model, shape, solver="euler", steps=3), ds.Executor)
     assert_type(ds.tune(model, shape, nfe=6, iterations=10, seed=0), ds.Tableau)
+    assert_type(ds.metrics.sweep(model, (3, 8, 8), nfe=[5, 10], num=8, grid="karras"), ds.metrics.Table)
     assert_type(ds.plan(model, "unipc-3", nfe=5), ds.Tableau)
     ds.sample(model, shape, **options)
 
