@@ -54,7 +54,7 @@ class Network:
     def _scale_table(self) -> Tensor:
         device = self.times.device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        return torch.as_tensor(self.scales).to(device, wide)
+        return torch.as_tensor(self.scales, dtype=wide, device=device)  # of float32, if it were not said
 
 
 def network_times(model: Model, t: Tensor, like: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def _flat(case: tuple[Any, ...], axes: Mapping[str, Sequence[Any]]) -> list[Any]
 
 def named(case: Sequence[Any]) -> str:
     """An id for a case: functions by their names, as their addresses differ between the processes of pytest-xdist."""
-    return "-".join(str(getattr(value, "__name__", value)) for value in case)
+    return "-".join(f"{v[0]}.." if isinstance(v, list) else str(getattr(v, "__name__", v)) for v in case)
 
 
 def shares(axis: Sequence[Any], count: int) -> list[list[Any]]:
