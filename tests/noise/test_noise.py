@@ -1,7 +1,9 @@
 """The noise is one fixed function of its address, the same however the work is cut up, and it is normal."""
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
