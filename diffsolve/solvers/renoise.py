@@ -46,7 +46,7 @@ class Renoised(Solver):
     inner: Solver
 
     def __post_init__(self) -> None:
-        inner = instance("inner", self.inner, Solver, "a solver")  # type: ignore[type-abstract]
+        inner = instance("inner", self.inner, Solver, "a solver")
         stochastic = getattr(inner, "tau", 0) or getattr(inner, "eta", 0) or isinstance(inner, Renoised)
         required(not stochastic, "inner", inner, "a deterministic solver")
 
