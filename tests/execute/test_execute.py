@@ -412,7 +412,7 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), steps=3, dtype=torch.int32), "dtype=torch.int32"),
         (lambda: ds.sample(OK, (1, 2), steps=3, start=1.0), "start=1.0: a run from part-way needs noise="),
         (lambda: ds.sample(OK, noise=torch.ones(1, 2), steps=3, start=1.0, stop=2.0), "noisier side"),
-        (lambda: ds.sample(OK, noise=torch.ones(1, 2), steps=3, start=100.0), "start=100.0 is beyond"),
+        (lambda: ds.sample(OK, noise=torch.ones(1, 2), steps=3, start=100.0), "start must be between 80.0 and 0.0, the ends of .*, got 100.0"),
         (lambda: ds.sample(OK, (1, 2), solver=TAB, steps=3), "steps=3 cannot be given with a tableau"),
         (lambda: ds.sample(OK, (1, 2), solver=TAB, state=3), "shape=.* cannot be given with state"),
         (lambda: ds.sample(OK, (1, 2), steps=3, max_calls=-1), "max_calls=-1"),
