@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from diffsolve.common.checks import integer
+from diffsolve.common.checks import integer, required
 from diffsolve.paths import Path
 
 __all__ = ["Grid"]
@@ -40,7 +40,7 @@ class Grid(ABC):
         first = path.t_noise if start is None else float(start)
         last = path.t_data if stop is None else float(stop)
         for name, t in (("start", first), ("stop", last)):
-            raise ValueError(f"{name} must be between the ends of {path}, {path.t_noise} and {path.t_data}, got {t!r}")
+            required(path.within(t), name, t, f"between {path.t_noise} and {path.t_data}, the ends of {path}")
         toward_data = math.copysign(1.0, path.t_data - path.t_noise)
         if not (last - first) * toward_data > 0:
             raise ValueError(f"start must be on the noisier side of stop on {path}, got start={first!r}, stop={last!r}")

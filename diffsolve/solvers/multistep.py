@@ -13,6 +13,7 @@ Adams-Bashforth on the velocity of CondOT.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -170,62 +171,15 @@ class Multistep(Solver):
         return path.nodes(frame.time(path, v))[0]
 
     def write(self, draft: Draft, call_last: bool) -> None:
-        path, g, n = draft.path, draft.grid, draft.steps
-        frame = frame_of(self.frame, self.tau, path, g)
-        integrals = Integrals(path, frame, self.variable, g)
-        ends = [end_frame(frame, path, g[i], g[i + 1]) for i in range(n)]
-        own = [end in (None, frame) and math.isfinite(at) for end, at in zip(ends, integrals.node[:-1], strict=True)]
-        counts = self.counts(n, own.index(True) if any(own) else n)
-        kept = {j % n for j in self.uncorrected if -n <= j < n}
-        usable: tuple[int, ...] = ()  # nodes whose d may be interpolated, newest first
-        made: dict[int, int] = {}  # the call that made the d of a node
-        waiting, carried = (
-            False,
-            1.0,
-        )  # whether the step to this node is still to be corrected, and how much of s is in it
-        for i in range(n):
-            end, last = ends[i], i + 1 == n
-            made[i] = len(draft)
-            if own[i]:
-                usable = (i, *usable)
-            state: Combination = {"y": 1.0}
-            if waiting and own[i] and len(usable) > 1:
-                step = StepIntegrals(integrals, i - 1, usable[: self._corrects(counts[i - 1])])
-                _, gain = frame.step(g[i - 1], g[i])
-                state = {"s": carried, **_scaled(gain, step.nodes, made, self.correct(step))}
-            full = end is None and bool(usable) and math.isfinite(integrals.node[i + 1])
-            beyond = not last or call_last  # whether the end of the step may be called
-            if self.start and full and beyond and len(usable) < counts[i]:
-                self._runge_kutta(draft, frame, i, state)
-                waiting = False
-                continue
-            ratio, gain = (end or frame).step(g[i], g[i + 1])
-            new: Combination = {made[i]: gain}
-            if full:
-                step = StepIntegrals(integrals, i, usable[: counts[i]])
-                new = _scaled(gain, step.nodes, made, self.predict(step))
-            y, name = _sum(ratio, state, new), (end or frame).name
-            carried = ratio  # the weight of s in the corrected state
-            if noise := frame.noise(g[i], g[i + 1]):  # which has the same noise
-                y["z"] = noise
-                state, carried = {**{key: ratio * weight for key, weight in state.items()}, "z": noise}, 1.0
-            clock = frame.clock(g[i], g[i + 1])
-            corrects = full and self._corrects(counts[i]) > 0 and i not in kept
-            if corrects and self.mode == "pece" and beyond:
-                draft.call(g[i], name, y=y, s=state, clock=clock)
-                made[i + 1] = len(draft)  # for now: at the predicted point
-                step = StepIntegrals(integrals, i, (i + 1, *usable)[: self._corrects(counts[i])])
-                corrected = {"s": carried, **_scaled(gain, step.nodes, made, self.correct(step))}
-                draft.call(g[i + 1], name, y=corrected, node=i + 1)
-                continue
-            waiting = corrects and self.mode == "pec" and not last
-            draft.call(g[i], name, y=y, s=state if waiting else y, node=i + 1, clock=clock)
+        run = _Run(self, draft, call_last)
+        for i in range(draft.steps):
+            run.step(i)
 
-    def _corrects(self, count: int) -> int:
+    def corrects(self, count: int) -> int:
         """How many values correct a step of so many points."""
         return max(min(2, self.corrector), self.corrector - self.most + count)
 
-    def _runge_kutta(self, draft: Draft, frame: Frame, i: int, state: Combination) -> None:
+    def runge_kutta(self, draft: Draft, frame: Frame, i: int, state: Combination) -> None:
         """The step as stages that all start from the state, each a first-order step with a mean of the d so far.
 
         The stage at c_k is x_k = (c_k / c_s) x_s + c_k (v_k - v_s) sum_j (a_kj / c_k) d_j: where v_k is c_k of
@@ -241,6 +195,91 @@ class Multistep(Solver):
             start: Combination = {"s": 1.0} if k else state
             y = _sum(ratio, start, {base + j: gain * w for j, w in enumerate(weights) if w})
             draft.call(point, frame.name, y=y, s=None if last else start, node=i + 1 if last else -1)
+
+
+class _Run:
+    """A multistep run as it is written, step by step.
+
+    Two points, three corrector values, mode "pec", n steps; r and g are the ratio and gain of each step, w its omega:
+
+        call 0 at t_0    s = y = x                                          y' = r s + g d_0
+        call 1 at t_1    s' = r s + g (w_0 d_1 + w_1 d_0), corrected        y' = r s' + g (w_0 d_1 + w_1 d_0)
+        call 2 at t_2    s' = r s + g (w_0 d_2 + w_1 d_1 + w_2 d_0)         y' = r s' + g (w_0 d_2 + w_1 d_1)
+        ..               so the call at the predicted y corrects s, the step before, and predicts the next y from it
+        call n - 1       the last y' is the result: no call at t_n corrects it
+    """
+
+    def __init__(self, solver: Multistep, draft: Draft, call_last: bool) -> None:
+        path, g, n = draft.path, draft.grid, draft.steps
+        self.solver, self.draft, self.call_last = solver, draft, call_last
+        self.frame = frame_of(solver.frame, solver.tau, path, g)
+        self.integrals = Integrals(path, self.frame, solver.variable, g)
+        self.ends = [end_frame(self.frame, path, g[i], g[i + 1]) for i in range(n)]
+        self.own = [
+            end in (None, self.frame) and math.isfinite(at)
+            for end, at in zip(self.ends, self.integrals.node[:-1], strict=True)
+        ]
+        self.counts = solver.counts(n, self.own.index(True) if any(self.own) else n)
+        self.uncorrected = {j % n for j in solver.uncorrected if -n <= j < n}
+        self.usable: tuple[int, ...] = ()
+        """Nodes whose d may be interpolated, newest first."""
+        self.calls: dict[int, int] = {}
+        """The call that made the d of a node."""
+        self.waiting = False
+        """Whether the step to this node is still to be corrected."""
+        self.carried = 1.0
+        """The weight of s in the corrected state."""
+
+    def step(self, i: int) -> None:
+        """The calls of step i: from node i to node i + 1."""
+        solver, draft, s, t = self.solver, self.draft, self.draft.grid[i], self.draft.grid[i + 1]
+        last = i + 1 == draft.steps
+        self.calls[i] = len(draft)
+        if self.own[i]:
+            self.usable = (i, *self.usable)
+        state = self.corrected(i)
+        full = self.ends[i] is None and bool(self.usable) and math.isfinite(self.integrals.node[i + 1])
+        end_may_be_called = not last or self.call_last
+        if solver.start and full and end_may_be_called and len(self.usable) < self.counts[i]:
+            solver.runge_kutta(draft, self.frame, i, state)
+            self.waiting = False
+            return
+        frame = self.ends[i] or self.frame
+        ratio, gain = frame.step(s, t)
+        change: Combination = {self.calls[i]: gain}
+        if full:
+            change = self.integral(i, gain, self.usable[: self.counts[i]], solver.predict)
+        y = _sum(ratio, state, change)
+        self.carried = ratio
+        if noise := self.frame.noise(s, t):  # which the corrected state has too
+            y["z"] = noise
+            state, self.carried = {**{key: ratio * weight for key, weight in state.items()}, "z": noise}, 1.0
+        clock = self.frame.clock(s, t)
+        corrects = full and solver.corrects(self.counts[i]) > 0 and i not in self.uncorrected
+        if corrects and solver.mode == "pece" and end_may_be_called:
+            draft.call(s, frame.name, y=y, s=state, clock=clock)
+            self.calls[i + 1] = len(draft)  # for now: at the predicted point
+            nodes = (i + 1, *self.usable)[: solver.corrects(self.counts[i])]
+            corrected = {"s": self.carried, **self.integral(i, gain, nodes, solver.correct)}
+            draft.call(t, frame.name, y=corrected, node=i + 1)
+            return
+        self.waiting = corrects and solver.mode == "pec" and not last
+        draft.call(s, frame.name, y=y, s=state if self.waiting else y, node=i + 1, clock=clock)
+
+    def corrected(self, i: int) -> Combination:
+        """The state at node i: y, or where the step to it is still to be corrected, the corrected s."""
+        if not (self.waiting and self.own[i] and len(self.usable) > 1):
+            return {"y": 1.0}
+        _, gain = self.frame.step(self.draft.grid[i - 1], self.draft.grid[i])
+        nodes = self.usable[: self.solver.corrects(self.counts[i - 1])]
+        return {"s": self.carried, **self.integral(i - 1, gain, nodes, self.solver.correct)}
+
+    def integral(
+        self, i: int, gain: float, nodes: tuple[int, ...], rule: Callable[[StepIntegrals], np.ndarray]
+    ) -> dict[str | int, float]:
+        """gain sum_j omega_j d_j over step i, of the d at those nodes."""
+        omega = rule(StepIntegrals(self.integrals, i, nodes))
+        return {self.calls[j]: gain * float(weight) for j, weight in zip(nodes, omega, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -368,10 +407,6 @@ class PNDM(IPNDM):
 
     def between(self, path: Path, frame: Frame, s: Position[float], t: Position[float], c: float) -> Position[float]:
         return s if c == 0 else t if c == 1 else path.nodes([s.t + c * (t.t - s.t)])[0]
-
-
-def _scaled(gain: float, nodes: tuple[int, ...], made: dict[int, int], omega: np.ndarray) -> Combination:
-    return {made[j]: gain * float(weight) for j, weight in zip(nodes, omega, strict=True)}
 
 
 def _sum(ratio: float, state: Combination, new: Combination) -> dict[str | int, float]:
