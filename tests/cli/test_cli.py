@@ -196,7 +196,7 @@ def test_progress():
         (("--model", "cats"), "model must be one of 'digits', 'mixture-2d', got 'cats'"),
         (("--model", "mixture-2d(path='nowhere')"), "path must be one of 'condot', "),
         (("--solver", "unipc3"), "did you mean 'unipc-3' or"),
-        (("--solver", "ddim(eta=2)"), "eta=2: a number from 0 to 1"),
+        (("--solver", "ddim(eta=2)"), "eta must be a finite number >= 0 and <= 1, got 2"),
         (("--solver", "ddim(eta="), "solver must be written name or name(option=value, ...), got 'ddim(eta='"),
         (("--grid", "karass"), "did you mean 'karras'?"),
         (("--nfe", 5, "--steps", 5), "exactly one of steps and nfe must be given"),
