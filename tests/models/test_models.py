@@ -194,7 +194,10 @@ def test_raw_edm_network_is_its_denoiser(mixture):
         (lambda: ds.adapt(len, "edm", "noise", clock=4), "clock must be .*, got 4"),
         (lambda: ds.adapt(len, "edm", "edm", sigma_data=0), "sigma_data must be a finite number > 0, got 0"),
         (lambda: ds.adapt(len, "edm", "noise", dtype=torch.int32), "dtype must be .*, got torch.int32"),
-        (lambda: ds.adapt(lambda x, t: x, "edm", "noise").predict("eps", torch.ones(1, 2), 1.0), "what must .*'eps'"),
+        (
+            lambda: ds.adapt(lambda x, t: x, "edm", "noise").predict("eps", torch.ones(1, 2), 1.0),
+            "what must be .*, got 'eps'",
+        ),
         (
             lambda: ds.adapt(lambda x, t: x, "edm", "noise").noise(torch.ones(3, 2), torch.ones(2)),
             r"t must have shape .*, got shape \(2,\)",
@@ -203,8 +206,14 @@ def test_raw_edm_network_is_its_denoiser(mixture):
             lambda: ds.adapt(lambda x, t: x[:1], "edm", "noise").noise(torch.ones(3, 2), 1.0),
             r"output of net must have the shape of x, .*, got shape \(1, 2\)",
         ),
-        (lambda: ds.adapt(lambda x, t: (x,), "edm", "noise").noise(torch.ones(3, 2), 1.0), "net must be a tensor"),
-        (lambda: ds.adapt(lambda x, t: x.int(), "edm", "noise").noise(torch.ones(3, 2), 1.0), "a floating dtype"),
+        (
+            lambda: ds.adapt(lambda x, t: (x,), "edm", "noise").noise(torch.ones(3, 2), 1.0),
+            "output of net must be a tensor",
+        ),
+        (
+            lambda: ds.adapt(lambda x, t: x.int(), "edm", "noise").noise(torch.ones(3, 2), 1.0),
+            "output of net must have a floating dtype",
+        ),
     ],
 )  # fmt: skip
 def test_errors_name_what_is_wrong(make, says):

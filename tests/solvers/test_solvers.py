@@ -337,11 +337,15 @@ def test_errors_name_what_is_wrong(make, says):
         make()
 
 
-@pytest.mark.parametrize("solvers", shares(ds.solvers.names(), 4))
-def test_the_budget_of_calls_is_kept_and_used(solvers):
+BUDGETS = ["edm", "condot", "ddpm"]
+
+
+@pytest.mark.product(
+    {"path": BUDGETS, "solvers": [ds.solvers.names()]}, some={"solvers": shares(ds.solvers.names(), len(BUDGETS))}
+)
+def test_the_budget_of_calls_is_kept_and_used(solvers, path):
     for solver in shown(solvers):
-        for path in ("edm", "condot", "ddpm"):
-            step = ds.solvers.named(solver).calls
-            for nfe in range(max(4, step), 24):
-                made = ds.plan(path, solver, nfe=nfe).nfe
-                assert nfe - step < made <= nfe or (solver == "restart" and made <= nfe)
+        step = ds.solvers.named(solver).calls
+        for nfe in range(max(4, step), 24):
+            made = ds.plan(path, solver, nfe=nfe).nfe
+            assert nfe - step < made <= nfe or (solver == "restart" and made <= nfe)
