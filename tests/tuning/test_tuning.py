@@ -397,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops():
         ({"nfe": 4, "teacher": torch.zeros(3, 2)}, r"teacher must be .* \(8, 2\), got Tensor of shape \(3, 2\)"),
         ({"nfe": 4, "teacher": ds.plan("condot", steps=9, stop=0.9)}, "from t=0 to 1, got .* from t=0 to 0.9"),
         ({"nfe": 4, "teacher": ds.plan("condot", "ddpm", steps=9)}, "a deterministic run"),
-        ({"nfe": 4, "start": 0.5}, "start=0.5: a run from part-way needs noise="),
+        ({"nfe": 4, "start": 0.5}, "start=0.5 needs noise="),
         ({"nfe": 4, "solver": ds.plan("condot", nfe=3)}, "nfe=4 cannot be given with a tableau"),
         ({"nfe": 4, "shape": (1, 2)}, r"shape must be of at least 2 noises, .*, got \(1, 2\)"),
         ({"nfe": 4, "shape": None}, "exactly one of shape and noise must be given"),
