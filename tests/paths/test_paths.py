@@ -188,8 +188,8 @@ def test_users_own_path():
             lambda: paths.named("edm(sigma_mox=3)"),
             "option of path 'edm' must be 'sigma_min' or 'sigma_max', got 'sigma_mox'",
         ),
-        (lambda: paths.named("edm(3)"), "cannot be read"),
-        (lambda: paths.named(3), "path=3: a name or a Path"),
+        (lambda: paths.named("edm(3)"), "path must be written name or name"),
+        (lambda: paths.named(3), "path must be a name or a Path"),
         (
             lambda: paths.EDM(sigma_min=2.0, sigma_max=1.0),
             r"\(sigma_min, sigma_max\) must be positive, finite and rising, got \(2.0, 1.0\)",

@@ -383,7 +383,7 @@ def test_a_loss_that_is_not_finite_stops():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "steps=None, nfe=None"),
+        ({}, "exactly one of steps and nfe must be given"),
         ({"nfe": 1}, "nfe must be at least 2 .*, got 1"),
         ({"nfe": 4, "iterations": 0}, "iterations must be an integer >= 1, got 0"),
         ({"nfe": 4, "batch": 2.5}, "batch must be an integer >= 1, got 2.5"),
@@ -397,10 +397,10 @@ def test_a_loss_that_is_not_finite_stops():
         ({"nfe": 4, "teacher": torch.zeros(3, 2)}, r"teacher must be .* \(8, 2\), got Tensor of shape \(3, 2\)"),
         ({"nfe": 4, "teacher": ds.plan("condot", steps=9, stop=0.9)}, "from t=0 to 1, got .* from t=0 to 0.9"),
         ({"nfe": 4, "teacher": ds.plan("condot", "ddpm", steps=9)}, "a deterministic run"),
-        ({"nfe": 4, "start": 0.5}, "start=0.5: a run from part-way needs noise="),
+        ({"nfe": 4, "start": 0.5}, "start=0.5 needs noise="),
         ({"nfe": 4, "solver": ds.plan("condot", nfe=3)}, "nfe=4 cannot be given with a tableau"),
         ({"nfe": 4, "shape": (1, 2)}, r"shape must be of at least 2 noises, .*, got \(1, 2\)"),
-        ({"nfe": 4, "shape": None}, "shape=None"),
+        ({"nfe": 4, "shape": None}, "exactly one of shape and noise must be given"),
         ({"nfe": 4, "seed": None, "checkpoint": "x"}, "seed must be given with checkpoint='x'"),
         ({"nfe": 4, "seed": [1, 2]}, r"seed must be one for all noises, got \[1, 2\]"),
         ({"solver": ds.plan("edm", nfe=3)}, "was written for EDM"),
