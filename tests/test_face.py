@@ -208,3 +208,9 @@ def test_old_names_in_packages_and_classes(model):
             assert repr(thing)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ds.parallel.nothing
+
+
+def test_an_old_option_of_begin(model):
+    with pytest.warns(DeprecationWarning, match="option takes of begin is now prediction"):
+        old = ds.begin(model, (2, 2), solver="euler", steps=2, seed=0, takes="denoised")
+    assert old.program.prediction == "denoised"

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["deprecated_alias", "deprecated_names", "install"]
+__all__ = ["deprecated_alias", "deprecated_names", "install", "renamed"]
 
 MOVED = {
     "adaptive.adjoint": "gradients.adaptive",
@@ -90,6 +90,13 @@ class deprecated_alias:
     def __get__(self, instance: Any, owner: type) -> Any:
         _warn(self.old, f"{owner.__name__}.{self.new}", stacklevel=3)
         return getattr(owner if instance is None else instance, self.new)
+
+
+def renamed(function: str, options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Keyword options by their new names."""
+    for old in options.keys() & names.keys():
+        _warn(f"option {old} of {function}", names[old], stacklevel=4)
+    return {names.get(name, name): value for name, value in options.items()}
 
 
 def _warn(old: str, new: str, stacklevel: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from diffsolve.common.checks import exactly_one, mapping, required
+from diffsolve.common.deprecation import renamed
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute.bind import bind
 from diffsolve.execute.executor import Executor, State
@@ -87,8 +88,9 @@ def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginO
 
     The other options are those of `solve`.
     """
-    refuse_unknown("begin", options, BeginOptions)
-    return begin_run(Problem.of(model, shape, options), options)
+    given = renamed("begin", options, {"takes": "prediction"})
+    refuse_unknown("begin", given, BeginOptions)
+    return begin_run(Problem.of(model, shape, given), given)
 
 
 def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
