@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Any, Generic, TypeVar, cast
 
-from diffsolve.common.checks import choice, described, instance, required
+from diffsolve.common.checks import described, instance, required
 
 __all__ = ["Registry", "parse", "plugins"]
 
@@ -87,9 +87,9 @@ class Registry(Generic[T]):
         make = self.factory(name)
         signature = inspect.signature(make)
         known = list(signature.parameters)
-        required(bool(known) or not options, self.kind, text, f"{name!r} without options")
         for option in options:
-            choice(f"option of {self.kind} {name!r}", option, known)
+            if option not in known:
+                raise ValueError(self._unknown_option(text, option, known))
         try:
             signature.bind(**options)
         except TypeError as error:
@@ -125,6 +125,12 @@ class Registry(Generic[T]):
             module = (self.group or f"diffsolve.{self.kind}s").replace("diffsolve", "ds")
             accepted = f"one of the {len(names)} names that {module}.names() lists"
         return f"{self.kind} must be {accepted}, got {described(name)}{hint}"
+
+    def _unknown_option(self, text: str, option: str, known: list[str]) -> str:
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        listed = f"its options are {', '.join(known)}" if known else "it has no options"
+        return f"{self.kind}={text!r} has no option {option!r}; {hint}{listed}"
 
     @property
     def _base_name(self) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsolve.common.checks import choice, described
 from diffsolve.execute import Executor
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan
 from diffsolve.execute.results import DenoisedEstimate
@@ -44,14 +45,12 @@ def meaning(scheduler: Any) -> tuple[Path, str, str | Any]:
     if isinstance(scheduler, Scheduler):
         return scheduler.model.path, scheduler.model.predicts, scheduler.model.clock
     config, kind = scheduler.config, type(scheduler).__name__
-    predicts = PREDICTIONS.get(config.get("prediction_type", "epsilon"))
-    if predicts is None:
-        raise ValueError(f"prediction_type={config.prediction_type!r}; accepted: {', '.join(PREDICTIONS)}")
+    predicts = PREDICTIONS[choice("prediction_type", config.get("prediction_type", "epsilon"), PREDICTIONS)]
     if kind.startswith("FlowMatch") or config.get("use_flow_sigmas") or predicts == "velocity":
         return Rectified(), "velocity", "1000t"
     if kind.startswith("EDM"):
         if predicts != "noise":
-            raise ValueError(f"prediction_type={config.prediction_type!r} of {kind}: 'epsilon' is accepted")
+            raise ValueError(f"prediction_type must be 'epsilon' of a scheduler {kind}, got {config.prediction_type!r}")
         return EDM(config.sigma_min, config.sigma_max), "edm", "c_noise"
     if config.get("timestep_type") == "continuous" and predicts == "v":
         # v along the angle, told c_noise, as video models have it: x = cos(a) x_0 + sin(a) eps.
@@ -60,8 +59,8 @@ def meaning(scheduler: Any) -> tuple[Path, str, str | Any]:
     betas = getattr(scheduler, "betas", None)
     if not isinstance(betas, Tensor) or kind in ("LCMScheduler", "TCDScheduler"):
         raise ValueError(
-            f"scheduler={kind} is accepted neither as one with betas, nor as a flow's, nor as EDM's: "
-            "give ds.adapt the network with its path and prediction"
+            f"scheduler must be one with betas, of a flow or of EDM, got {kind}; give ds.adapt the network with its "
+            "path and prediction"
         )
     return Discrete(betas), predicts, "t"
 
@@ -155,7 +154,7 @@ class Scheduler:
             steps = num_inference_steps if own is None else len(own)
             tableau = plan(self.model, self.solver, grid=self.grid, steps=steps, guidance=self.guidance)
         if (tableau.entry != [[1, 0], [1, 0]]).any():
-            raise ValueError(f"solver={self.solver} adds noise before its first call, which a pipeline makes at once")
+            raise ValueError(f"solver must add no noise before its first call, got {self.solver}")
         self._tableau, self._first, self._run = tableau, 0, None
         self.num_inference_steps = len(tableau.times) - 1
         self.timesteps = self._network_times(tableau).to(device)
@@ -163,7 +162,7 @@ class Scheduler:
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at that call, which must be the first of a step: image to image."""
         if not 0 <= begin_index < self._planned.nfe or self._node(begin_index) < 0:
-            raise ValueError(f"begin_index={begin_index!r}: the first call of a step is accepted")
+            raise ValueError(f"begin_index must be the number of the first call of a step, got {begin_index!r}")
         self._first, self._run = begin_index, None
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
@@ -193,15 +192,16 @@ class Scheduler:
         if out.shape[1:2] == (2 * sample.shape[1],):
             out = out[:, : sample.shape[1]]
         if out.shape != sample.shape:
-            raise ValueError(f"model_output has shape {tuple(out.shape)}: that of sample, {tuple(sample.shape)}")
+            shapes = f"{tuple(sample.shape)}, got {tuple(out.shape)}"
+            raise ValueError(f"model_output must have the shape of sample, {shapes}")
         if self._run is None:
             self._run = _Run(self._begin(sample, generator), self.model, self.config)
-        found, denoised = self._run.step(out, sample)
+        latents, denoised = self._run.step(out, sample)
         if not return_dict:
-            return (found,)
+            return (latents,)
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-        return DDIMSchedulerOutput(prev_sample=found, pred_original_sample=denoised)
+        return DDIMSchedulerOutput(prev_sample=latents, pred_original_sample=denoised)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x_0 + sigma eps at the network's clock `timesteps`, shape (B,)."""
@@ -219,7 +219,7 @@ class Scheduler:
     @property
     def _planned(self) -> Tableau:
         if self._tableau is None:
-            raise ValueError("timesteps are not set: call set_timesteps first")
+            raise ValueError("timesteps must be set, got none; call set_timesteps first")
         return self._tableau
 
     def _node(self, call: int) -> int:
@@ -246,7 +246,8 @@ class Scheduler:
             theirs = DDIMScheduler.from_config(theirs.config)  # type: ignore[no-untyped-call]
         accepted = inspect.signature(theirs.set_timesteps).parameters
         for name in given.keys() - accepted.keys():
-            raise ValueError(f"{name} cannot be given: {type(self.scheduler).__name__} does not take it")
+            kind = type(self.scheduler).__name__
+            raise ValueError(f"{name}={described(given[name])} cannot be given with {kind}, which does not take it")
         theirs.set_timesteps(**({"num_inference_steps": steps} if steps is not None else {}), **given)
         if not hasattr(theirs, "sigmas"):
             return np.append(theirs.timesteps.double().numpy(force=True), path.t_data)
@@ -346,7 +347,7 @@ def model_of(network: nn.Module, scheduler: Any, *, clock: str | None = None) ->
         clock = FLOW_CLOCKS.get(type(network).__name__)
         if clock is None:
             raise ValueError(
-                f"clock=None with {type(network).__name__}: 't', '1-t' or '1000t' is accepted, as its pipeline has it"
+                f"clock must be 't', '1-t' or '1000t', as the pipeline has it, for {type(network).__name__}, got None"
             )
     sigma_data = scheduler.config.get("sigma_data", 0.5)
     return adapt(Network(network), path, predicts, clock=clock or its_clock, sigma_data=sigma_data)
@@ -356,7 +357,8 @@ def pipeline(pipe: Any, *, clock: str | None = None) -> Model:
     """The network of a pipeline as a Model: its `unet` or `transformer`."""
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if network is None or not hasattr(pipe, "scheduler"):
-        raise ValueError(f"{type(pipe).__name__} lacks a unet or transformer, or a scheduler: use model_of")
+        kind = type(pipe).__name__
+        raise ValueError(f"pipe must have a unet or transformer, and a scheduler, got {kind}; use model_of")
     return model_of(network, pipe.scheduler, clock=clock)
 
 

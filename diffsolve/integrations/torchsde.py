@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsolve.common.checks import choice, mapping, number, required
 from diffsolve.models import Model, undetermined
 from diffsolve.noise.brownian import Times
 from diffsolve.tableau.frames import convert
@@ -61,15 +62,10 @@ class SDE(nn.Module):
         sde_type: str = "ito",
     ) -> None:
         super().__init__()
-        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau < math.inf:
-            raise ValueError(f"tau={tau!r}: a finite number of at least 0 is accepted")
-        if sde_type not in ("ito", "stratonovich"):
-            raise ValueError(f"sde_type={sde_type!r}: 'ito' or 'stratonovich' is accepted")
-        if not isinstance(cond, Mapping | None):
-            raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
-        self.model, self.tau, self.sde_type = model, float(tau), sde_type
+        self.model, self.tau = model, number("tau", tau, low=0)
+        self.sde_type = choice("sde_type", sde_type, ("ito", "stratonovich"))
         self.event = None if shape is None else tuple(shape)
-        self.cond = dict(cond or {})
+        self.cond = dict(mapping("cond", cond))
         self.sign = 1.0 if model.path.t_data > model.path.t_noise else -1.0
         if isinstance(model.net, nn.Module):
             self.net = model.net  # where `sdeint_adjoint` finds the parameters
@@ -78,17 +74,15 @@ class SDE(nn.Module):
         """(2,), float64: torchsde's times of the path's `start` and `stop`; the noise end and `t_last` if None."""
         path = self.model.path
         ends = [path.t_noise if start is None else start, path.t_last if stop is None else stop]
-        if not path.within(ends):
-            raise ValueError(f"start={start!r}, stop={stop!r}: from {path.t_noise} to {path.t_data} is accepted")
+        required(path.within(ends), "start and stop", (start, stop), f"from {path.t_noise} to {path.t_data}")
         span = self.sign * torch.tensor(ends, dtype=torch.float64)
-        if not span[0] < span[1]:
-            raise ValueError(f"start={start!r}, stop={stop!r}: the noisier one first is accepted")
+        required(bool(span[0] < span[1]), "start and stop", (start, stop), "different times, the noisier one first")
         return span
 
     def flatten(self, x: Tensor) -> Tensor:
         """(B, d): x as torchsde's state."""
         if self.event is not None and x.shape[1:] != self.event:
-            raise ValueError(f"x has shape {tuple(x.shape)}: (B, {', '.join(map(str, self.event))}) is accepted")
+            raise ValueError(f"x must be of shape (B, {', '.join(map(str, self.event))}), got shape {tuple(x.shape)}")
         return x.flatten(1)
 
     def unflatten(self, y: Tensor) -> Tensor:
@@ -137,8 +131,8 @@ class BrownianAdapter:
 
     def __init__(self, bm: Any, shape: Sequence[int] | None = None) -> None:
         self.bm, self.shape = bm, tuple(bm.shape if shape is None else shape)
-        if math.prod(self.shape) != math.prod(bm.shape):
-            raise ValueError(f"shape={self.shape}: as many numbers as in bm's {tuple(bm.shape)} are accepted")
+        fits = math.prod(self.shape) == math.prod(bm.shape)
+        required(fits, "shape", self.shape, f"one of {math.prod(bm.shape)} numbers, as bm's {tuple(bm.shape)}")
         self.dtype, self.device = bm.dtype, bm.device
 
     def __call__(self, ta: Times, tb: Times | None = None) -> Tensor:
@@ -151,8 +145,7 @@ class BrownianAdapter:
     def normal_between(self, s: Times, t: Times) -> Tensor:
         """(W(t) - W(s)) / sqrt(|t - s|), a standard normal."""
         gap = torch.as_tensor(np.asarray(t, dtype=np.float64) - np.asarray(s, dtype=np.float64))
-        if (gap == 0).any():
-            raise ValueError(f"s={s!r}, t={t!r}: an interval of some length is accepted")
+        required(bool((gap != 0).all()), "s and t", (s, t), "different times")
         scale = gap.abs().rsqrt().to(self.device, self.dtype)
         return self(s, t) * scale.view((*scale.shape, *[1] * (len(self.shape) if scale.dim() else 0)))
 

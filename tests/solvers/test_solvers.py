@@ -315,7 +315,10 @@ def test_ddim_keeps_the_marginals_of_a_point(eta, path):
     ("make", "says"),
     [
         (lambda: ds.solvers.named("uni-pc-3"), "solver must be one of .*, got 'uni-pc-3'; did you mean 'unipc-3'"),
-        (lambda: ds.solvers.named("ddim(etta=1)"), "option of solver 'ddim' must be 'eta', got 'etta'"),
+        (
+            lambda: ds.solvers.named("ddim(etta=1)"),
+            r"solver='ddim\(etta=1\)' has no option 'etta'; did you mean 'eta'\? its options are ",
+        ),
         (lambda: ds.solvers.named("ddim(eta=1.5)"), "eta=1.5: a number from 0 to 1"),
         (lambda: ds.solvers.named("heun(frame='sigma')"), "frame='sigma' is unknown; accepted: denoised, noise"),
         (lambda: Multistep(0), "points=0: an integer from 1 to 8"),
