@@ -1,4 +1,4 @@
-r"""Gaussian mixtures: targets whose score, posterior means and probability flow are known exactly.
+r"""Gaussian mixtures: distributions whose score, posterior means and probability flow are known exactly.
 
 For :math:`x_0 \sim \sum_k w_k N(\mu_k, \Sigma_k)`, noised as :math:`x = \alpha x_0 + \sigma \varepsilon`,
 
@@ -32,12 +32,12 @@ Level = float | Tensor  # alpha or sigma: one number, or one per sample with sha
 class GaussianMixture:
     r"""The mixture of :math:`N(\mu_k, Q_k \mathrm{diag}(s_k^2) Q_k^T)` with weights :math:`w_k`, immutable.
 
-    Build it with :meth:`isotropic`, :meth:`diagonal` or :meth:`full`, which check and copy what they are given.
-    Methods take `x` of shape (B, *event), the D numbers of an event in any arrangement, and levels `alpha`,
+    Build it with :meth:`isotropic`, :meth:`diagonal` or :meth:`full`, which check and copy their arguments.
+    Methods take `x` of shape (B, *event), where an event has D numbers in any shape, and levels `alpha`,
     `sigma` >= 0, numbers or tensors of shape () or (B,). They compute on the device and in the dtype of `x`
     (half precision: in float32, then cast back) and are differentiable in `x` and the levels.
 
-    Nothing is divided by `alpha` or `sigma`: alpha = 0 and sigma = 0 are as accurate as what lies between.
+    Nothing is divided by `alpha` or `sigma`: results at alpha = 0 and sigma = 0 are as accurate as in between.
     A component may be singular (std = 0 is a point mass) wherever sigma > 0; at sigma = 0 that is an error.
     """
 
@@ -128,12 +128,12 @@ class GaussianMixture:
         return (-force).to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
-        """The natural log of the density of alpha x0 + sigma eps, with shape (B,), never in half precision."""
+        """The natural log of the density of alpha x0 + sigma eps, with shape (B,), in float32 or float64."""
         return self._log_joint(*self._inputs(x, alpha, sigma))[0].logsumexp(0)
 
     @torch.no_grad()
     def flow(self, x: Tensor, start: tuple[Level, Level], stop: tuple[Level, Level], *, tol: float = 1e-12) -> Tensor:
-        r"""Follow the probability-flow ODE from the levels `start` = (alpha, sigma) to `stop`, either way.
+        r"""Follow the probability-flow ODE from the levels `start` = (alpha, sigma) to `stop`, in either direction.
 
         With L the root mean square of the data, :math:`c^2 = (L \alpha)^2 + \sigma^2` and
         :math:`\tan \theta = \sigma / (L \alpha)`, the state z = x / c obeys
@@ -141,7 +141,11 @@ class GaussianMixture:
         .. math:: dz / d\theta = -\sin\theta \, E[x_0 | x] / L + \cos\theta \, E[\varepsilon | x]
 
         which is bounded and smooth from end to end on every path. torchdiffeq's dopri8 solves it in float64, each
-        number of each step within `tol` (1 + |z|). The result has the dtype of `x` and carries no gradient.
+        number of each step within `tol` (1 + |z|). The result has the dtype of `x` and no gradient.
+
+        Raises:
+            ValueError: if `x` is not finite or of another shape, a level is negative, or `tol` is not in [1e-14, 1).
+            TypeError: if `x` is not a floating-point tensor, or an end is not a pair.
         """
         from torchdiffeq import odeint
 
