@@ -13,7 +13,7 @@ __all__ = ["recognise"]
 def recognise(thing: Any) -> Model | None:
     """Another library's object as a Model, if it defines its path and prediction; else None.
 
-    Known are a diffusers pipeline, a flow_matching `ModelWrapper`, a k-diffusion denoiser, a network of the EDM code base.
+    Known are diffusers pipelines, flow_matching's `ModelWrapper`, k-diffusion denoisers and EDM's networks.
     """
     bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(thing).__mro__}
     if "diffusers.DiffusionPipeline" in bases:

@@ -147,7 +147,7 @@ class Scheduler:
         Sets `timesteps`, the network's clock at each of its calls.
 
         Raises:
-            ValueError: if the solver adds noise before its first call, or the given scheduler does not take an argument.
+            ValueError: if the solver adds noise before its first call, or the scheduler does not take an argument.
         """
         given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
         given = {name: value for name, value in given.items() if value is not None}

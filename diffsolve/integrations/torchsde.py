@@ -73,7 +73,7 @@ class SDE(nn.Module):
             self.net = model.net  # where `sdeint_adjoint` finds the parameters
 
     def span(self, start: float | None = None, stop: float | None = None) -> Tensor:
-        """(2,), float64: the path's times `start` and `stop` (by default its noise end and `t_last`) as torchsde's s."""
+        """(2,), float64: the path's times `start` and `stop` (default: noise end and `t_last`) as torchsde's s."""
         path = self.model.path
         ends = [path.t_noise if start is None else start, path.t_last if stop is None else stop]
         required(path.within(ends), "start and stop", (start, stop), f"from {path.t_noise} to {path.t_data}")

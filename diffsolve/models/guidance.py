@@ -72,7 +72,7 @@ class Guidance:
         return np.where((rho >= low) & (rho <= high), self.scale, 1.0)
 
     def outputs(self, model: Model, tableau: Tableau) -> Callable[..., Tensor | Guided]:
-        """The guided network of a run: (call number, x, clock, cond) -> the output, or a `Guided` pair still to combine.
+        """The guided network of a run: (call number, x, clock, cond) -> the output, or a `Guided` pair to combine.
 
         Unconditional arguments may follow cond, in place of `uncond`.
         """

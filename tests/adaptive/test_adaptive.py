@@ -396,7 +396,7 @@ def test_as_ode_has_gradients_in_both_directions(predicts):
         (lambda m: ds.solve(m, (1, 2), solver=Adaptive(), trajectory=True), "trajectory=True, grid=None"),
         (lambda m: ds.solve(m, (1, 2), solver=Adaptive(), grid=[0.0, 0.5], trajectory=False), "trajectory=False"),
         (lambda m: ds.solve(m, (1, 2), solver=Adaptive(), stop=2.0), r"stop=2.0 is beyond the ends of CondOT\(\)"),
-        (lambda m: ds.solve(m, (1, 2), solver=Adaptive(), start=0.5), "start=0.5 needs noise=, the state at that time"),
+        (lambda m: ds.solve(m, (1, 2), solver=Adaptive(), start=0.5), "noise must be given with start=0.5"),
         (lambda m: ds.solve(ds.adapt(m.net, "condot", "noise"), (1, 2), solver=Adaptive()), "does not determine"),
         (lambda m: ds.solve(3, (1, 2), solver=Adaptive()), "model=int"),
     ],
