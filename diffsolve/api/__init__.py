@@ -1,4 +1,4 @@
-"""The main calls: `sample`, `solve`, `encode`, `diffuse`, and `reversible`."""
+"""The main functions: `sample`, `solve`, `encode`, `diffuse`, and `reversible`."""
 
 from diffsolve.api import reversible
 from diffsolve.api.sampling import diffuse, encode, sample, sample_with_log_prob, solve

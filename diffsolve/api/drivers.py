@@ -1,6 +1,6 @@
-"""The ways of running: each says which options it takes, and `driver_for` refuses the rest.
+"""The drivers of a run: each declares the options that it accepts, and `driver_for` refuses the rest.
 
-An option is honoured or refused, never dropped; `tests/api/test_drivers.py` walks every driver and every option.
+No option is silently ignored; `tests/api/test_drivers.py` checks every driver with every option.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ PLANNED = frozenset({"steps", "nfe", "grid", "start", "stop"})
 
 @dataclass(frozen=True)
 class Driver:
-    """A way of running."""
+    """A mode of running: sequential, parallel, adaptive and so on."""
 
     name: str
-    """What asks for it, as messages say it."""
+    """The option or solver that selects it, as in error messages."""
     accepts: frozenset[str]
-    """The options that it honours; every other one is refused if it is given."""
+    """The options that it honours; all others are refused."""
     wanted: Callable[[Options], bool]
-    """Whether the options ask for it."""
+    """Whether the options select it."""
     solve: Callable[[Problem, Options], Any]
 
 
 def driver_for(options: Options) -> Driver:
-    """The first driver that the options ask for.
+    """The first driver that the options select.
 
     Raises:
-        ValueError: if an option is given that it does not take.
+        ValueError: if an option is given that the driver does not accept.
     """
     driver = next(driver for driver in DRIVERS if driver.wanted(options))
     for name, value in given(options).items():
@@ -65,20 +65,20 @@ def driver_for(options: Options) -> Driver:
     return driver
 
 
-def _in_order(problem: Problem, options: Options) -> Run:
+def _sequential(problem: Problem, options: Options) -> Run:
     hook, corrector = options.get("hook"), options.get("corrector")
     if corrector is not None:
         refuse("corrector", nfe=options.get("nfe"), hook=hook, log_prob=options.get("log_prob") or None)
     ex = begin_run(problem, {**options, "prediction": None if hook is None else "denoised"})
     if options.get("log_prob") and not ex.tableau.stochastic:
-        raise ValueError(f"log_prob=True needs a solver that adds noise, got {ex.tableau.solver}")
+        raise ValueError(f"solver must be stochastic with log_prob=True, got {ex.tableau.solver}")
     names = ("hook", "callback", "trajectory", "log_prob", "progress", "check", "max_calls")
     observers = Observers(**{name: options[name] for name in names if name in options})
     correct = None if corrector is None else Correction(corrector, problem.model, ex.tableau, problem.guidance)
     return solve_in_order(ex, problem, observers, correct)
 
 
-def _in_parallel(problem: Problem, options: Options) -> Run:
+def _parallel(problem: Problem, options: Options) -> Run:
     parallel, trajectory = options["parallel"], options.get("trajectory", False)
     ex = begin_run(problem, options)
     if parallel.ranks is not None:
@@ -121,27 +121,27 @@ def _as_graph(problem: Problem, options: Options) -> Run:
         x = replay(model.net, work, inputs, about)
         progress.update(ex.tableau.nfe)
     if options.get("check"):
-        check_finite(x, "in the result of the graph, whose calls cannot be looked at one by one")
+        check_finite(x, "in the result of the graph, whose calls cannot be checked one by one")
     ex.finish(x)
     return Run(x, ex.tableau, ex.tableau.nfe, seed_of(problem.seed, ex.key), None, None, ex)
 
 
-def _with_graph_of_autograd(problem: Problem, options: Options) -> Run:
+def _differentiable(problem: Problem, options: Options) -> Run:
     solver = options.get("solver", DEFAULT_SOLVER)
     ex = begin_run(problem, options)
     method = None if isinstance(solver, Tableau) else resolve(solver)[0]
     x = ex.y if problem.noise is None else problem.noise.to(ex.y)
     with bar(options.get("progress", False), ex.tableau.nfe) as progress:
-        look = _Look(problem, ex, options, progress)
+        watch = _WatchOnce(problem, ex, options, progress)
         s, x = differentiable(
-            problem.model, ex.tableau, method, x, ex.key, problem.cond, problem.guidance, options["gradient"], look
+            problem.model, ex.tableau, method, x, ex.key, problem.cond, problem.guidance, options["gradient"], watch
         )
-    done = executor_at_end(ex.program, s, x, ex.key)
-    return Run(x, ex.tableau, ex.tableau.nfe, seed_of(problem.seed, ex.key), None, None, done)
+    finished = executor_at_end(ex.program, s, x, ex.key)
+    return Run(x, ex.tableau, ex.tableau.nfe, seed_of(problem.seed, ex.key), None, None, finished)
 
 
-class _Look:
-    """Sees each call of a run with a graph once, though a checkpoint makes some of them again."""
+class _WatchOnce:
+    """Sees each call of a differentiable run once, though checkpointing repeats some of them."""
 
     def __init__(self, problem: Problem, ex: Executor, options: Options, progress: Any) -> None:
         self.tableau, self.progress, self.calls = ex.tableau, progress, 0
@@ -196,9 +196,9 @@ def _adaptive_sde(problem: Problem, options: Options) -> AdaptiveRun:
 
 
 def _from_to(problem: Problem, times: np.ndarray | None) -> tuple[float, float]:
-    """Where an adaptive solve starts and stops: the ends of the user's own grid, or those of the problem."""
+    """The start and stop of an adaptive solve: the ends of a custom grid, or those of the problem."""
     if times is not None:
-        refuse("a grid of one's own", start=problem.start, stop=problem.stop)
+        refuse("a custom grid", start=problem.start, stop=problem.stop)
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(f"grid must be a list of at least 2 times, got shape {times.shape}")
         return float(times[0]), float(times[-1])
@@ -244,21 +244,21 @@ DRIVERS = (
         "gradient",
         ALWAYS | PLANNED | {"gradient", "callback"},
         lambda options: options.get("gradient") is not None,
-        _with_graph_of_autograd,
+        _differentiable,
     ),
     Driver(
         "parallel",
         ALWAYS | PLANNED | {"parallel", "trajectory"},
         lambda options: options.get("parallel") is not None,
-        _in_parallel,
+        _parallel,
     ),
     Driver("graph", ALWAYS | PLANNED | {"graph"}, lambda options: bool(options.get("graph")), _as_graph),
     Driver(
-        "a run of one call after another",
+        "a sequential run",
         ALWAYS | PLANNED
         | {"hook", "callback", "corrector", "trajectory", "log_prob", "brownian", "max_calls", "state"},
         lambda options: True,
-        _in_order,
+        _sequential,
     ),
 )  # fmt: skip
-"""In the order in which they are asked for; the last takes what is left."""
+"""In order of precedence; the last is the default."""

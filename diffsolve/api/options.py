@@ -1,4 +1,4 @@
-"""Every option of `ds.sample`, `ds.solve` and `ds.encode`, written down once."""
+"""The options of `ds.sample`, `ds.solve` and `ds.encode`, declared once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class CommonOptions(StartOptions, total=False):
-    """The options of a run, whatever solves it; `ds.solve` says what each of them means."""
+    """The options of a run, whatever the driver; documented in `ds.solve`."""
 
     cond: Mapping[str, Any] | None
     guidance: float | Guidance | None
@@ -59,7 +59,7 @@ class SampleOptions(CommonOptions, total=False):
 
 
 class RunOptions(CommonOptions, total=False):
-    """`ds.sample`'s, and what a `Run` can keep beside the samples; the overloads of `ds.solve` add solver."""
+    """The options of `ds.sample` and what a `Run` can also keep; the overloads of `ds.solve` add solver."""
 
     trajectory: bool | Literal["calls"]
 
@@ -72,13 +72,14 @@ class SolveOptions(RunOptions, total=False):
 
 
 def check_values(options: Mapping[str, Any]) -> None:
-    """That every option that is given has a value that some way of running takes.
+    """Check that every given option has a value that some driver accepts.
 
     Raises:
-        ValueError, TypeError: naming the option, its value and what it must be.
+        ValueError: if an option has an unknown value or is out of range.
+        TypeError: if an option is of the wrong type.
     """
-    for name, accepted in (("trajectory", (False, True, "calls")), ("log_prob", (False, True, "model"))):
-        choice(name, options.get(name, False), accepted)
+    for name, values in (("trajectory", (False, True, "calls")), ("log_prob", (False, True, "model"))):
+        choice(name, options.get(name, False), values)
     choice("gradient", options.get("gradient"), (None, *GRADIENTS))
     for name in ("progress", "check", "graph"):
         instance(name, options.get(name, False), bool, "True or False")
@@ -86,8 +87,8 @@ def check_values(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         required(value is None or callable(value), name, value, "callable", TypeError)
     kinds = {"corrector": Langevin, "parallel": Parallel, "state": State}
-    said = {"corrector": "a ds.Langevin", "parallel": "a ds.Picard or a ds.Parareal", "state": "a ds.State"}
+    accepted = {"corrector": "a ds.Langevin", "parallel": "a ds.Picard or a ds.Parareal", "state": "a ds.State"}
     for name, kind in kinds.items():
-        instance(name, options.get(name), (kind, type(None)), said[name])
+        instance(name, options.get(name), (kind, type(None)), accepted[name])
     if options.get("max_calls") is not None:
         integer("max_calls", options["max_calls"], 1)

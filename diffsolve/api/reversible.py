@@ -1,4 +1,4 @@
-"""Encoding that can be undone: data to noise and back to rounding, by an algebraically reversible solver."""
+"""Invertible encoding: data to noise and back up to rounding, by an algebraically reversible solver."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Data to noise: the pair (z, y) of states at the noise end, which `decode` turns back into x.
 
-    In float64 the round trip closes to some 1e-9 at 50 steps; docs/likelihood.md has the growth of the error. Either
-    state is the latent to second order in the step. Where the network cannot be called at the data, the run begins at
-    the path's last time from alpha x.
+    In float64 the error of the round trip is about 1e-9 at 50 steps; docs/likelihood.md shows how it grows. Either
+    state is the latent to second order in the step size. Where the network cannot be called at the data end, the run
+    starts at the path's last time from alpha x.
 
     Args:
-        x: data.
-        steps, grid, frame: those of `decode` must be the same.
-        options: cond, guidance and the like, as in `ds.solve`, but for gradient: see `ds.encode`.
+        x: (B, ...): data.
+        steps, grid, frame: the same as for `decode`.
+        options: cond, guidance and others, as in `ds.solve`, except gradient: see `ds.encode`.
+
+    Raises:
+        ValueError: if gradient is given, or as in `ds.solve`.
     """
     refuse("reversible.encode, whose result is a pair", gradient=options.get("gradient"))
     tableau = plan_back(model, ReversibleHeun(frame), steps=steps, grid=grid)
@@ -45,7 +48,7 @@ def decode(
     frame: str = "trig",
     **options: Any,
 ) -> Tensor:
-    """The data that `encode` made the pair of."""
+    """Noise to data: the x from which `encode` computed the pair."""
     last = last_time(model)
     stop = None if last == model.path.t_data else last
     tableau = plan(model, ReversibleHeun(frame), steps=steps, grid=grid, stop=stop)

@@ -58,57 +58,56 @@ def solve(
 ) -> Run | AdaptiveRun | DensityRun:
     """Run a solver on a model.
 
-    Every option is honoured or refused: which way of running takes which is in `diffsolve.api.drivers`.
+    Every option is honoured or refused; `diffsolve.api.drivers` lists which driver accepts which.
 
     Args:
-        model: a Model, from `ds.adapt` or `ds.load`; or what `ds.adapt` takes alone, such as a diffusers pipeline.
-        shape: the shape of the batch; its noise is drawn from `seed`. Or
-        noise: the state to start from, at the path's noise end (at the prior's scale) or at `start`.
+        model: a Model, from `ds.adapt` or `ds.load`; or an object that `ds.adapt` takes, such as a diffusers pipeline.
+        shape: (B, ...), the shape of the batch; its noise is drawn from `seed`. Or
+        noise: (B, ...), the initial state, at the path's noise end (with the prior's standard deviation) or at `start`.
         solver, steps, nfe, grid, start, stop: as in `plan`; or `solver` is a finished Tableau, `ds.AdaptiveSDE`, or
             `ds.Adaptive`: then `grid` may be the times at which the trajectory is kept.
-        seed: an int, or one per sample. Sample i depends on (seed, index + i), or on its own seed, and on nothing
-            else of the batch. If None one is drawn, and kept in `Run.seed`. A `torch.Generator` gives the next seed
-            of its own stream. A `ds.Key` also makes the noise antithetic or shared, and brings its own index.
-        index: where this batch begins in a larger one that is sampled in shards.
-        cond: keyword arguments for the network, passed on unchanged.
-        guidance: classifier-free guidance: a scale, or a `Guidance` that also says what the unconditional call gets.
+        seed: an int, or one per sample. Sample i depends only on (seed, index + i), or on its own seed, not on the rest
+            of the batch. If None a seed is drawn, and kept in `Run.seed`. A `torch.Generator` gives the next seed
+            of its stream. A `ds.Key` can also make the noise antithetic or shared, and has its own index.
+        index: the index of the first sample, for a larger batch that is sampled in shards.
+        cond: keyword arguments for the network, passed unchanged.
+        guidance: classifier-free guidance: a scale, or a `Guidance` with the arguments of the unconditional call.
         corrector: Langevin steps at each node before the network is called there (predictor-corrector, 2011.13456).
-            Its calls are in `Run.nfe`; it goes with steps, not with a budget of calls, nor with a hook.
-        hook: sees each denoised estimate before the update, and may return another in its place.
-        callback: sees each step after the update.
-        trajectory: True keeps the states at the grid nodes, where they are a network's input or the result; "calls"
-            every input and the result.
-        log_prob: True finds the log-density of every stochastic transition (see `ds.transition_log_prob`), and draws
-            each row's noise a second time for it. "model" finds the log-densities of the samples in the same pass:
-            `ds.sample_with_log_prob`.
-        brownian: a `ds.Brownian` of the state's shape (or torchsde's `BrownianInterval`) that the noise is taken from,
-            in the place of draws keyed by the row: runs of any number of steps then follow one path. For solvers whose
-            noise is that of an SDE; the clock is e^{2A}, from 0 at alpha = 0 (see `diffsolve.solvers.sde`).
+            Its calls are included in `Run.nfe`; it cannot be combined with nfe or with a hook.
+        hook: called with each `Step` before the update; it may return another denoised estimate.
+        callback: called with each `Step` after the update.
+        trajectory: True keeps the states at the grid nodes that are a network's input or the result; "calls" keeps
+            every network input and the result.
+        log_prob: True computes the log-density of every stochastic transition (see `ds.transition_log_prob`), for
+            which each row's noise is drawn twice. "model" computes the log-densities of the samples in the same pass:
+            see `ds.sample_with_log_prob`.
+        brownian: a `ds.Brownian` of the state's shape (or torchsde's `BrownianInterval`) as the source of the noise, so
+            that runs with different numbers of steps follow the same path. For solvers whose noise is that of an SDE;
+            the clock is e^{2A}, from 0 at alpha = 0 (see `diffsolve.solvers.sde`).
         progress: show a bar.
-        check: stop with a FloatingPointError at the first call whose output is not finite (of a graph, if its result
-            is not). Costs a device synchronisation per call; nothing when off.
-        max_calls: stop after so many calls; `Run.state` goes on from there.
-        graph: record the run as a CUDA graph, or replay it where the same run of this network was recorded. The network
-            must be one that a graph can record, and `cond` have the same tensors by shape; seeds of deterministic
-            solvers may change between replays, those of stochastic ones are part of the recording.
-        state: go on from there, with the solver (or tableau) of that run.
+        check: raise a FloatingPointError at the first call whose output is not finite (of a graph, if its result is
+            not finite). Costs a device synchronisation per call.
+        max_calls: stop after this number of calls; `Run.state` continues the run.
+        graph: record the run as a CUDA graph, or replay it if the same run of this network was recorded. The network
+            must support recording, and the tensors in `cond` must have the recorded shapes; the seed may change between
+            replays of a deterministic solver, but is part of the recording of a stochastic one.
+        state: the `Run.state` to continue from, with the solver (or tableau) of that run.
         parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
-            list or tuple there) whose first dimension is the batch size B is then taken to have one entry per
-            sample, and repeated for each of its calls.
-        gradient: "direct", "checkpoint" or "adjoint": x has a graph back to `noise`, `cond` and the network's
-            parameters; see `diffsolve.gradients`. So has the trajectory of an adaptive solver, but for "adjoint".
-        dtype: of the state. By default float32; float64 if the noise, the network or torch's default dtype has it.
-        device: of the state; where `noise` or the network is, by default.
+            list or tuple there) whose first dimension is the batch size B is taken to have one entry per sample, and
+            repeated for each of its calls.
+        gradient: "direct", "checkpoint" or "adjoint": x is differentiable in `noise`, `cond` and the network's
+            parameters; see `diffsolve.gradients`. So is the trajectory of an adaptive solver, except with "adjoint".
+        dtype: of the state. By default float32, or float64 if the noise, the network or torch's default dtype is.
+        device: of the state; by default that of `noise` or of the network.
 
     Returns:
         A `Run`, an `AdaptiveRun` of an adaptive solver, or a `DensityRun` for log_prob="model"; its x is of the
         state's dtype.
 
     Raises:
-        ValueError: for a bad value, by name; for an option that the way of running does not take; for a network that
-            returns another shape.
-        TypeError: for a value of the wrong kind, by name; for a name that is no option.
-        FloatingPointError: see `check`.
+        ValueError: if an option is out of range or not accepted by the driver, or the network returns another shape.
+        TypeError: if an option is unknown or of the wrong type.
+        FloatingPointError: with `check`, if an output is not finite.
     """
     refuse_unknown("solve", options, SolveOptions)
     check_values(options)
@@ -123,11 +122,14 @@ def sample(model: ModelLike, shape: Shape | None = None, **options: Unpack[Sampl
 
         x = ds.sample(model, (64, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
 
-    The options are those of `ds.solve`, but for what only its `Run` can hold: trajectory and log_prob.
+    The options are those of `ds.solve`, except trajectory and log_prob, whose results only a `Run` holds.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError: as `ds.solve`; ValueError also if trajectory or log_prob is given.
     """
     kept = [name for name in ("trajectory", "log_prob") if name in given(options)]
     if kept:
-        raise ValueError(f"{kept[0]} is no option of sample, which returns the samples alone: ds.solve returns it")
+        raise ValueError(f"{kept[0]} is not an option of sample, which returns only the samples; use ds.solve")
     plain: dict[str, Any] = {name: value for name, value in options.items() if name not in ("trajectory", "log_prob")}
     refuse_unknown("sample", plain, SampleOptions)
     x: Tensor = solve(model, shape, **plain).x
@@ -142,15 +144,14 @@ def sample_with_log_prob(
     trace: str | Trace | None = None,
     **options: Unpack[SampleOptions],
 ) -> tuple[Tensor, LogProb]:
-    """Samples, and their log-densities under the model from the same pass; see `ds.log_prob`.
+    """Samples and their log-densities under the model, computed in one pass; see `ds.log_prob`.
 
         x, log_prob = ds.sample_with_log_prob(model, (64, 2), solver="rk4", steps=20, seed=0)
 
     Args:
         trace: as in `ds.log_prob`.
 
-    The options are those of `ds.solve` that a density can be found with: a deterministic solver, from the noise to
-    the data.
+    The other options are those of `ds.solve` with a deterministic solver, from the noise end to the data.
     """
     refuse_unknown("sample_with_log_prob", options, SampleOptions)
     check_values(options)
@@ -169,15 +170,18 @@ def encode(model: ModelLike, x: Tensor, **options: Unpack[SampleOptions]) -> Ten
         z = ds.encode(model, x, solver="heun", steps=50)
         back = ds.sample(model, noise=z, solver="heun", steps=50)       # x, up to the solver's error
 
-    The grid is that of sampling, turned round. Where the network cannot be called on the data itself the run
-    begins at the last time where it can, from the mean alpha x.
+    The grid is that of sampling, reversed. Where the network cannot be called on the data itself, the run starts at the
+    last time at which it can, from the mean alpha x.
 
     Args:
         x: (B, ...): data; with `start`, the state at that time.
-        solver: deterministic: a name, a solver object, or `ds.Adaptive`.
+        solver: a deterministic solver: a name, a solver object, or `ds.Adaptive`.
         start, stop: times on the path's clock, from the data towards the noise.
 
     The other options are those of `ds.solve`.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError: as `ds.solve`; ValueError also if `noise` or `state` is given.
     """
     refuse_unknown("encode", options, SampleOptions)
     refuse("encode, which starts from x", **{name: options.get(name) for name in ENCODED})
@@ -199,21 +203,21 @@ def encode(model: ModelLike, x: Tensor, **options: Unpack[SampleOptions]) -> Ten
         return sample(model, noise=state, solver=solver, start=begin, stop=end, **rest)
     tableau = plan_back(model, solver, **planned, guidance=guided.scale, begin=begin, end=stop)
     state = x * float(tableau.grid[0, 1]) if start is None else x
-    if options.get("gradient") == "adjoint":  # for which it takes the solver that wrote the tableau
+    if options.get("gradient") == "adjoint":  # which needs the solver itself, not its tableau
         return sample(model, noise=state, solver=solver, grid=tableau.times, **rest)
     return sample(model, noise=state, solver=tableau, **rest)
 
 
 def diffuse(model: ModelLike, x: Tensor, t: float, *, seed: SeedLike | None = None, index: int = 0) -> Tensor:
-    """x_t = alpha(t) x + sigma(t) eps: data brought to the noise level t, to start a run there (image to image).
+    """x_t = alpha(t) x + sigma(t) eps: data noised to the time t, to start a run there (image to image).
 
         x_t = ds.diffuse(model, image, t=0.6, seed=0)
         ds.sample(model, noise=x_t, start=0.6, solver="dpmpp-2m", steps=20, seed=0)
 
-    Sample i gets the noise of (seed, index + i), the same as a run from the noise end would start from.
+    Sample i gets the noise of (seed, index + i), with which a run from the noise end would start.
 
     Raises:
-        ValueError: for a time beyond the path's ends.
+        ValueError: if t is not between the path's ends.
     """
     path = as_model(model).path
     if not path.within(t):

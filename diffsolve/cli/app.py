@@ -1,7 +1,6 @@
 """The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `train digits`, and lists of names.
 
-Each command is a function of its own module's; what takes long to import, torch and NumPy among it, is imported when a
-command runs, so that help is there at once.
+Slow imports, such as torch and NumPy, happen when a command runs, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from typing import Annotated
 try:
     import PIL  # noqa: F401
     import typer
-except ImportError as error:  # the script imports this module first: one line, and no traceback
-    raise SystemExit(f"diffsolve: {error.name} is not installed; pip install 'diffsolve[cli]' brings it") from None
+except ImportError as error:  # one line and no traceback: the script imports this module first
+    raise SystemExit(f"diffsolve: {error.name} is not installed: pip install 'diffsolve[cli]'") from None
 
 from diffsolve import __version__
 from diffsolve.cli import lists, runs
@@ -42,7 +41,7 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What comes before the command."""
+    """Options that stand before the command."""
 
 
 for _command in (runs.sample, runs.bench, runs.tune, runs.logprob, runs.plan, lists.solvers, lists.grids, lists.paths):

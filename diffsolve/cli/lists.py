@@ -46,9 +46,9 @@ def paths() -> None:
 
 
 def tables(registry: Registry[Any], columns: dict[str, Callable[[Any], object]]) -> None:
-    """All names of one kind, with columns computed from what they name; a table for those that share a description.
+    """Print all names of one kind in tables, one for the names that share a description, with computed columns.
 
-    Above it stand the options that all of them have, with the most common defaults; the others stand beside a name.
+    Options that all names of a table have are listed above it, with the most common defaults; others beside a name.
     """
     from rich.console import Console
     from rich.table import Column, Table

@@ -1,4 +1,4 @@
-"""What the commands share: their options, what they check and how they report."""
+"""Options, checks and reports that the commands share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SHAPES = {"digits": (1, 8, 8), "mixture-2d": (2,)}  # of one sample of each reference model
-NFE = 20  # network calls, if neither --nfe nor --steps is given
+NFE = 20  # network calls if neither --nfe nor --steps is given
 
 SolverSpec = Annotated[str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; see `diffsolve solvers`.")]
 GridSpec = Annotated[str | None, typer.Option(help="A grid with options; see `diffsolve grids`. [default: the path's]")]
@@ -40,7 +40,7 @@ Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """What the library says of a bad value (exit code 2) or of a failure (1), in one line and without a traceback."""
+    """Report a bad value (exit code 2) or a failure (1) in one line, without a traceback."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
@@ -55,7 +55,7 @@ def budget(nfe: int | None, steps: int | None) -> int | None:
 
 
 def batch_of(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[str, Any] | None]:
-    """The shape of so many samples of a reference model, and their conditions."""
+    """The shape of a batch of `num` samples of a reference model, and their conditions."""
     import torch
 
     name = model.partition("(")[0].strip().lower()
@@ -66,7 +66,7 @@ def batch_of(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[st
 
 
 def _labels(which: str, num: int) -> list[int]:
-    """The class of each sample; -1 tells the network that it has none."""
+    """The class of each sample; -1 means no class."""
     from diffsolve.common.checks import choice
 
     accepted = {"all": tuple(range(10)), "none": (-1,), **{str(digit): (digit,) for digit in range(10)}}

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 __all__ = ["encoded", "grid_image", "scatter_image"]
 
-SIDE, GAP = 512, 4  # pixels: the width of a picture, about, and the space around a tile
+SIDE, GAP = 512, 4  # pixels: the approximate width of a picture, and the space around a tile
 
 
 def encoded(x: np.ndarray, suffix: str) -> bytes:
@@ -38,7 +38,7 @@ def grid_image(x: np.ndarray) -> Image.Image:
 
 
 def scatter_image(x: np.ndarray) -> Image.Image:
-    """Points of shape (B, 2) in a square around the origin, whose limits stand below it."""
+    """Points of shape (B, 2) in a square around the origin, with its limits written below."""
     limit = max(1, math.ceil(np.abs(x).max()))
     side, margin, radius = 2 * SIDE, 40, 4  # drawn at twice the size, for smooth edges
     image = Image.new("RGB", (side, side), "white")

@@ -78,7 +78,7 @@ def sample(
     report(
         model=f"{model}, class {label}" if cond else model,
         solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
-        method=tableau.solver,  # what "auto" chose
+        method=tableau.solver,  # the choice of "auto"
         **rounds,
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
         file=out,

@@ -20,19 +20,19 @@ def required(holds: bool, name: str, value: object, accepted: str, error: type[E
 
 
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
-    """The value as an int: Python's and NumPy's integers in [low, high] pass, bools do not.
+    """The value as an int: Python and NumPy integers in [low, high] pass, bools do not.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: for any other value.
     """
     accepted = "an integer" + _range(low, high)
     required(not isinstance(value, bool) and hasattr(type(value), "__index__"), name, value, accepted)
     try:
-        found = index(value)
+        whole = index(value)
     except TypeError:  # an array or a tensor of several numbers, or of floats
         raise ValueError(f"{name} must be {accepted}, got {described(value)}") from None
-    required((low is None or found >= low) and (high is None or found <= high), name, value, accepted)
-    return found
+    required((low is None or whole >= low) and (high is None or whole <= high), name, value, accepted)
+    return whole
 
 
 def number(
@@ -44,32 +44,32 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """The value as a float: finite, and in the range; `above` and `below` are bounds that it must not equal.
+    """The value as a finite float in the range; the bounds `low` and `high` belong to it, `above` and `below` do not.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: for any other value.
     """
     lower = f" > {above:g}" if above is not None else f" >= {low:g}" if low is not None else ""
     upper = f" < {below:g}" if below is not None else f" <= {high:g}" if high is not None else ""
     accepted = "a finite number" + " and".join(part for part in (lower, upper) if part)
     required(isinstance(value, Real) and not isinstance(value, bool), name, value, accepted)
-    found = float(value)
+    real = float(value)
     inside = (
-        math.isfinite(found)
-        and (low is None or found >= low)
-        and (high is None or found <= high)
-        and (above is None or found > above)
-        and (below is None or found < below)
+        math.isfinite(real)
+        and (low is None or real >= low)
+        and (high is None or real <= high)
+        and (above is None or real > above)
+        and (below is None or real < below)
     )
     required(inside, name, value, accepted)
-    return found
+    return real
 
 
 def choice(name: str, value: Any, accepted: Iterable[Any]) -> Any:
-    """The value, which must be one of those accepted.
+    """The value, which must be one of `accepted`.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: for any other value.
     """
     known = list(accepted)  # at least one
     listed = ", ".join(repr(option) for option in known[:-1])
@@ -80,17 +80,17 @@ def choice(name: str, value: Any, accepted: Iterable[Any]) -> Any:
 
 
 def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], accepted: str) -> T:
-    """The value, which must be of that kind.
+    """The value, which must be an instance of `kind`; `accepted` describes the kind in the message.
 
     Raises:
-        TypeError: otherwise.
+        TypeError: for any other value.
     """
     required(isinstance(value, kind), name, value, accepted, TypeError)
     return value  # type: ignore[no-any-return]
 
 
 def mapping(name: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Keyword arguments for the network; none are an empty mapping.
+    """Keyword arguments for the network; None gives an empty mapping.
 
     Raises:
         TypeError: for anything else.
@@ -113,7 +113,7 @@ def exactly_one(**values: Any) -> str:
 
 
 def described(value: object, most: int = 200) -> str:
-    """A value in a message: short, and a tensor or array by its kind and shape."""
+    """A value as messages show it: at most `most` characters, a tensor or array by its type, shape and dtype."""
     shape = getattr(value, "shape", None)
     if shape is not None and not isinstance(value, type):
         return f"{type(value).__name__} of shape {tuple(shape)} and dtype {getattr(value, 'dtype', None)}"

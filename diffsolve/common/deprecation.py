@@ -34,11 +34,11 @@ MOVED = {
     "traces": "likelihood.traces",
     "transitions": "likelihood.transitions",
 }
-"""Modules of version 0.1, without "diffsolve.". (`diffsolve.langevin` is missing: it would hide the function.)"""
+"""Modules of version 0.1, without "diffsolve.". (Not `diffsolve.langevin`, which would hide the function.)"""
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module under its old name: the very module that the new name stands for."""
+    """Imports a module by its old name: the same module object as under the new name."""
 
     def __init__(self, moved: Mapping[str, str]) -> None:
         self.moved = {f"diffsolve.{old}": f"diffsolve.{new}" for old, new in moved.items()}
@@ -51,7 +51,7 @@ class _Moved(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = import_module(self.moved[spec.name])
-        spec.loader_state = module.__spec__  # the import system is about to overwrite it
+        spec.loader_state = module.__spec__  # the import system overwrites it next
         return module
 
     def exec_module(self, module: ModuleType) -> None:

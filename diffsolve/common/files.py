@@ -1,4 +1,4 @@
-"""Whole files: a reader sees the old contents or the new, never a part of them."""
+"""Atomic writes: a reader sees the old contents or the new, never a part of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 __all__ = ["read_tensors", "write_tensors", "write_whole"]
 
-# O_EXCL refuses a name that exists, a symbolic link too, so nothing that somebody else put there is written through.
+# O_EXCL refuses an existing name, symbolic links included, so that a planted file or link is never written to.
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a file: the whole of it, or nothing, and what was there before stays.
+    """Write a file atomically: if writing fails, the old file, if any, is unchanged.
 
-    The data goes to a new file in the same folder, reaches the disk, and is then renamed. Writers at the same time do
-    not meet: the last one to rename wins. The file has the permissions of any new file (0o666 less the umask).
+    The data goes to a new file in the same folder, is flushed to disk, and the file is then renamed. Concurrent
+    writers do not interfere: the last to rename wins. Permissions are those of any new file (0o666 less the umask).
 
     Args:
-        data: bytes; text is written as UTF-8 with its line ends as they are.
+        data: bytes; text is encoded as UTF-8, line ends unchanged.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -34,7 +34,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists, got {str(target)!r}")
-    # The name of the target is not in it: a name may be as long as the file system allows.
+    # Not the target's name with a suffix: that could be longer than the file system allows.
     partial = target.with_name(f".diffsolve-{secrets.token_hex(8)}.partial")
     descriptor = os.open(partial, _FLAGS, 0o666)
     try:
@@ -49,7 +49,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], key: str = "", note: Any = None) -> None:
-    """Write a safetensors file, the whole of it or nothing; with a key, a JSON value in its metadata under it."""
+    """Write a safetensors file atomically; with a key, `note` as JSON under that key of its metadata."""
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -57,10 +57,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], k
 
 
 def read_tensors(path: str | os.PathLike[str], key: str = "", device: str = "cpu") -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a safetensors file and the JSON value under `key`; None if there is none.
+    """The tensors of a safetensors file, and the JSON value under `key` of its metadata (None if there is none).
 
     Raises:
-        ValueError: if the file is not a safetensors file, or the metadata is not JSON, naming it.
+        ValueError: if the file is not a safetensors file, or the value is not JSON.
     """
     from safetensors import SafetensorError, safe_open
 

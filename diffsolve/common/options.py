@@ -1,4 +1,4 @@
-"""Keyword options that are written down once, as a TypedDict, and shown by `help`, editors and type checkers alike."""
+"""Keyword options declared once, as a TypedDict, and shown by `help`, editors and type checkers alike."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shows(options: type, **defaults: Any) -> Callable[[F], F]:
 
 
 def refuse_unknown(function: str, given: Mapping[str, Any], options: type) -> None:
-    """Raise a TypeError for a keyword that is no option, with the name that was probably meant."""
+    """Raise a TypeError for a keyword that is not an option, with the closest name."""
     known = _annotations(options)
     for name in given:
         if name not in known:
@@ -45,7 +45,7 @@ def refuse_unknown(function: str, given: Mapping[str, Any], options: type) -> No
 
 
 def given(options: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The options that ask for something: those that are neither None nor False, nor the default index 0."""
+    """The options that were set: neither None nor False, nor the default index 0."""
     return {
         name: value
         for name, value in options.items()
@@ -54,5 +54,5 @@ def given(options: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> dict[str,
 
 
 def _annotations(options: type) -> dict[str, Any]:
-    """Names and types; a TypedDict's annotations hold those of its bases."""
+    """Names and types; a TypedDict's annotations include those of its bases."""
     return dict(options.__annotations__)

@@ -1,4 +1,4 @@
-"""A file of JSON lines, one of settings and then one per record: what was done is kept, and the same call goes on.
+"""A file of JSON lines, the settings and then one per record, that an interrupted run resumes from.
 
 with Records("scores.jsonl", {"model": "digits", "num": 1000}) as records:
     for seed in range(len(records.entries), 10):
@@ -21,19 +21,20 @@ Entry = dict[str, Any]
 
 
 class Records:
-    """A file of records, open to be continued: `entries` are those that it has, `append` adds some.
+    """A file of records, open for appending: `entries` holds the existing records, `append` adds more.
 
-    A last line that an interruption cut short is removed. While it is open no other process, and no other `Records`,
-    can open it. (The lock is advisory, is the system's and goes with the process; where a file system has none, the
-    file is not locked.) A file that is not of these settings, or not of this kind, is left as it is.
+    A last line cut short by an interruption is removed. While the file is open no other process, and no other
+    `Records`, can open it. (The system's advisory lock is used, which ends with the process; where a file system has
+    no locks, the file is not locked.) A file with other settings, or of another format, is not changed.
 
     Args:
-        settings: JSON values; what must agree for the records to belong together.
+        path: the file; it is created if it does not exist.
+        settings: JSON values, which must equal those in the file.
 
     Raises:
-        ValueError: for a file of other settings, naming them, or one that is not such a file, naming the line.
+        ValueError: if the settings differ, naming them, or a line is not a JSON object, giving its number.
         FileNotFoundError: if the folder does not exist.
-        BlockingIOError: while somebody else has it open.
+        BlockingIOError: while another process or another `Records` has the file open.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
@@ -50,7 +51,7 @@ class Records:
             raise
 
     def _continued(self, header: bytes) -> list[Entry]:
-        """The entries of the file, which from here on begins with the header and ends with a whole line."""
+        """The entries of the file, once it begins with the header and ends with a complete line."""
         self._file.seek(0)
         data = self._file.read()
         if header.startswith(data):  # a new file, or one whose header was cut short
@@ -68,7 +69,7 @@ class Records:
         return entries
 
     def append(self, *entries: Mapping[str, Any]) -> None:
-        """Add a line for each, on the disk when it returns. If they cannot be written, the file is as it was."""
+        """Add a line for each and flush them to disk. If that fails, the file is unchanged."""
         self._write(b"".join(map(_line, entries)))
         self.entries += [dict(entry) for entry in entries]
 
@@ -83,7 +84,7 @@ class Records:
             raise
 
     def close(self) -> None:
-        """Let others open the file."""
+        """Close and unlock the file."""
         self._file.close()
 
     def __enter__(self) -> Records:
@@ -94,20 +95,20 @@ class Records:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Entry, list[Entry]]:
-    """(settings, entries) of a file of records, which is not written to; a last line cut short is left out.
+    """(settings, entries) of a file of records, opened for reading only; a last line cut short is left out.
 
     Raises:
-        ValueError: for a file that is not one of these, naming the line.
+        ValueError: if a line is not a JSON object, giving its number.
     """
     settings, entries, _ = _parsed(Path(path), Path(path).read_bytes())
     return settings, entries
 
 
 def _parsed(path: Path, data: bytes) -> tuple[Entry, list[Entry], int]:
-    """The settings, the entries, and the length of the whole lines in bytes."""
+    """The settings, the entries, and the length in bytes of the complete lines."""
     whole = data[: data.rfind(b"\n") + 1]
     objects = []
-    # Not `splitlines`, which ends lines in more places than the writer does.
+    # Not `splitlines`, which also splits at characters that are not newlines.
     for number, line in enumerate(whole.split(b"\n")[:-1] or [data], 1):
         try:
             value = json.loads(line)
@@ -129,16 +130,16 @@ def _short(line: bytes) -> str:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep the file from other `Records` until it is closed.
+    """Lock the file against other `Records` until it is closed.
 
     Raises:
-        BlockingIOError: if another has it.
+        BlockingIOError: if it is locked already.
     """
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            file.seek(2**40)  # a byte far behind the end: Windows keeps others from reading what is locked
+            file.seek(2**40)  # a byte far past the end: Windows would block reading of locked bytes
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -149,4 +150,4 @@ def _lock(file: BinaryIO, path: Path) -> None:
             raise BlockingIOError(
                 error.errno, "file must be open once only, got one that another run is writing", str(path)
             ) from None
-        # Anything else says that this file system has no locks: better one writer unguarded than none.
+        # Any other error means that this file system has no locks; the file is then used without one.

@@ -1,7 +1,7 @@
 """Names with options: `"heun"`, `"ddim(eta=0.5)"`, `"karras(rho=5)"`.
 
 One small parser serves solvers, grids, paths, traces and scores. Options are Python literals; an unknown name or
-option is an error that says which ones exist. A program adds names with `register`, a package with entry points.
+option is an error that lists the known ones. A program adds names with `register`, a package with entry points.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Any, Generic, TypeVar, cast
 
-from diffsolve.common.checks import choice, described, instance, required
+from diffsolve.common.checks import described, instance, required
 
 __all__ = ["Registry", "parse", "plugins"]
 
 T = TypeVar("T")
 
-LISTED = 20  # so many names an error lists; of more it gives the nearest, and says where all are
-NEAREST = 4
+LISTED = 20  # an error lists at most this many names; of more it gives the nearest and says where to find all
+NEAREST = 4  # the most suggestions in an error
 
 
 class Registry(Generic[T]):
-    """The things of one `kind` that have a name; each entry makes one from keyword options.
+    """The objects of one `kind` by name; each entry is a factory that takes keyword options.
 
     Args:
-        aliases: other names, which somebody else resolves; an unknown name may be like one of them.
-        group: of the entry points where installed packages name more of them, "diffsolve.solvers" say. A package's
+        kind: what messages call the objects, such as "solver".
+        base: the class of the objects.
+        entries: name -> factory.
+        aliases: names that are resolved elsewhere; errors suggest them for an unknown name.
+        group: the entry-point group through which installed packages add names, such as "diffsolve.solvers". Their
             pyproject.toml has
 
                 [project.entry-points."diffsolve.solvers"]
                 mine = "my_package:Mine"
 
-            and "mine" is loaded when it is first asked for.
+            and "mine" is loaded when it is first used.
     """
 
     def __init__(
@@ -49,19 +52,19 @@ class Registry(Generic[T]):
         self.aliases = {alias.lower(): alias for alias in aliases}
 
     def names(self) -> list[str]:
-        """All names, sorted; those of installed packages too."""
+        """All names, sorted, those of installed packages included."""
         return sorted({*self.entries, *self._plugins()})
 
     def register(self, name: str, factory: Callable[..., T], *, replace: bool = False) -> None:
-        """Give a name to what a factory makes: a class, or a function of keyword options with defaults.
+        """Add a name for a factory: a class, or a function of keyword options with defaults.
 
         Args:
-            name: without brackets; capitals do not count.
-            replace: take a name that exists already.
+            name: without brackets; case is ignored.
+            replace: allow a name that exists already.
 
         Raises:
-            ValueError: for a name that exists, or that a spec could not have.
-            TypeError: if the factory cannot be called.
+            ValueError: if the name exists, or is not a word without brackets.
+            TypeError: if the name is not a string, or the factory is not callable.
         """
         instance("name", name, str, "a string")
         required(callable(factory), "factory", factory, f"a callable that makes a {self._base_name}", TypeError)
@@ -72,50 +75,50 @@ class Registry(Generic[T]):
         self.entries[key] = factory
 
     def resolve(self, spec: str | T) -> T:
-        """The object that `spec` names; an object of this kind is returned as it is.
+        """The object that `spec` names; an object of this kind is returned unchanged.
 
-        What a factory itself raises comes through.
+        Exceptions of the factory itself are not caught.
 
         Raises:
-            ValueError: for an unknown name or option, naming what exists.
+            ValueError: if the name or an option is unknown, with a list of the known ones.
             TypeError: if `spec` is neither a string nor an object of this kind.
         """
         if isinstance(spec, self.base):
             return cast(T, spec)
         text = instance(self.kind, spec, str, f"a name or a {self._base_name}")
         name, options = parse(self.kind, text)
-        make = self.factory(name)
-        signature = inspect.signature(make)
+        factory = self.factory(name)
+        signature = inspect.signature(factory)
         known = list(signature.parameters)
-        required(bool(known) or not options, self.kind, text, f"{name!r} without options")
         for option in options:
-            choice(f"option of {self.kind} {name!r}", option, known)
+            if option not in known:
+                raise ValueError(self._unknown_option(text, option, known))
         try:
             signature.bind(**options)
         except TypeError as error:
             raise ValueError(f"{self.kind} must be {name!r} with its options, got {text!r}: {error}") from None
-        thing = make(**options)
-        required(isinstance(thing, self.base), f"what {text!r} makes", thing, f"a {self._base_name}", TypeError)
-        return thing
+        resolved = factory(**options)
+        required(isinstance(resolved, self.base), f"what {text!r} makes", resolved, f"a {self._base_name}", TypeError)
+        return resolved
 
     def factory(self, name: str) -> Callable[..., T]:
-        """What makes the thing of that name; loaded from the package that brings it, if need be.
+        """The factory of that name, loaded from an installed package if it is an entry point.
 
         Raises:
-            ValueError: for an unknown name.
+            ValueError: if the name is unknown.
         """
         if name not in self.entries:
-            brought = self._plugins()
-            if name not in brought:
-                raise ValueError(self._unknown(name))
-            self.entries[name] = brought[name].load()
+            plugged_in = self._plugins()
+            if name not in plugged_in:
+                raise ValueError(self._unknown_name(name))
+            self.entries[name] = plugged_in[name].load()
         return self.entries[name]
 
     def _plugins(self) -> dict[str, metadata.EntryPoint]:
         return {} if self.group is None else {point.name.lower(): point for point in plugins(self.group)}
 
-    def _unknown(self, name: str) -> str:
-        """What is said of an unknown name: near misses first, all names if they are few, else where they are."""
+    def _unknown_name(self, name: str) -> str:
+        """The message for an unknown name: all names if they are few, else where to find them, and near misses."""
         names = self.names()
         near = difflib.get_close_matches(name, [*names, *self.aliases], n=NEAREST)
         hint = f"; did you mean {' or '.join(repr(self.aliases.get(one, one)) for one in near)}?" if near else ""
@@ -126,21 +129,27 @@ class Registry(Generic[T]):
             accepted = f"one of the {len(names)} names that {module}.names() lists"
         return f"{self.kind} must be {accepted}, got {described(name)}{hint}"
 
+    def _unknown_option(self, text: str, option: str, known: list[str]) -> str:
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        listed = f"its options are {', '.join(known)}" if known else "it has no options"
+        return f"{self.kind}={text!r} has no option {option!r}; {hint}{listed}"
+
     @property
     def _base_name(self) -> str:
         return str(getattr(self.base, "__name__", self.base))
 
 
 def plugins(group: str) -> list[metadata.EntryPoint]:
-    """The entry points of a group, from all installed packages; none is loaded."""
+    """The entry points of a group, from all installed packages, not loaded."""
     return list(metadata.entry_points(group=group))
 
 
 def parse(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
-    """The name, in lower case, and the options of a spec.
+    """The name, in lower case, and the options of a spec such as "karras(rho=5)".
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if the spec is not name or name(option=value, ...).
     """
     name, bracket, rest = spec.strip().partition("(")
     name = name.strip().lower()

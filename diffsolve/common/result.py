@@ -1,4 +1,4 @@
-"""What the results of all runs have in common."""
+"""The attributes that the results of all runs share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Status(IntEnum):
     NON_FINITE = 1
     """The network's output was not finite, however small the step."""
     STEP_TOO_SMALL = 2
-    """The step could not be made smaller: the tolerance is not to be had."""
+    """The tolerance could not be met at the smallest step."""
     BUDGET_SPENT = 3
-    """The next step would have exceeded the network calls that were allowed."""
+    """The next step would have exceeded the allowed number of network calls."""
 
 
 @runtime_checkable
 class Result(Protocol):
-    """What `Run`, `AdaptiveRun`, `DensityRun` and `Chain` all have."""
+    """The attributes of `Run`, `AdaptiveRun`, `DensityRun` and `Chain`."""
 
     @property
     def x(self) -> Tensor:
@@ -38,7 +38,7 @@ class Result(Protocol):
 
     @property
     def seed(self) -> Any:
-        """What repeats the run as `seed=`."""
+        """The `seed=` that repeats the run."""
 
     @property
     def done(self) -> bool:
@@ -53,7 +53,7 @@ def one_line(result: Any, **more: object) -> str:
     """A result in one line: `Run(nfe=10, x=(64, 3, 32, 32) float32, solver='unipc-3', seed=0)`.
 
     Args:
-        more: what stands between x and the seed.
+        more: further values to show, between x and the seed.
     """
     nfe = result.nfe
     if getattr(nfe, "ndim", 0):  # one for each sample

@@ -1,4 +1,4 @@
-"""Small operations on batches of tensors that every part needs."""
+"""Small operations on batches of tensors, used throughout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["normal_log_density", "per_sample"]
 
 
 def per_sample(weight: Tensor, x: Tensor) -> Tensor:
-    """Weights of shape (n,), to be multiplied with x of shape (n, ..)."""
+    """Weights of shape (n,) reshaped to multiply x of shape (n, ...)."""
     return weight.view(-1, *[1] * (x.dim() - 1))
 
 
 def normal_log_density(z: Tensor, std: float) -> Tensor:
-    """(B,): the log-density of std z, for z standard normal of shape (B, ...); summed in float64 where there is one."""
+    """(B,): the log-density of std z, for z standard normal of shape (B, ...); summed in float64 (float32 on MPS)."""
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     n = math.prod(z.shape[1:])
     return -0.5 * z.square().flatten(1).sum(-1, dtype=wide) - n * (math.log(std) + 0.5 * math.log(2 * math.pi))

@@ -1,4 +1,4 @@
-"""From a model, a solver and a grid to a run: the plan, the program bound to a network, and what steps it."""
+"""From a model, a solver and a grid to a run: the plan, the program bound to a network, and its executor."""
 
 from diffsolve.common.deprecation import deprecated_names
 from diffsolve.execute.bind import Program, bind

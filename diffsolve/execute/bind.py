@@ -1,4 +1,4 @@
-"""A tableau bound to what a network predicts."""
+"""Binding a tableau to a network's prediction type."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["Program", "bind"]
 
 @dataclass(frozen=True)
 class Program:
-    """A tableau bound to what a network predicts: the conversions are folded into the weights."""
+    """A tableau bound to a network's prediction type: the conversions are folded into the weights."""
 
     tableau: Tableau
     prediction: str
     rows: tuple[Row, ...]
     """The entry, then one for each call."""
     scaled: bool
-    """Whether the network wants its input multiplied: by c_in of a raw EDM network."""
+    """Whether the network's input is scaled: by c_in for a raw EDM network."""
     depth: int
-    """How many past predictions are kept alive."""
+    """The number of past predictions that are kept."""
 
     @cached_property
     def _lowered(self) -> dict[Any, tuple[Row, ...]]:
         return {}
 
     def rows_on(self, like: Tensor) -> tuple[Row, ...]:
-        """The rows as the kernels want them for such a state; what they copy to a device is copied once."""
+        """The rows compiled for states such as `like`; tables on a device are copied there once."""
         compiled_by = kernels.backend_for(like)
         if compiled_by is None:
             return self.rows
@@ -50,13 +50,14 @@ def bind(tableau: Tableau, model: Model, prediction: str | None = None, *, two_s
     """The program that runs `tableau` with the outputs of `model`.
 
     Args:
-        prediction: what `Executor.advance` will be given, if not the network's output: another prediction's name.
+        prediction: the prediction type that `Executor.advance` gets; that of the network if None.
         two_states: whether the run starts from a state whose s and y differ.
 
     Raises:
-        ValueError: if the tableau was written for another path, or the network does not determine what it needs.
+        ValueError: if the tableau was written for another path, or the network does not determine what it needs at a
+            call.
     """
-    # Models are compared by what matters here, so that one plan serves every network of its kind.
+    # The cache key leaves out the network itself, so that one program serves every network of its kind.
     return _bind(
         tableau, replace(model, net=_no_network, clock="t", dtype=None), prediction or model.predicts, two_states
     )
@@ -82,7 +83,7 @@ def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> 
 
     n, K, W = tableau.nfe, tableau.history, tableau.weights
     needed = [any(W[i + j, :, 2 + j].any() for j in range(1, min(K, n - i))) for i in range(n)]
-    # What is kept of a call is (p y + q out) / scale, with the last factor that is not zero, to spare a pass.
+    # The history keeps (p y + q out) / scale; scale is the last non-zero factor, which saves a pass over memory.
     scale = np.where(q != 0, q, np.where(p != 0, p, 1.0))
     single_state = not two_states and bool((tableau.entry[0] == tableau.entry[1]).all())  # s and y are one tensor
     input_scale = model.input_scale(at)

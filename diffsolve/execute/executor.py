@@ -1,7 +1,7 @@
-"""The executor: a small state machine that hands out (y, t), takes the network's output, and updates.
+"""The executor: a small state machine that gives (y, t), takes the network's output, and updates the state.
 
-`ds.sample` is this machine and a loop around it. A program that owns the loop itself (a scheduler of another
-library, a serving engine) drives it from outside:
+`ds.sample` is a loop around it. A program with its own loop (a scheduler of another library, a serving engine) drives
+it directly:
 
     ex = ds.begin(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
     while not ex.done:
@@ -53,28 +53,28 @@ def _check_path(brownian: BrownianPath, tableau: Tableau, x: Tensor | None) -> N
 
 @dataclass(frozen=True)
 class State:
-    """A run between two calls: enough to go on, bit for bit. `save` writes it as safetensors."""
+    """A run between two calls, from which it resumes bit for bit. `save` writes it as safetensors."""
 
     call: int
-    """The number of the next call."""
+    """The index of the next call."""
     s: Tensor
     y: Tensor
     history: tuple[Tensor, ...]
-    """What is kept of the past calls, newest first."""
+    """Past predictions, newest first."""
     key: Key
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file: the whole file or none of it."""
+        """Write the state to a safetensors file, atomically."""
         tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
         tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
         write_tensors(path, tensors, "state", {"call": self.call, **asdict(self.key), "format": FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> State:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            ValueError: if the file is not a saved state, naming it.
+            ValueError: if the file is not a saved state.
         """
         tensors, about = read_tensors(path, "state", str(device))
         if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -86,21 +86,22 @@ class State:
 
 
 class Executor:
-    """Runs a program: `query` it, call the network, give its output to `advance`, until `done`.
+    """Runs a program: `query` it, call the network, pass the output to `advance`, until `done`.
 
-    What `query` and `y` give is written in place by `advance`: clone it to keep it. There is no host
-    synchronisation, and after the first calls no allocation but for noise.
+    `advance` writes in place to the tensors that `query` and `y` return: clone them to keep them. There is no host
+    synchronisation, and after the first calls no allocation except for noise.
 
     Args:
         program: from `bind`.
-        x: the start, which is not written to. Or
-        state: where an earlier run of the same program stopped.
-        network_time: (N,), the network's clock for every call; the path's own clock if None.
-        dtype: that of the network's input, if not the state's.
-        brownian: where the noise comes from, if not from draws keyed by the row. It is no part of `state`.
+        x: the initial state, which is not written to. Or
+        state: the state at which an earlier run of the same program stopped.
+        network_time: (N,), the network's clock at every call; the path's own clock if None.
+        dtype: of the network's input; the state's if None.
+        brownian: the source of the noise, in place of draws keyed by the row. It is not part of `state`.
 
     Raises:
-        ValueError: if the noise of the tableau is not that of one Brownian path, or the path is of another shape.
+        ValueError: if the tableau's noise is not that of one Brownian path, `brownian` is of another shape, or
+            `state.call` is out of range.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Executor:
 
     @property
     def done(self) -> bool:
-        """Whether the last call has been answered; y is then the result."""
+        """Whether every call has been made; y is then the result."""
         return self.call == self.tableau.nfe
 
     @property
@@ -154,43 +155,43 @@ class Executor:
         return self._y
 
     def query(self) -> tuple[Tensor, Tensor]:
-        """(x, t) for the network: its input, and the clock of each sample, shape (B,)."""
+        """(x, t): the network's input, and its clock for each sample, shape (B,)."""
         return self._y if self._network_input is None else self._network_input, self._network_times[self.call]
 
     @property
     def state(self) -> State:
-        """A copy of everything that the rest of the run depends on."""
+        """A copy of the state, from which the run resumes."""
         s = self._s.clone()
         y = s if self._y is self._s else self._y.clone()
         return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
 
     @property
     def start(self) -> dict[Any, Tensor]:
-        """What the calls to come depend on, before the first of them: the tensors s and, if it is another, y."""
+        """The initial state, before the first call: the tensors s and, if it differs, y."""
         return {"s": self._s} if self._y is self._s else {"s": self._s, "y": self._y}
 
     def again(self, start: Mapping[Any, Any]) -> Executor:
-        """An executor of the same run at its first call, with tensors such as `start` gives."""
+        """An executor of the same run at its first call, from tensors such as those of `start`."""
         state = State(0, start["s"], start.get("y", start["s"]), (), self.key)
         dtype = None if self._network_input is None else self._network_input.dtype
         return Executor(self.program, None, self.key, state=state, network_time=self._clock, dtype=dtype)
 
     def correct(self, y: Tensor) -> None:
-        """Put another network input in the place of this one; the state too where they are one tensor."""
+        """Replace the network's input, and the state too where they are the same tensor."""
         self._y.copy_(y)
         if self._network_input is not None:
             torch.mul(self._y, self._rows[self.call].scale, out=self._network_input)
 
     def finish(self, x: Tensor) -> None:
-        """Stand at the end of a run that was made elsewhere, with its result."""
+        """Move to the end of the run, with a result computed elsewhere."""
         self.call, self._s, self._y = self.tableau.nfe, x, x
 
     def advance(self, out: Tensor | Guided) -> None:
-        """Take the network's output at (y, t) and move on to the next call."""
+        """Take the network's output at (y, t) and update the state to the next call."""
         if isinstance(out, Guided):
-            out = replace(out, cond=self._apart(out.cond), uncond=self._apart(out.uncond))
+            out = replace(out, cond=self._unaliased(out.cond), uncond=self._unaliased(out.uncond))
         else:
-            out = self._apart(out)
+            out = self._unaliased(out)
         self.call += 1
         with torch.no_grad():
             self._update(self._rows[self.call], out, self._shift() if self.program.depth else ())
@@ -209,7 +210,7 @@ class Executor:
             return torch.div(increment, math.sqrt(stop - start))  # not in place: the path may keep it
         return Draw(self.key, row, Stream.ROW).tensor(like)
 
-    def _apart(self, out: Tensor) -> Tensor:
+    def _unaliased(self, out: Tensor) -> Tensor:
         """The output; a copy if the network handed its input back, which is about to be overwritten."""
         if torch.compiler.is_compiling():  # which knows no addresses: a view of the input is not noticed there
             return out.clone() if out is self._y or out is self._s else out
@@ -218,7 +219,7 @@ class Executor:
         return out.clone() if own else out
 
     def _shift(self) -> tuple[Tensor, ...]:
-        """The history with a place for the newest in front: that of the oldest."""
+        """The history with a slot for the newest entry in front, reusing the memory of the oldest."""
         *younger, last = self._history or (None,)
         full = len(self._history) == self.program.depth
         slot = last if full and last is not None else torch.empty_like(self._y)
@@ -226,12 +227,12 @@ class Executor:
         return self._history
 
     def _noise(self, row: int) -> Draw | Tensor:
-        """A row's noise: still to be drawn, so that a kernel can make it on the way, or drawn from the path."""
+        """A row's noise: a `Draw`, which the update kernel generates, or a tensor from the Brownian path."""
         return Draw(self.key, row, Stream.ROW) if self._brownian is None else self.noise(row)
 
 
 def executor_at_end(program: Program, s: Tensor, y: Tensor, key: Key) -> Executor:
-    """An executor at the end of a run that was made elsewhere, with s and y as its result."""
+    """An executor at the end of a run computed elsewhere, with s and y as its result."""
     end = y.detach()
     state = State(program.tableau.nfe, end if s is y else s.detach(), end, (), key)
     return Executor(program, None, key, state=state)

@@ -1,7 +1,7 @@
 """A whole run as one CUDA graph: recorded once, then replayed by a single launch.
 
-The kernels of a run, the network's among them, are recorded with the memory they work on; a replay issues all of them
-at once and costs the host nothing in between. What changes from run to run is copied into that memory first.
+The kernels of a run, the network's included, are recorded with the memory they use; a replay launches all of them at
+once. Inputs that change from run to run are first copied into that memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 __all__ = ["Capture", "replay"]
 
 Inputs = Mapping[Hashable, Any]
-"""What a run starts from: the tensors among them are copied into the recorded memory, the rest is part of the key."""
+"""The inputs of a run: tensors are copied into the recorded memory, other values are part of the key."""
 Work = Callable[[Inputs], Tensor]
-"""inputs -> result, by operations on their device alone; nothing waits for it."""
+"""inputs -> result, by operations on their device without synchronisation."""
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
-"""Runs the work, and gives its result and what repeats it on the same memory."""
+"""Runs the work; returns its result and a function that repeats it on the same memory."""
 
 KEPT = 4
-"""Captures kept per network; each holds the memory of a whole run."""
+"""Captures kept per network; each holds the memory of one run."""
 
 
 class Capture:
@@ -31,14 +31,14 @@ class Capture:
 
     def __init__(self, work: Work, inputs: Inputs, record: Recorder) -> None:
         own = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
-        self._result, self._again = record(lambda: work(own))
+        self._result, self._replay = record(lambda: work(own))
         self._tensors = {name: v for name, v in own.items() if isinstance(v, Tensor)}
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        """The result for other tensors in the same places; it has memory of its own."""
+        """The result for other input tensors, in new memory."""
         for name, tensor in self._tensors.items():
             tensor.copy_(inputs[name])
-        self._again()
+        self._replay()
         return self._result.clone()
 
 
@@ -46,22 +46,23 @@ _captures: WeakKeyDictionary[Any, dict[Hashable, Capture]] = WeakKeyDictionary()
 
 
 def replay(net: object, work: Work, inputs: Inputs, about: Hashable, record: Recorder | None = None) -> Tensor:
-    """work(inputs), from a capture of it; recorded first where there is none.
+    """work(inputs), replayed from a capture, which is recorded first if there is none.
 
     Args:
-        net: the network, which the captures are kept with; they are dropped when it is.
-        about: what else the recorded operations depend on. A capture serves the same `about`, the same shapes, dtypes
-            and strides, and the same values of inputs that are not tensors.
+        net: the network; its captures are freed with it.
+        about: what else the recorded operations depend on. A capture is used for equal `about`, equal shapes, dtypes,
+            devices and strides of tensors, and equal values of other inputs.
+        record: records the work; None for a CUDA graph.
 
     Raises:
-        ValueError: on a device that has no CUDA graphs.
+        ValueError: if the inputs are not on a CUDA device.
     """
     if record is None:
         where = next(v.device for v in inputs.values() if isinstance(v, Tensor))
         if where.type != "cuda":
-            raise ValueError(f"graph=True on {where}; accepted: a CUDA device")
+            raise ValueError(f"device must be a CUDA device with graph=True, got {where}")
         record = _record
-    key = (about, tuple((name, _look(value)) for name, value in inputs.items()))
+    key = (about, tuple((name, _signature(value)) for name, value in inputs.items()))
     captures = _captures.setdefault(net, {})
     if key not in captures:
         while len(captures) >= KEPT:
@@ -70,14 +71,14 @@ def replay(net: object, work: Work, inputs: Inputs, about: Hashable, record: Rec
     return captures[key](inputs)
 
 
-def _look(value: object) -> str:
+def _signature(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {value.device} {tuple(value.shape)} {value.stride()}"
     return repr(value)
 
 
 def _record(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-    """Two runs: one beside the graph, in which kernels are compiled and tables copied, and the recorded one."""
+    """Run twice: once to warm up, when kernels are compiled and tables copied, and once to record."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""The loop around an executor: one network call after another, and what looks on."""
+"""The loop around an executor: one network call after another, with hooks, callbacks and records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Correct", "Observers", "solve_in_order"]
 
 
 class Correct(Protocol):
-    """Moves an executor's state between two calls, in place, with network calls of its own."""
+    """Corrects an executor's state between two calls, in place, with additional network calls."""
 
     calls: int
 
@@ -29,7 +29,7 @@ class Correct(Protocol):
 
 @dataclass(frozen=True)
 class Observers:
-    """What looks on during a run, or takes part in it; see `ds.solve`."""
+    """Hooks, callbacks and records of a run; see `ds.solve`."""
 
     hook: Callable[[Step], Tensor | None] | None = None
     callback: Callable[[Step], object] | None = None
@@ -41,7 +41,7 @@ class Observers:
 
 
 class _Record:
-    """The states and the densities of the transitions that a run keeps."""
+    """The states and transition densities that a run keeps."""
 
     def __init__(self, ex: Executor, observers: Observers) -> None:
         self.ex, self.every = ex, observers.trajectory == "calls"
@@ -68,7 +68,7 @@ class _Record:
 
 
 def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct: Correct | None = None) -> Run:
-    """Make the calls of a run, one after another, without a graph."""
+    """Run an executor to its end, or for `max_calls`, without a graph of autograd."""
     tableau, cond = ex.tableau, problem.cond
     network = problem.guidance.outputs(problem.model, tableau)
     hook, callback = observers.hook, observers.callback
@@ -81,7 +81,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
             i = ex.call
             out = network(i, *ex.query(), cond)
             if isinstance(out, Guided) and (observers.check or estimate):
-                out = out.tensor()  # it is looked at before the update, which would make it on the way
+                out = out.tensor()  # needed before the update, which would otherwise combine the pair
             if observers.check and isinstance(out, Tensor):
                 check_finite(out, f"in call {i} of {tableau.nfe}, at t={tableau.calls[i, 0]:.6g}")
             step = estimate(i, ex.y, out) if estimate and isinstance(out, Tensor) else None
@@ -98,7 +98,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
                 callback(replace(step, x=ex.y))
             record.state(i)
             progress.update()
-            del out, step  # before the next call makes its own
+            del out, step  # free their memory before the next call
     calls = ex.call - first + (correct.calls if correct else 0)
     return Run(ex.y, tableau, calls, seed_of(problem.seed, ex.key), *record.kept, ex)
 

@@ -1,4 +1,4 @@
-"""The network of a run: at each call a time to be told, a factor on the input, guidance, and what the output means."""
+"""The network of a run: its time, input scale, guidance and conversion at each call."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Network:
     """A model at the calls of a run: out_i(y) = guided net(scale_i y, time_i)."""
 
     outputs: Callable[..., Tensor]
-    """The guided network, from `Guidance.around`: (number of the call, input, clock, cond, uncond) -> output."""
+    """The guided network, from `Guidance.around`: (call index, input, clock, cond, uncond) -> output."""
     times: Tensor
-    """(N,): the network's clock at each call, as `network_times` has it."""
+    """(N,): the network's clock at each call, from `network_times`."""
     scales: Sequence[float] | Tensor | None
-    """(N,): what the inputs are multiplied by; None for 1."""
+    """(N,): the factors on the inputs; None for 1."""
 
     @classmethod
     def of(cls, model: Model, tableau: Tableau, guidance: Guidance, like: Tensor) -> Network:
@@ -45,8 +45,8 @@ class Network:
         return self.outputs(i, x, self.times[i].expand(len(y)), *conditions)
 
     def at_calls(self, rows: Tensor, y: Tensor, *conditions: Mapping[str, Any], example: int = 0) -> Tensor:
-        """The outputs for states y (M, ...) that stand at the calls `rows` (M,): guided like the call `example`."""
-        # The scale in the precision of y, as a Python number would be.
+        """The outputs for states y (M, ...) at the calls `rows` (M,), all guided like the call `example`."""
+        # The scale in the dtype of y, to which a Python number would be rounded too.
         x = y if self.scales is None else y * per_sample(self._scale_table[rows].to(y.dtype), y)
         return self.outputs(example, x, self.times[rows], *conditions)
 
@@ -63,9 +63,9 @@ def network_times(model: Model, t: Tensor, like: Tensor) -> Tensor:
 
 
 def conversion(target: Coefficients, model: Model, at: Position[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) per position with target = p y + q out; not finite where the network does not determine it."""
+    """(p, q) per position with target = p y + q out; not finite where the network does not determine the target."""
     with np.errstate(all="ignore"):
         source = model.coefficients(at)
         p, q = convert(target, source, at.alpha, at.sigma)
-    same = (source[0] == target[0]) & (source[1] == target[1])  # then nothing has to be determined
+    same = (source[0] == target[0]) & (source[1] == target[1])  # no conversion: exact even where it would be singular
     return np.where(same, 0.0, p), np.where(same, 1.0, q)

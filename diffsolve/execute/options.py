@@ -1,4 +1,4 @@
-"""The options of a run on a fixed grid, written down once; `diffsolve.api.options` adds the other ways of running."""
+"""The options of a run on a fixed grid; `diffsolve.api.options` adds those of other drivers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Shape = Sequence[int]
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline, by the method that loads it: all that type checkers see of one."""
+    """A diffusers pipeline, identified for type checkers by its method `from_pretrained`."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any: ...
 
 
 ModelLike = Model | nn.Module | Pipeline
-"""A Model, or what `ds.adapt` takes alone: a pipeline, or a network that knows its path and prediction."""
+"""A Model, or an object that `ds.adapt` converts: a pipeline, or a network that knows its path and prediction."""
 
 
 class StartOptions(TypedDict, total=False):

@@ -40,17 +40,21 @@ def plan(
     """The tableau of a run, before any network is called: print it, save it, compare it.
 
     Args:
-        model: a Model, or just its path.
+        model: a Model, or its path.
         solver: a name with options, as in "ddim(eta=0.5)", or a solver object. `ds.solvers.names()` lists them,
             `ds.solvers.aliases()` other libraries' names for them.
         steps: the number of grid intervals; or
-        nfe: a budget of network calls: the most steps that fit are made.
-        grid: a name with options, a grid object, or the times themselves (used bit for bit, and then neither
-            steps nor nfe is needed). If None, the grid that the solver's alias names ("DPM++ 2M Karras"), else
-            the path's own.
-        start: where to begin on the path's clock; the noise end if None.
-        stop: where to end, exactly. If None the run ends on the data: the last update is the denoised estimate.
-        guidance: the scale of classifier-free guidance that the run is for; "auto" depends on it.
+        nfe: a budget of network calls, for the largest number of steps that fits.
+        grid: a name with options, a grid object, or the times themselves, used bit for bit without steps or nfe. If
+            None, the grid in the solver's name ("DPM++ 2M Karras"), else the path's own.
+        start: the initial time, on the path's clock; the noise end if None.
+        stop: the final time. If None the run ends on the data: the last update is the denoised estimate.
+        guidance: the scale of classifier-free guidance of the run; "auto" depends on it.
+
+    Raises:
+        ValueError: if the solver or grid is unknown, not exactly one of steps and nfe is given (neither with custom
+            times), or no step fits into the budget.
+        TypeError: if solver or grid is of the wrong type.
     """
     if not isinstance(model, Model):
         model = adapt(_nothing, model, "v")
@@ -60,9 +64,9 @@ def plan(
     grid = its_grid if grid is None else grid
     times = own_times(grid)
     if times is not None:
-        refuse("a grid of one's own", start=start, stop=stop, nfe=nfe)
+        refuse("a custom grid", start=start, stop=stop, nfe=nfe)
         if steps is not None and steps != len(times) - 1:
-            raise ValueError(f"steps must be {len(times) - 1}, that of the grid given, or be left out, got {steps}")
+            raise ValueError(f"steps must be {len(times) - 1}, that of the given grid, or left out, got {steps}")
         return method(path, times, call_last=determined(float(times[-1])))
     one_of(steps=steps, nfe=nfe)
     last = path.t_data if stop is None else float(stop)
@@ -80,10 +84,10 @@ def plan_back(
     begin: float | None = None,
     end: float | None = None,
 ) -> Tableau:
-    """The tableau of a run from the data to the noise: the grid of sampling, turned round.
+    """The tableau of a run from the data to the noise, on the reversed grid of sampling.
 
-    It goes from the time `begin` (where the network cannot be called on the data, the last time where it can) to `end`
-    (the noise end).
+    It runs from the time `begin` (default: the data end, or the last time at which the network can be called) to `end`
+    (default: the noise end).
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
@@ -93,7 +97,7 @@ def plan_back(
     stop = None if begin == path.t_data else begin
     times = own_times(grid)
     if times is not None:
-        refuse("a grid of one's own", stop=end)
+        refuse("a custom grid", stop=end)
         return method(path, times, call_last=model.determined(float(times[-1])))
     one_of(steps=steps, nfe=nfe)
     call_last = model.determined(path.t_noise if end is None else end)
@@ -101,7 +105,7 @@ def plan_back(
 
 
 def last_time(model: Model) -> float:
-    """The time nearest to the data at which the network may be called and gives the data and the noise both."""
+    """The time nearest to the data at which the network may be called and determines both data and noise."""
     path = model.path
     if model.determined(path.t_data):
         return path.t_data
@@ -139,7 +143,7 @@ def _plan(
 
 @dataclass(frozen=True)
 class _Reversed(Grid):
-    """A grid from its end to its start."""
+    """A grid in reverse order."""
 
     grid: Grid
 
@@ -151,7 +155,11 @@ class _Reversed(Grid):
 
 
 def own_times(grid: GridLike | None) -> np.ndarray | None:
-    """The times of a user's own grid, or None if it is a name or a Grid."""
+    """The times of a custom grid, float64, or None if it is a name or a Grid.
+
+    Raises:
+        TypeError: if the grid is not a list of times either.
+    """
     if grid is None or isinstance(grid, str | Grid):
         return None
     if isinstance(grid, Tensor):
@@ -171,13 +179,13 @@ def _named_grid(grid: GridLike | None, path: Path) -> Grid:
 
 
 def one_of(**values: int | None) -> None:
-    """That exactly one of the counts is given, and is one."""
+    """Check that exactly one of the counts is given, and is an integer >= 1."""
     name = exactly_one(**values)
     integer(name, values[name], 1)
 
 
 def refuse(why: str, **values: object) -> None:
-    """Raise a ValueError for the first value that is given, since it cannot be given with `why`."""
+    """Raise a ValueError for the first value that is not None, as it cannot be given with `why`."""
     for name, value in values.items():
         if value is not None:
             raise ValueError(f"{name}={described(value)} cannot be given with {why}")

@@ -1,4 +1,4 @@
-"""What a run gives back, and what hooks and callbacks see of it."""
+"""The result of a run, and the steps that hooks and callbacks see."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffsolve.tableau import Tableau
 __all__ = ["DenoisedEstimate", "Rounds", "Run", "Seed", "Step", "seed_of"]
 
 Seed = int | Sequence[int] | Key
-"""What repeats a run."""
+"""A `seed=` that repeats a run."""
 
 
 @dataclass(frozen=True)
@@ -26,60 +26,60 @@ class Step:
     """One network call, as hooks and callbacks see it."""
 
     call: int
-    """The number of the call, from 0."""
+    """The index of the call, from 0."""
     calls: int
-    """How many there will be."""
+    """The number of calls of the whole run."""
     t: float
-    """Where it was made, on the path's clock."""
+    """The time of the call, on the path's clock."""
     alpha: float
     sigma: float
     x: Tensor
-    """The network's input (hook), or the next one (callback: in the end the result). Clone it to keep it."""
+    """The network's input (hook), or the next input or the result (callback). Clone it to keep it."""
     denoised: Tensor | None
     """The estimate of x_0 at the call; None where the network does not determine it."""
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What a run in parallel took, against N calls one after another."""
+    """The cost of a parallel run, against N sequential calls."""
 
     rounds: int
-    """Sweeps over the window, or parareal iterations, until the last sample was done."""
+    """Sweeps over the window, or parareal iterations, until the last sample converged."""
     calls: int
-    """Network evaluations, summed over the samples; over all ranks."""
+    """Network evaluations, summed over samples and ranks."""
     wasted: int
-    """How many of them a sequential run would not have made."""
+    """The number of them that a sequential run would not have needed."""
     depth: int
-    """Batches that the network was called with one after another: the time of a run on enough workers."""
+    """Sequential network calls: the time of the run with enough workers."""
     each: Tensor
-    """(B,): the rounds that each sample took."""
+    """(B,): the rounds of each sample."""
     converged: Tensor
-    """(B,): whether each sample is within the tolerance; False only where `max_rounds` came first."""
+    """(B,): whether each sample is within the tolerance; False only if `max_rounds` was reached first."""
 
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """What `solve` returns."""
+    """The result of `solve`."""
 
     x: Tensor
     """The result; after `max_calls`, the input of the next call."""
     tableau: Tableau
     nfe: int
-    """Network calls made."""
+    """Number of network calls."""
     seed: Seed
-    """What was given, or the seed drawn in its place: `solve(..., seed=run.seed)` repeats the run."""
+    """The given seed, or the one drawn if none was given: `solve(..., seed=run.seed)` repeats the run."""
     trajectory: Tensor | None
     """(n + 1, B, ...): the states at the grid nodes reached, the start first; or (N + 1, B, ...), every network input
-    and the result. None unless asked for."""
+    and the result. None unless requested."""
     log_prob: Tensor | None
-    """(N, B): the log-density of each call's Gaussian transition, 0 where it has no noise; None unless asked for."""
+    """(N, B): the log-density of each call's Gaussian transition, 0 where it has no noise; None unless requested."""
     executor: Executor
     parallel: Rounds | None = None
-    """What it took, if the run was made in parallel."""
+    """The cost of a parallel run; None for others."""
 
     @property
     def state(self) -> State:
-        """A copy of where the run stands: `solve(model, solver=run.tableau, state=run.state)` goes on from there."""
+        """A copy of the state: `solve(model, solver=run.tableau, state=run.state)` continues the run."""
         return self.executor.state
 
     @property
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def status(self) -> tuple[Status, ...]:
-        """How each sample ended: after `max_calls` the run may go on from `state`."""
+        """How each sample ended: BUDGET_SPENT after `max_calls`, when `state` continues the run."""
         return (Status.DONE if self.done else Status.BUDGET_SPENT,) * len(self.x)
 
     def __repr__(self) -> str:
@@ -120,7 +120,7 @@ class DenoisedEstimate:
 
 
 def seed_of(given: SeedLike | None, key: Key) -> Seed:
-    """What repeats the run: a Key where one was given or the seed alone would not do."""
+    """The seed that repeats the run: a Key if one was given, or if the integers do not determine the noise."""
     if isinstance(given, Key) or key.antithetic or key.shared:
         return key
     return key.seed if isinstance(key.seed, int) else list(key.seed)

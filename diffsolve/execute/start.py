@@ -1,4 +1,4 @@
-"""What is to be solved, and an executor at its first call."""
+"""The problem to be solved, and an executor at its first call."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = ["Problem", "begin", "begin_run", "initial"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is solved, however it is solved: a model, a start, its noise, conditions and guidance."""
+    """The problem, whichever driver solves it: a model, the initial state, seeds, conditions and guidance."""
 
     model: Model
     shape: Shape | None
     noise: Tensor | None
     start: float | None
-    """On the path's clock; None for its noise end."""
+    """The initial time, on the path's clock; None for its noise end."""
     stop: float | None
-    """None for the data itself."""
+    """The final time; None for the data."""
     key: Key
     seed: SeedLike | None
-    """What was given."""
+    """The seed as given."""
     cond: Mapping[str, Any]
     guidance: Guidance
     dtype: torch.dtype | None
@@ -46,7 +46,7 @@ class Problem:
 
     @classmethod
     def of(cls, model: ModelLike, shape: Shape | None, options: Mapping[str, Any]) -> Problem:
-        """The problem that these options of `solve` (or some of them) state."""
+        """The problem defined by options of `solve`."""
         seed, state = options.get("seed"), options.get("state")
         return cls(
             as_model(model),
@@ -63,19 +63,19 @@ class Problem:
         )
 
     def state(self, start: float) -> Tensor:
-        """The state at the time `start`: what was given, or the prior's noise.
+        """The state at the time `start`: the given one, or noise from the prior.
 
         Raises:
-            ValueError: for a run from part-way without its state.
+            ValueError: if `start` is given without the state at that time.
         """
         if self.start is not None and self.noise is None:
-            raise ValueError(f"start={self.start!r} needs noise=, the state at that time")
+            raise ValueError(f"noise must be given with start={self.start!r}, as the state at that time, got None")
         return initial(self.model, start, self.shape, self.noise, self.key, self.dtype, self.device)
 
 
 @shows(BeginOptions, solver=DEFAULT_SOLVER, index=0, guidance=1.0)
 def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginOptions]) -> Executor:
-    """An executor at its first call, for a program that owns the loop itself; see `diffsolve.execute`.
+    """An executor at its first call, for a program with its own loop; see `diffsolve.execute.executor`.
 
         ex = ds.begin(model, (8, 3, 32, 32), solver="unipc-3", nfe=10, seed=0)
         while not ex.done:
@@ -83,8 +83,8 @@ def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginO
         ex.y
 
     Args:
-        prediction: what `advance` will be given, if not the network's output: "denoised", say.
-        guidance: the scale of classifier-free guidance that the outputs will have; see `plan`.
+        prediction: the prediction type that `advance` gets, such as "denoised"; the network's if None.
+        guidance: the scale of classifier-free guidance of the outputs; see `plan`.
 
     The other options are those of `solve`.
     """
@@ -94,7 +94,7 @@ def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginO
 
 
 def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
-    """The executor of a problem, on the tableau that the options plan."""
+    """The executor of a problem, on the tableau planned from the options."""
     model, state, prediction = problem.model, options.get("state"), options.get("prediction")
     solver = options.get("solver", DEFAULT_SOLVER)
     planned = {name: options.get(name) for name in ("steps", "nfe", "grid", "start", "stop")}
@@ -131,7 +131,7 @@ def initial(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
 ) -> Tensor:
-    """The state at the start: what was given, or the prior's noise."""
+    """The initial state: the given one, or noise from the prior."""
     exactly_one(shape=shape, noise=noise)
     if dtype is not None:
         floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point

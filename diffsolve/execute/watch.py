@@ -1,4 +1,4 @@
-"""What looks on while a network is called: a bar, and the check for outputs that are not finite."""
+"""Progress bars, and the check for network outputs that are not finite."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["Watch", "bar", "check_finite"]
 
 
 def bar(progress: bool, total: int | None) -> Any:
-    """A progress bar over network calls; one that shows nothing unless asked."""
+    """A progress bar over network calls, shown if `progress`."""
     from tqdm.auto import tqdm
 
     return tqdm(total=total, disable=not progress, unit="call")
 
 
 def check_finite(out: Tensor, where: str) -> None:
-    """Raise a FloatingPointError unless every value of a network's output is finite. Waits for the device."""
+    """Raise a FloatingPointError unless every value of a network's output is finite. Synchronises with the device."""
     if not bool(out.isfinite().all()):
         bad = int((~out.isfinite()).sum())
         raise FloatingPointError(f"net returned {bad} non-finite values of {out.numel()} {where}")
 
 
 class Watch:
-    """Sees every output of the network in a run whose samples stand at times of their own.
+    """Sees every network output of a run whose samples have times of their own.
 
     Args:
         check: stop at the first output that is not finite, naming the first such sample's time.
-        progress: what counts the calls: the `update` of a bar.
+        progress: the bar that counts the calls.
     """
 
     def __init__(self, check: bool, progress: Any) -> None:

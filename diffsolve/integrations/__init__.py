@@ -1,4 +1,4 @@
-"""Other libraries' objects from ours, and ours from theirs. Each imports the other library only when it is used."""
+"""Conversions to and from objects of other libraries, each imported only when it is used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["recognise"]
 
 @register_adapter
 def recognise(thing: Any) -> Model | None:
-    """The Model that another library's object is, where it tells its path and prediction; else None.
+    """Another library's object as a Model, if it defines its path and prediction; else None.
 
-    A diffusers pipeline, a flow_matching `ModelWrapper`, a k-diffusion denoiser, a network of the EDM code base.
+    Known are diffusers pipelines, flow_matching's `ModelWrapper`, k-diffusion denoisers and EDM's networks.
     """
     bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(thing).__mro__}
     if "diffusers.DiffusionPipeline" in bases:

@@ -16,7 +16,7 @@ __all__ = ["NODE_CLASS_MAPPINGS", "DiffsolveSampler"]
 
 
 class DiffsolveSampler:
-    """The node: a solver's name, and options for it as in "eta=0.5, tau=1.0"."""
+    """The node: the name of a solver, and its options, such as "eta=0.5, tau=1.0"."""
 
     RETURN_TYPES: ClassVar = ("SAMPLER",)
     FUNCTION: ClassVar = "sampler"
@@ -24,11 +24,15 @@ class DiffsolveSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
+        """The inputs that ComfyUI shows."""
         return {"required": {"solver": (names(), {"default": "unipc-3"}), "options": ("STRING", {"default": ""})}}
 
     def sampler(self, solver: str, options: str) -> tuple[Any]:
-        """The sampler. An unknown option is a ValueError that lists those there are."""
+        """The sampler.
+
+        Raises:
+            ValueError: if the solver or an option is unknown, with a list of the known ones.
+        """
         from comfy.samplers import KSAMPLER
 
         return (KSAMPLER(sampler(f"{solver}({options})" if options.strip() else solver)),)

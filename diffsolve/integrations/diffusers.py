@@ -1,4 +1,4 @@
-"""diffusers, both ways: any solver as the scheduler of a pipeline, and a pipeline's network as a Model.
+"""diffusers: any solver as the scheduler of a pipeline, and a pipeline's network as a Model.
 
 pipe.scheduler = Scheduler(pipe.scheduler, solver="unipc-3")      # the pipeline goes on as before
 image = pipe("a boat", num_inference_steps=12).images[0]
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsolve.common.checks import choice, described
 from diffsolve.execute import Executor
 from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan
 from diffsolve.execute.results import DenoisedEstimate
@@ -32,66 +33,66 @@ __all__ = ["Scheduler", "model_of", "pipeline"]
 
 PREDICTIONS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v", "flow_prediction": "velocity"}
 FLOW_CLOCKS = {"SD3Transformer2DModel": "1000t", "FluxTransformer2DModel": "t"}
-"""What the transformers of flow pipelines are told: the pipelines, not the schedulers, know it."""
+"""The clocks of flow transformers, which their pipelines define and their schedulers do not."""
 
 
 def meaning(scheduler: Any) -> tuple[Path, str, str | Any]:
-    """(path, prediction, clock) of the networks that a scheduler is for.
+    """(path, prediction, clock) of the networks that a scheduler is made for.
 
     Raises:
-        ValueError: for a scheduler of another kind: one without a table of betas that is neither a flow's nor EDM's.
+        ValueError: if the scheduler has no table of betas and is neither a flow's nor EDM's, or its prediction type is
+            not supported.
     """
     if isinstance(scheduler, Scheduler):
         return scheduler.model.path, scheduler.model.predicts, scheduler.model.clock
     config, kind = scheduler.config, type(scheduler).__name__
-    predicts = PREDICTIONS.get(config.get("prediction_type", "epsilon"))
-    if predicts is None:
-        raise ValueError(f"prediction_type={config.prediction_type!r}; accepted: {', '.join(PREDICTIONS)}")
+    predicts = PREDICTIONS[choice("prediction_type", config.get("prediction_type", "epsilon"), PREDICTIONS)]
     if kind.startswith("FlowMatch") or config.get("use_flow_sigmas") or predicts == "velocity":
         return Rectified(), "velocity", "1000t"
     if kind.startswith("EDM"):
         if predicts != "noise":
-            raise ValueError(f"prediction_type={config.prediction_type!r} of {kind}: 'epsilon' is accepted")
+            raise ValueError(f"prediction_type must be 'epsilon' of a scheduler {kind}, got {config.prediction_type!r}")
         return EDM(config.sigma_min, config.sigma_max), "edm", "c_noise"
     if config.get("timestep_type") == "continuous" and predicts == "v":
-        # v along the angle, told c_noise, as video models have it: x = cos(a) x_0 + sin(a) eps.
+        # v with x = cos(a) x_0 + sin(a) eps and the clock c_noise, as in video models.
         last = math.atan(config.sigma_min or 0.002)
         return Custom(torch.cos, torch.sin, math.atan(config.sigma_max or 700.0), 0.0, last), predicts, "c_noise"
     betas = getattr(scheduler, "betas", None)
     if not isinstance(betas, Tensor) or kind in ("LCMScheduler", "TCDScheduler"):
         raise ValueError(
-            f"scheduler={kind} is accepted neither as one with betas, nor as a flow's, nor as EDM's: "
-            "give ds.adapt the network with its path and prediction"
+            f"scheduler must be one with betas, of a flow or of EDM, got {kind}; give ds.adapt the network with its "
+            "path and prediction"
         )
     return Discrete(betas), predicts, "t"
 
 
 class Scheduler:
-    """A diffusers scheduler that runs any solver of this library, in the place of the one that it is made from.
+    """A diffusers scheduler that runs any solver of this library, in place of the given one.
 
         pipe.scheduler = Scheduler(pipe.scheduler, solver="dpmpp-3m", grid="karras")
 
-    Timesteps, noise levels and what the network predicts are those of the scheduler given, whichever its own method;
-    the state is x_t = alpha x_0 + sigma eps itself, unscaled, in float32 whatever the pipeline's dtype. A run ends on
-    the data. A network that also gives a variance (twice the channels) may hand in both. Clipping and dynamic
-    thresholding are done where the scheduler's configuration asks for them.
+    Timesteps, noise levels and the prediction type are those of the given scheduler, whatever its own method; the state
+    is x_t = alpha x_0 + sigma eps itself, unscaled, in float32 whatever the pipeline's dtype. A run ends on the data.
+    The output of a network that also predicts a variance (twice the channels) is accepted. Clipping and dynamic
+    thresholding follow the scheduler's configuration.
 
-    A pipeline that edits the latents between steps (inpainting, callbacks) is noticed, and its values are taken. With
-    predictor-correctors and Runge-Kutta methods, which have a state beside the network's input, they are taken for
-    that input alone; a method with one state ("dpmpp-2m", "ab-2", ..) suits such pipelines.
+    Edits of the latents between steps (inpainting, callbacks) are detected and used. Predictor-correctors and
+    Runge-Kutta methods have a state beside the network's input, and for them an edit changes that input alone; use a
+    method with one state ("dpmpp-2m", "ab-2", ..) in such pipelines.
 
     Args:
         scheduler: a diffusers scheduler with betas, of a flow (FlowMatch.., use_flow_sigmas) or of EDM.
-        solver: as in `ds.solve`, by name or object; `num_inference_steps` is its number of steps.
+        solver: a name or solver object, as in `ds.solve`; `num_inference_steps` is its number of steps.
         grid: as in `ds.solve`. If None, that of the solver's name ("DPM++ 2M Karras", "auto"), else the timesteps and
-            sigmas that the given scheduler makes. With a grid, of timesteps or sigmas that a pipeline sets (as Flux's
-            does) only the number counts.
-        seed: of a stochastic solver's noise, one or one per sample. If None, it is drawn from the generator that the
-            pipeline passes on, or from the system.
-        guidance: the scale that the pipeline guides with, if any; "auto" depends on it.
+            sigmas of the given scheduler. With a grid, only the number of timesteps or sigmas that a pipeline sets (as
+            Flux's does) is used.
+        seed: of a stochastic solver's noise, one integer or one per sample. If None, it is drawn from the generator
+            that the pipeline passes, or from the system.
+        guidance: the pipeline's guidance scale, if any; "auto" depends on it.
 
     Raises:
-        ValueError: for a scheduler of another kind; a solver that adds noise before the first call (churn).
+        ValueError: if the scheduler is of another kind; from `set_timesteps`, if the solver adds noise before its first
+            call (churn).
     """
 
     def __init__(
@@ -117,12 +118,12 @@ class Scheduler:
 
     @property
     def config(self) -> Any:
-        """The configuration of the scheduler that this one was made from."""
+        """The configuration of the given scheduler."""
         return self.scheduler.config
 
     @property
     def init_noise_sigma(self) -> float:
-        """The deviation of the noise that a run starts from."""
+        """The standard deviation of the noise at the start of a run."""
         return self.model.path.prior_std()
 
     @property
@@ -141,9 +142,12 @@ class Scheduler:
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Plan a run of so many steps, or on timesteps or sigmas of one's own as far as the given scheduler takes them.
+        """Plan a run with a number of steps, or with custom timesteps or sigmas if the given scheduler takes them.
 
-        `timesteps` are then what the network will be told, one for each of its calls.
+        Sets `timesteps`, the network's clock at each of its calls.
+
+        Raises:
+            ValueError: if the solver adds noise before its first call, or the scheduler does not take an argument.
         """
         given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
         given = {name: value for name, value in given.items() if value is not None}
@@ -155,15 +159,19 @@ class Scheduler:
             steps = num_inference_steps if own is None else len(own)
             tableau = plan(self.model, self.solver, grid=self.grid, steps=steps, guidance=self.guidance)
         if (tableau.entry != [[1, 0], [1, 0]]).any():
-            raise ValueError(f"solver={self.solver} adds noise before its first call, which a pipeline makes at once")
+            raise ValueError(f"solver must add no noise before its first call, got {self.solver}")
         self._tableau, self._first, self._run = tableau, 0, None
         self.num_inference_steps = len(tableau.times) - 1
         self.timesteps = self._network_times(tableau).to(device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at that call, which must be the first of a step: image to image."""
+        """Start at this call, the first of a step, as image-to-image pipelines do.
+
+        Raises:
+            ValueError: if it is not the number of the first call of a step.
+        """
         if not 0 <= begin_index < self._planned.nfe or self._node(begin_index) < 0:
-            raise ValueError(f"begin_index={begin_index!r}: the first call of a step is accepted")
+            raise ValueError(f"begin_index must be the number of the first call of a step, got {begin_index!r}")
         self._first, self._run = begin_index, None
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
@@ -183,28 +191,32 @@ class Scheduler:
         """The next state, from the network's output at this one.
 
         Args:
-            timestep: not looked at; calls are counted.
+            timestep: not used; calls are counted.
 
         Returns:
-            An object with `prev_sample` (and `pred_original_sample`, the denoised estimate, where thresholds are
-            set), or a tuple with the first alone.
+            An object with `prev_sample` and `pred_original_sample` (the denoised estimate if it is clipped, else None),
+            or the tuple (prev_sample,).
+
+        Raises:
+            ValueError: if the shapes of model_output and sample differ, or `set_timesteps` was not called.
         """
         out = model_output
         if out.shape[1:2] == (2 * sample.shape[1],):
             out = out[:, : sample.shape[1]]
         if out.shape != sample.shape:
-            raise ValueError(f"model_output has shape {tuple(out.shape)}: that of sample, {tuple(sample.shape)}")
+            shapes = f"{tuple(sample.shape)}, got {tuple(out.shape)}"
+            raise ValueError(f"model_output must have the shape of sample, {shapes}")
         if self._run is None:
             self._run = _Run(self._begin(sample, generator), self.model, self.config)
-        found, denoised = self._run.step(out, sample)
+        latents, denoised = self._run.step(out, sample)
         if not return_dict:
-            return (found,)
+            return (latents,)
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-        return DDIMSchedulerOutput(prev_sample=found, pred_original_sample=denoised)
+        return DDIMSchedulerOutput(prev_sample=latents, pred_original_sample=denoised)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma eps at the network's clock `timesteps`, shape (B,)."""
+        """alpha x_0 + sigma eps at the noise levels of `timesteps`, shape (B,), on the network's clock."""
         at = self.model.path.at(self._times(timesteps))
         alpha, sigma = (
             w.to(noise.device, noise.dtype).view(-1, *[1] * (noise.dim() - 1)) for w in (at.alpha, at.sigma)
@@ -213,17 +225,17 @@ class Scheduler:
         return noisy
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise` by the name that flow pipelines call it."""
+        """`add_noise`, under the name that flow pipelines use."""
         return self.add_noise(sample, noise, timestep)
 
     @property
     def _planned(self) -> Tableau:
         if self._tableau is None:
-            raise ValueError("timesteps are not set: call set_timesteps first")
+            raise ValueError("timesteps must be set, got none; call set_timesteps first")
         return self._tableau
 
     def _node(self, call: int) -> int:
-        """The grid node at which a call is made, or -1 between nodes."""
+        """The grid node of a call, or -1 between nodes."""
         return int(self._planned.node[call - 1]) if call else 0
 
     def _begin(self, sample: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Executor:
@@ -238,15 +250,16 @@ class Scheduler:
         return begin(self.model, noise=sample, solver=tableau, seed=seed, prediction="denoised" if clips else None)
 
     def _own_grid(self, steps: int | None, given: dict[str, Any]) -> np.ndarray:
-        """The nodes that the scheduler given makes, on the path's clock, the data end last."""
+        """The nodes of the given scheduler, on the path's clock, the data end last."""
         from diffusers import DDIMScheduler
 
         theirs, path = self.scheduler, self.model.path
-        if not hasattr(theirs, "sigmas") and "timesteps" not in given:  # spaced alike, but without repeated calls
+        if not hasattr(theirs, "sigmas") and "timesteps" not in given:  # the same spacing without repeated calls
             theirs = DDIMScheduler.from_config(theirs.config)  # type: ignore[no-untyped-call]
         accepted = inspect.signature(theirs.set_timesteps).parameters
         for name in given.keys() - accepted.keys():
-            raise ValueError(f"{name} cannot be given: {type(self.scheduler).__name__} does not take it")
+            kind = type(self.scheduler).__name__
+            raise ValueError(f"{name}={described(given[name])} cannot be given with {kind}, which does not take it")
         theirs.set_timesteps(**({"num_inference_steps": steps} if steps is not None else {}), **given)
         if not hasattr(theirs, "sigmas"):
             return np.append(theirs.timesteps.double().numpy(force=True), path.t_data)
@@ -254,7 +267,7 @@ class Scheduler:
         if isinstance(path, EDM | Rectified):
             times: np.ndarray = np.minimum(sigmas, path.t_noise)
             return times
-        with np.errstate(divide="ignore"):  # sigma / alpha in float32; a table may begin a rounding beyond ours
+        with np.errstate(divide="ignore"):  # sigma / alpha in float32; the first may exceed our table's by rounding
             times = path.time(np.maximum(-np.log(sigmas), float(path.lam(path.t_noise)))).numpy()
         row = times.round()
         return np.where(np.abs(times - row) < 1e-3, row, times) if path.integer else times
@@ -263,7 +276,7 @@ class Scheduler:
         return self.model.network_time(torch.from_numpy(tableau.calls[:, 0].copy())).float()
 
     def _times(self, network_time: Tensor) -> Tensor:
-        """The path's times at which the network is told that."""
+        """The path's times at these values of the network's clock."""
         network_time = network_time.double().reshape(-1)
         if self.model.clock == "c_noise":
             return self.model.path.time(-4 * network_time)
@@ -271,14 +284,14 @@ class Scheduler:
 
 
 class _Run:
-    """A run under way: the executor, and the tensor that the pipeline was handed last."""
+    """An unfinished run: the executor, and the last tensor returned to the pipeline."""
 
     def __init__(self, ex: Executor, model: Model, config: Any) -> None:
         self.ex, self.config = ex, config
         self.estimate = (
             DenoisedEstimate(model, ex.tableau, needed=True) if ex.program.prediction != model.predicts else None
         )
-        self.handed: Tensor | None = None
+        self.returned: Tensor | None = None
         self.version = 0
 
     @property
@@ -287,7 +300,7 @@ class _Run:
 
     def step(self, out: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state as the pipeline's next latents, and the denoised estimate where it is thresholded."""
-        if self.handed is not None and not (sample is self.handed and _version(sample) == self.version):
+        if self.returned is not None and not (sample is self.returned and _version(sample) == self.version):
             self.ex.correct(sample.to(self.ex.y))
         denoised = None
         if self.estimate is not None:
@@ -295,10 +308,10 @@ class _Run:
             assert denoised is not None
             out = denoised = _thresholded(denoised, self.config)
         self.ex.advance(out)
-        # A copy: the next step writes to the state, and pipelines keep what they were given.
-        self.handed = self.ex.y.to(sample.dtype, copy=True)
-        self.version = _version(self.handed)
-        return self.handed, denoised
+        # A copy: the next step writes to the state, and pipelines keep the returned tensor.
+        self.returned = self.ex.y.to(sample.dtype, copy=True)
+        self.version = _version(self.returned)
+        return self.returned, denoised
 
 
 def _thresholded(x: Tensor, config: Any) -> Tensor:
@@ -312,7 +325,7 @@ def _thresholded(x: Tensor, config: Any) -> Tensor:
 
 
 def _version(x: Tensor) -> int:
-    """How often x has been written to; unknown of tensors made in inference mode, which then always count as new."""
+    """The number of in-place writes to x; -1 for tensors of inference mode, which are not tracked."""
     return -1 if x.is_inference() else x._version
 
 
@@ -321,7 +334,7 @@ def _drawn(generator: torch.Generator) -> int:
 
 
 class Network(nn.Module):
-    """A diffusers network as `net(x, t, **cond)`: its output as a tensor, without a learned variance."""
+    """A diffusers network as `net(x, t, **cond)`, returning a tensor without a learned variance."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -336,27 +349,35 @@ def model_of(network: nn.Module, scheduler: Any, *, clock: str | None = None) ->
     """A diffusers network (UNet2DModel, UNet2DConditionModel, a transformer) as a Model.
 
     Args:
-        scheduler: any that goes with the network: from it come the path and the prediction.
-        clock: what the network is told; see `diffsolve.models.CLOCKS`. For the transformers of flows only their
-            pipelines know it, so that it has to be given but for those of Stable Diffusion 3 ("1000t") and Flux ("t").
-            Mind that some pipelines also turn the sign of the output.
+        scheduler: one made for the network; it determines the path and the prediction.
+        clock: the network's time, a name in `diffsolve.models.CLOCKS`. For flow transformers only the pipelines define
+            it, so it must be given, except for those of Stable Diffusion 3 ("1000t") and Flux ("t"). Note that some
+            pipelines also change the sign of the output.
+
+    Raises:
+        ValueError: if the scheduler is not supported, or the clock must be given.
     """
     path, predicts, its_clock = meaning(scheduler)
     if clock is None and isinstance(path, Rectified):
         clock = FLOW_CLOCKS.get(type(network).__name__)
         if clock is None:
             raise ValueError(
-                f"clock=None with {type(network).__name__}: 't', '1-t' or '1000t' is accepted, as its pipeline has it"
+                f"clock must be 't', '1-t' or '1000t', as the pipeline has it, for {type(network).__name__}, got None"
             )
     sigma_data = scheduler.config.get("sigma_data", 0.5)
     return adapt(Network(network), path, predicts, clock=clock or its_clock, sigma_data=sigma_data)
 
 
 def pipeline(pipe: Any, *, clock: str | None = None) -> Model:
-    """The network of a pipeline as a Model: its `unet` or `transformer`."""
+    """The network of a pipeline, its `unet` or `transformer`, as a Model.
+
+    Raises:
+        ValueError: if the pipeline has no such network or no scheduler; see also `model_of`.
+    """
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if network is None or not hasattr(pipe, "scheduler"):
-        raise ValueError(f"{type(pipe).__name__} lacks a unet or transformer, or a scheduler: use model_of")
+        kind = type(pipe).__name__
+        raise ValueError(f"pipe must have a unet or transformer, and a scheduler, got {kind}; use model_of")
     return model_of(network, pipe.scheduler, clock=clock)
 
 

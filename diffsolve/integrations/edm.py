@@ -13,11 +13,10 @@ __all__ = ["preconditioned"]
 
 
 def preconditioned(net: Any) -> Model:
-    """An EDMPrecond, VPPrecond, VEPrecond or iDDPMPrecond as a Model; class labels and the like are its `cond`.
+    """An EDMPrecond, VPPrecond, VEPrecond or iDDPMPrecond as a Model; class labels are passed as `cond`.
 
-    sigma runs over what the network bears, within the paper's 0.002 to 80; it is rounded as the network wants it
-    (`round_sigma`: to its table, of an iDDPM). x stays in float32, also for weights in half precision: these networks
-    convert by themselves.
+    sigma covers the network's range, within the paper's 0.002 to 80, and is rounded by the network's `round_sigma` (for
+    iDDPM to its table). x stays in float32 even for half-precision weights: these networks convert it themselves.
     """
     low, high = max(float(net.sigma_min), 0.002), min(float(net.sigma_max), 80.0)
     return adapt(net, EDM(low, high), "denoised", clock=net.round_sigma, dtype=torch.float32)

@@ -12,7 +12,7 @@ __all__ = ["wrapped"]
 def wrapped(model: Any) -> Model:
     """A flow_matching `ModelWrapper` as a Model, for the conditional optimal-transport path.
 
-    A wrapper does not know its path. For one trained on another (`CosineScheduler`, ..) say so: `ds.adapt(wrapper,
+    A wrapper does not know its path. For a model trained on another (`CosineScheduler`, ..) give it: `ds.adapt(wrapper,
     path=ds.paths.Custom(alpha, sigma, t_noise=0.0, t_data=1.0), predicts="velocity")`.
     """
     return adapt(model, "condot", "velocity")

@@ -1,9 +1,9 @@
-"""k-diffusion, ComfyUI and the web UI, both ways: a sampling function that any of them takes, and their denoisers.
+"""k-diffusion, ComfyUI and the web UI: our solvers as their sampling functions, and their denoisers as Models.
 
     sample = sampler("unipc-3")
     x = sample(denoiser, x, sigmas, extra_args={"cond": c}, callback=preview, disable=True)
 
-    KSAMPLER(sampler("dpmpp-3m"))                                     # a SAMPLER, as a node of ComfyUI returns it
+    KSAMPLER(sampler("dpmpp-3m"))                                     # a SAMPLER for a ComfyUI node
 
     model = ds.adapt(denoiser)                                        # a k-diffusion denoiser knows its sigmas
 
@@ -29,17 +29,18 @@ __all__ = ["denoiser", "sampler"]
 
 
 def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., Tensor]:
-    """A function with the arguments of k-diffusion's `sample_euler` and its kin, that runs a solver of this library.
+    """A sampling function, with the arguments of k-diffusion's `sample_euler`, that runs a solver of this library.
 
     The sigmas given are the grid, bit for bit; a last one of 0 is the data. The noise of a stochastic solver comes
-    from `seed`, else from extra_args["seed"] (ComfyUI has it there), else from the system. `callback` gets the mapping
-    that k-diffusion gives it, of x, i, sigma, sigma_hat and denoised, at the first call of each step.
+    from `seed`, else from extra_args["seed"] (ComfyUI puts it there), else from the system. At the first call of each
+    step `callback` gets the mapping that k-diffusion passes: x, i, sigma, sigma_hat and denoised.
 
     Args:
-        solver: by name or object; its grid, if it has one, is not used.
+        solver: a name or a solver object; a grid in the name is ignored.
+        seed: an integer; None as above.
 
     Raises:
-        ValueError: for sigmas that do not fall strictly; for an unknown solver.
+        ValueError: if the solver is unknown; from the sampling function, if the sigmas do not fall strictly.
     """
     method = resolve(solver)[0]
 
@@ -58,7 +59,7 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
         denoised = adapt(_Denoiser(model, sigmas.dtype), path, "denoised", dtype=x.dtype)
         number = cond.get("seed") if seed is None else seed
         ex = begin(denoised, noise=x, solver=method, grid=levels, seed=number)
-        nodes = [0, *ex.tableau.node[:-1].tolist()]  # where each call is made; -1 between nodes
+        nodes = [0, *ex.tableau.node[:-1].tolist()]  # the grid node of each call; -1 between nodes
         with torch.no_grad(), tqdm(total=len(levels) - 1, disable=disable) as bar:
             for i in nodes:
                 out = denoised.call(*ex.query(), cond)
@@ -73,7 +74,7 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
 
 
 class _Denoiser:
-    """A denoiser that is told sigma in its own dtype."""
+    """A denoiser that gets sigma in the dtype of the sigmas, whatever the executor computes in."""
 
     def __init__(self, model: Callable[..., Tensor], dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
@@ -85,7 +86,7 @@ class _Denoiser:
 def _path(model: Any, levels: Tensor) -> Path:
     """The path whose clock is the model's sigma, from the first of the levels to the last positive one."""
     if levels.dim() != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all()) or float(levels[-1]) < 0:
-        raise ValueError(f"sigmas={levels.tolist()}: at least two that fall strictly, down to 0 at least, are accepted")
+        raise ValueError(f"sigmas must be at least two, >= 0 and falling strictly, got {levels.tolist()}")
     if _flow(model):
         return Rectified()
     high, low = float(levels[0]), float(levels[levels > 0][-1])

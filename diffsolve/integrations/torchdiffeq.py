@@ -17,13 +17,13 @@ class ODE(nn.Module):
 
         x = odeint(model.as_ode(), noise, torch.tensor([path.t_noise, path.t_last]))[-1]
 
-    Either direction will do; t is one number, or one for each sample. The network's parameters, if it has any, are
-    parameters of this module, which is where `odeint_adjoint` looks for them.
-    torchdiffeq's adaptive methods step over the last time and interpolate back, unless `options={"step_t": t[-1:]}`
-    forbids it. The network is not called beyond the ends even then: it is told the time of the end.
+    It integrates in either direction; t is one number, or has shape (B,). The network's parameters are parameters of
+    this module, where `odeint_adjoint` looks for them.
+    torchdiffeq's adaptive methods step past the last time and interpolate back, unless `options={"step_t": t[-1:]}`
+    forbids it. The network is not called beyond the ends even then: t is clamped to them.
 
     Raises:
-        ValueError: where dx/dt is infinite, or not determined by the network; see `Model.predict`.
+        ValueError: where dx/dt is infinite, or the network does not determine it; see `Model.predict`.
     """
 
     def __init__(self, model: Model, cond: Mapping[str, Any]) -> None:
@@ -36,5 +36,5 @@ class ODE(nn.Module):
         path = self.model.path
         t = t.clamp(*sorted((path.t_noise, path.t_last)))
         if not all(bool(slope.isfinite().all()) for slope in path.derivatives(t)):
-            raise ValueError(f"t={t.tolist()}: dx/dt is infinite there on {path}")
+            raise ValueError(f"t must be a time at which dx/dt is finite on {path}, got {t.tolist()}")
         return self.model.velocity(x, t, **self.cond).to(x.dtype)

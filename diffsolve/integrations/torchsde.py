@@ -1,12 +1,12 @@
-r"""torchsde, both ways: a model as an SDE for `sdeint` and `sdeint_adjoint`, and its Brownian motions as ours.
+r"""torchsde: a model as an SDE for `sdeint` and `sdeint_adjoint`, and torchsde's Brownian motions for our solvers.
 
     sde = model.as_sde(tau=1.0, shape=(3, 32, 32))
     w = ds.Brownian((16, 3 * 32 * 32), seed=0, t0=sde.span()[0])
     y = torchsde.sdeint(sde, sde.flatten(x_T), sde.span(), bm=w, dt=1e-2, method="euler")
     x = sde.unflatten(y[-1])
 
-A `ds.Brownian` needs no wrapper as `bm`. It has no Levy areas, which torchsde's methods "srk" (its default for an
-Ito SDE) and "log_ode" ask for; for noise that does not depend on the state "euler" and "milstein" are one method.
+A `ds.Brownian` can be passed as `bm` directly. It has no Levy areas, which torchsde's methods "srk" (its default for
+an Ito SDE) and "log_ode" need; for noise that does not depend on the state "euler" and "milstein" are the same method.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffsolve.common.checks import choice, mapping, number, required
 from diffsolve.models import Model, undetermined
 from diffsolve.noise.brownian import Times
 from diffsolve.tableau.frames import convert
@@ -27,26 +28,28 @@ __all__ = ["SDE", "BrownianAdapter"]
 
 
 class SDE(nn.Module):
-    r"""The family of SDEs with a path's marginals, from noise to data, as torchsde wants it: `Model.as_sde` makes one.
+    r"""The family of SDEs with a path's marginals, from noise to data, as a torchsde SDE; see `Model.as_sde`.
 
     .. math:: dx = \Big[\dot\alpha\, E[x_0|x] + \dot\sigma\, E[\varepsilon|x]
                    + \tau^2 \sigma^2 \dot\lambda\, \nabla \log p(x)\Big] ds + \tau \sigma \sqrt{2 \dot\lambda}\, dW
 
     with dots for d/ds. tau = 0 is the probability-flow ODE, tau = 1 the reverse of the diffusion with the same path
-    (Song et al., 2011.13456, eq. 6; Karras et al., 2206.00364, eq. 6). torchsde's time must rise, so s is the path's
-    clock t, or -t where that falls from noise to data.
+    (Song et al., 2011.13456, eq. 6; Karras et al., 2206.00364, eq. 6). torchsde's time must increase, so s is the
+    path's clock t, or -t where t decreases from noise to data.
 
     Args:
-        model: a Model; its parameters, if it is a module, are those of this one.
-        tau: 0 or more.
-        shape: of one sample; torchsde's states are (B, d). None where x is so already.
+        model: a Model; the parameters of its network are parameters of this module.
+        tau: noise level >= 0, as above.
+        shape: of one sample; torchsde's states are (B, d). None if x has that shape already.
         cond: keyword arguments for the network.
-        sde_type: "ito" or "stratonovich": the same here, as the noise does not depend on x, but torchsde offers
-            each other methods.
+        sde_type: "ito" or "stratonovich": the same equation here, as the noise does not depend on x, but torchsde has
+            different methods for each.
 
     Raises:
-        ValueError: for bad arguments; from f and g, where the drift is not finite or not determined by the network
-            (alpha = 0 with tau > 0, sigma = 0 for a noise or score network): start later, or stop sooner.
+        ValueError: if tau or sde_type is not as above; from `f` and `g`, where the drift or the diffusion is not finite
+            or not determined by the network (alpha = 0 with tau > 0, sigma = 0 for a noise or score network): start
+            later, or stop earlier.
+        TypeError: if cond is not a mapping.
     """
 
     noise_type = "diagonal"
@@ -61,38 +64,31 @@ class SDE(nn.Module):
         sde_type: str = "ito",
     ) -> None:
         super().__init__()
-        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau < math.inf:
-            raise ValueError(f"tau={tau!r}: a finite number of at least 0 is accepted")
-        if sde_type not in ("ito", "stratonovich"):
-            raise ValueError(f"sde_type={sde_type!r}: 'ito' or 'stratonovich' is accepted")
-        if not isinstance(cond, Mapping | None):
-            raise TypeError(f"cond={cond!r}: a mapping of the network's keyword arguments is accepted")
-        self.model, self.tau, self.sde_type = model, float(tau), sde_type
+        self.model, self.tau = model, number("tau", tau, low=0)
+        self.sde_type = choice("sde_type", sde_type, ("ito", "stratonovich"))
         self.event = None if shape is None else tuple(shape)
-        self.cond = dict(cond or {})
+        self.cond = dict(mapping("cond", cond))
         self.sign = 1.0 if model.path.t_data > model.path.t_noise else -1.0
         if isinstance(model.net, nn.Module):
             self.net = model.net  # where `sdeint_adjoint` finds the parameters
 
     def span(self, start: float | None = None, stop: float | None = None) -> Tensor:
-        """(2,), float64: torchsde's times of the path's `start` and `stop`; the noise end and `t_last` if None."""
+        """(2,), float64: the path's times `start` and `stop` (default: noise end and `t_last`) as torchsde's s."""
         path = self.model.path
         ends = [path.t_noise if start is None else start, path.t_last if stop is None else stop]
-        if not path.within(ends):
-            raise ValueError(f"start={start!r}, stop={stop!r}: from {path.t_noise} to {path.t_data} is accepted")
+        required(path.within(ends), "start and stop", (start, stop), f"from {path.t_noise} to {path.t_data}")
         span = self.sign * torch.tensor(ends, dtype=torch.float64)
-        if not span[0] < span[1]:
-            raise ValueError(f"start={start!r}, stop={stop!r}: the noisier one first is accepted")
+        required(bool(span[0] < span[1]), "start and stop", (start, stop), "different times, the noisier one first")
         return span
 
     def flatten(self, x: Tensor) -> Tensor:
         """(B, d): x as torchsde's state."""
         if self.event is not None and x.shape[1:] != self.event:
-            raise ValueError(f"x has shape {tuple(x.shape)}: (B, {', '.join(map(str, self.event))}) is accepted")
+            raise ValueError(f"x must be of shape (B, {', '.join(map(str, self.event))}), got shape {tuple(x.shape)}")
         return x.flatten(1)
 
     def unflatten(self, y: Tensor) -> Tensor:
-        """The inverse of `flatten`, for a state or for a stack of them."""
+        """The inverse of `flatten`, for one state or a stack of states."""
         return y if self.event is None else y.reshape(*y.shape[:-1], *self.event)
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
@@ -118,7 +114,7 @@ class SDE(nn.Module):
         return torch.full_like(y, self.tau * math.sqrt(max(square, 0.0)))
 
     def _at(self, s: Any) -> tuple[float, Any]:
-        """The path's clock, and its position as numbers; s in float32 may be a rounding beyond the ends."""
+        """The path's time and position at s, clamped to the ends, which s may exceed by float32 rounding."""
         path = self.model.path
         low, high = sorted((path.t_noise, path.t_data))
         t = min(max(self.sign * float(s), low), high)
@@ -127,32 +123,38 @@ class SDE(nn.Module):
 
 
 class BrownianAdapter:
-    """A torchsde Brownian motion where a `ds.Brownian` is expected.
+    """A torchsde Brownian motion with the interface of `ds.Brownian`.
 
     Args:
-        bm: a `torchsde.BrownianInterval`, or any other; its times are the ones it accepts. Its values may depend on
-            the order of the queries (see its `halfway_tree`).
-        shape: in which to give its values; its own if None.
+        bm: a `torchsde.BrownianInterval` or similar; times must be in its range. Its values may depend on the order of
+            the queries (see its `halfway_tree`).
+        shape: of the values; that of `bm` if None.
+
+    Raises:
+        ValueError: if `shape` has another number of elements than `bm`.
     """
 
     def __init__(self, bm: Any, shape: Sequence[int] | None = None) -> None:
         self.bm, self.shape = bm, tuple(bm.shape if shape is None else shape)
-        if math.prod(self.shape) != math.prod(bm.shape):
-            raise ValueError(f"shape={self.shape}: as many numbers as in bm's {tuple(bm.shape)} are accepted")
+        fits = math.prod(self.shape) == math.prod(bm.shape)
+        required(fits, "shape", self.shape, f"one of {math.prod(bm.shape)} numbers, as bm's {tuple(bm.shape)}")
         self.dtype, self.device = bm.dtype, bm.device
 
     def __call__(self, ta: Times, tb: Times | None = None) -> Tensor:
-        """W(ta), or the increment from ta to tb, as from a `ds.Brownian`."""
+        """W(ta), or the increment from ta to tb, as `ds.Brownian` gives it."""
         alone, starts = np.ndim(ta) == 0, np.ravel(np.asarray(ta)).tolist()
         stops = [None] * len(starts) if tb is None else np.ravel(np.asarray(tb)).tolist()
         values = [self._increment(s, t).reshape(self.shape) for s, t in zip(starts, stops, strict=True)]
         return values[0] if alone else torch.stack(values)
 
     def normal_between(self, s: Times, t: Times) -> Tensor:
-        """(W(t) - W(s)) / sqrt(|t - s|), a standard normal."""
+        """(W(t) - W(s)) / sqrt(|t - s|), a standard normal.
+
+        Raises:
+            ValueError: if s and t are equal.
+        """
         gap = torch.as_tensor(np.asarray(t, dtype=np.float64) - np.asarray(s, dtype=np.float64))
-        if (gap == 0).any():
-            raise ValueError(f"s={s!r}, t={t!r}: an interval of some length is accepted")
+        required(bool((gap != 0).all()), "s and t", (s, t), "different times")
         scale = gap.abs().rsqrt().to(self.device, self.dtype)
         return self(s, t) * scale.view((*scale.shape, *[1] * (len(self.shape) if scale.dim() else 0)))
 

@@ -1,6 +1,6 @@
-"""How far samples are from data, and from what the same noise leads to exactly, against network calls.
+"""Distances of samples from data, and from the exact endpoints of the same noise, against network calls.
 
-`Statistics` are what is kept of images, `frechet`, `kid` and their kin are distances between two of them, and `sweep`
+`Statistics` summarise a set of images, `frechet`, `kid` and others are distances between two of them, and `sweep`
 measures them for solvers and budgets of network calls, into a file of JSON lines and a `Table`.
 """
 

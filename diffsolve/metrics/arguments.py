@@ -1,4 +1,4 @@
-"""What the arguments of a sweep mean: references and scores by name, seeds, shapes, conditions in turn."""
+"""The arguments of a sweep, checked and normalised: references, scores, seeds, shape and conditions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sample_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
-    """The entries of samples first .. first + count - 1."""
+    """The conditions of samples first .. first + count - 1: tensors are cycled along their first dimension."""
 
     def entries(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Bits per dimension over a data set, one JSON line per sample: what was done is kept, and the same call goes on."""
+"""Bits per dimension over a data set, one JSON line per sample, resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ def evaluate(
     """(samples, mean bits per dimension, its standard error) of the first `num` samples of a data set.
 
     Args:
-        out: a file with a line of settings, then a line per sample (see `diffsolve.common.records`). Samples that it
-            has are not evaluated again.
+        out: a file with a line of settings, then a line per sample (see `diffsolve.common.records`). Samples in it
+            are not evaluated again.
+        num: number of samples, from the first; all if None.
         conditional: give the network the labels.
-        about: settings that must agree with those of the file.
+        about: settings that must equal those in the file.
         options: as in `ds.bits_per_dim`.
 
     Raises:
-        ValueError: if the data set is unknown, or the file was made with other settings.
+        ValueError: if the data set is unknown, or the file has other settings.
         BlockingIOError: while another run is writing the file.
     """
     choice("data", data, DATA)

@@ -1,4 +1,4 @@
-"""What samples of the reference models are compared with."""
+"""Statistics of the reference models' data."""
 
 from __future__ import annotations
 

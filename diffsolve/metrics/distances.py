@@ -40,38 +40,38 @@ def frechet(found: Statistics, reference: Statistics) -> float:
 
     .. math:: |\mu_1 - \mu_2|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})
 
-    With C_i = A_i A_i^T the trace of the last root is the sum of the singular values of A_1^T A_2. That loses no
-    digits where covariances are singular (fewer images than features), as eigenvalues of C_1 C_2 do, whose errors
-    of 1e-16 become 1e-8 under the root; and it is real.
+    With C_i = A_i A_i^T the trace of the last root is the sum of the singular values of A_1^T A_2. This is real, and
+    accurate for singular covariances (fewer images than features), where the eigenvalues of C_1 C_2 have errors of
+    1e-16 that become 1e-8 under the root.
 
-    It is biased: finite samples have it too large by an amount of order 1 / N (see `frechet_infinity`), so that only
-    values from the same N compare.
+    The estimate is biased upwards by an amount of order 1 / N (see `frechet_infinity`), so compare only values with
+    the same N.
 
     References:
         | GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017), https://arxiv.org/abs/1706.08500
         | The Frechet distance between multivariate normal distributions (Dowson and Landau, 1982)
 
     Raises:
-        ValueError: for features of different sizes.
+        ValueError: if the features differ in size.
     """
-    _alike(found, reference)
+    _check_sizes(found, reference)
     a, b, shift = found.root, reference.root, found.mean - reference.mean
     common = torch.linalg.svdvals(a.T @ b).sum()
     return max(0.0, float(shift.square().sum() + a.square().sum() + b.square().sum() - 2 * common))
 
 
 def frechet_infinity(found: Statistics, reference: Statistics) -> float:
-    """The Frechet distance extrapolated to infinitely many samples, those of the reference left as they are.
+    """The Frechet distance extrapolated to infinitely many samples; the reference is not extrapolated.
 
-    The bias is C / N and more, so 2 d(N) - d(N / 2) is free of its first term; d(N / 2) is the mean over both halves,
-    which are drawn at random, always alike, for samples that come in the order of their classes.
-    Chong and Forsyth (2019), https://arxiv.org/abs/1911.07023, fit a line through more sizes. It can be negative, has
-    more variance than d(N), and means nothing unless a half has several times as many samples as there are features.
+    The bias is C / N to leading order, so 2 d(N) - d(N / 2) has none of that order; d(N / 2) is the mean over two
+    halves, split at random (with a fixed seed) since samples may be ordered by class. Chong and Forsyth (2019),
+    https://arxiv.org/abs/1911.07023, fit a line through more sizes. The result can be negative, has more variance than
+    d(N), and is meaningful only if half the samples are several times as many as the features.
 
     Raises:
-        ValueError: for features of different sizes, or if those of `found` were not kept.
+        ValueError: if the features differ in size, or `found` did not keep at least 4 rows.
     """
-    _alike(found, reference)
+    _check_sizes(found, reference)
     rows = found.numbers
     required(len(rows) >= 4, "found", found, "statistics with at least 4 rows")
     whole = found if len(rows) == found.count else Statistics.of(rows)
@@ -86,17 +86,17 @@ def kid(found: Statistics, reference: Statistics) -> Estimate:
     .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{m (m - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{n (n - 1)}
               - \frac{2}{m n} \sum_{ij} k(x_i, y_j)
 
-    Over all rows, not over random subsets of them, which would only add variance. The standard error is the jackknife's
-    over both sets, each leaving out one row at a time. Being unbiased it is negative about half the time where the
-    distributions agree. Its cost is m n F.
+    All rows are used, since random subsets would only add variance. The standard error is a jackknife over both sets,
+    leaving out one row at a time. Being unbiased, the estimate is negative about half the time where the distributions
+    agree. The cost is O(m n F).
 
     References:
         | Demystifying MMD GANs (Binkowski et al., 2018), https://arxiv.org/abs/1801.01401
 
     Raises:
-        ValueError: for features of different sizes or fewer than 2 rows kept of either set.
+        ValueError: if the features differ in size, or either set kept fewer than 2 rows.
     """
-    _alike(found, reference)
+    _check_sizes(found, reference)
     x, y = found.numbers, reference.numbers
     m, n = len(x), len(y)
     required(min(m, n) >= 2, "found and reference", (found, reference), "statistics with at least 2 rows each")
@@ -112,17 +112,17 @@ def kid(found: Statistics, reference: Statistics) -> Estimate:
 
 
 def sliced_wasserstein(found: Statistics, reference: Statistics, *, projections: int = 256, seed: int = 0) -> float:
-    """The sliced 2-Wasserstein distance, by POT: its square is the mean over random directions of the squared 1-D ones.
+    """The sliced 2-Wasserstein distance (by POT): squared, a mean of squared 1-D distances over random directions.
 
     Raises:
-        ValueError: for features of different sizes, or if those of either set were not kept.
-        ImportError: without the package `ot`.
+        ValueError: if the features differ in size, or either set kept no rows.
+        ImportError: if the package `ot` is not installed.
     """
     try:
         import ot
     except ImportError as error:
-        raise ImportError("optimal transport is POT's: pip install 'diffsolve[metrics]'") from error
-    _alike(found, reference)
+        raise ImportError("the sliced Wasserstein distance needs POT: pip install 'diffsolve[metrics]'") from error
+    _check_sizes(found, reference)
     lines = Key(seed).normal((projections, len(found.mean)), dtype=torch.float64).T
     distance: Tensor = ot.sliced_wasserstein_distance(
         found.numbers, reference.numbers, projections=lines / lines.norm(dim=0), p=2
@@ -131,7 +131,7 @@ def sliced_wasserstein(found: Statistics, reference: Statistics, *, projections:
 
 
 Score = Callable[[Statistics, Statistics], float | Estimate]
-"""A distance of samples from a reference."""
+"""(samples, reference) -> distance."""
 
 
 def _sliced_wasserstein(projections: int = 256, seed: int = 0) -> Score:
@@ -153,7 +153,7 @@ register = registry.register
 
 
 def named(score: str | Score) -> Score:
-    """The distance of that name, as in `"sliced-wasserstein(projections=64)"`; a function is returned as it is."""
+    """The distance of that name, such as `"sliced-wasserstein(projections=64)"`; a function is returned unchanged."""
     return registry.resolve(score)
 
 
@@ -162,6 +162,6 @@ def names() -> list[str]:
     return registry.names()
 
 
-def _alike(found: Statistics, reference: Statistics) -> None:
+def _check_sizes(found: Statistics, reference: Statistics) -> None:
     if found.mean.shape != reference.mean.shape:
         raise ValueError(f"features must be of the same size, got {len(found.mean)} and {len(reference.mean)} numbers")

@@ -1,4 +1,4 @@
-"""What a sweep depends on, as JSON values: a file of its results has them, and is continued only where they agree."""
+"""The settings of a sweep as JSON values, kept with its results, which are resumed only for equal settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffsolve.tableau import Tableau
 
 __all__ = ["describe"]
 
-ENDS = 32  # numbers from either end of a parameter that stand for all of it
+ENDS = 32  # values hashed from either end of each parameter
 
 
 def describe(value: Any) -> Any:
@@ -29,7 +29,7 @@ def describe(value: Any) -> Any:
     name.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has none
+        return str(value)  # JSON has no inf or nan
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray | np.generic):
@@ -61,7 +61,7 @@ def describe(value: Any) -> Any:
 
 
 def _rounded(numbers: np.ndarray) -> str:
-    """A digest of numbers to 1e-6 of the largest: they may be found again with another rounding."""
+    """A digest of numbers to 1e-6 of the largest, insensitive to rounding errors between runs."""
     scale = float(np.abs(numbers).max()) or 1.0
     text = f"{scale:.5g} " + " ".join(f"{number:.6f}" for number in numbers.ravel() / scale)
     return hashlib.sha256(text.replace("-0.000000", "0.000000").encode()).hexdigest()[:8]

@@ -1,8 +1,8 @@
-"""The mean and covariance of features, gathered batch by batch in float64, and the features themselves.
+"""The mean and covariance of features, accumulated batch by batch in float64, and the features themselves.
 
-Why no package: torchmetrics' Frechet distance takes no reference statistics but images, gathers uncentred moments,
-which cancel where the mean is large, and rounds its result to float32; those of pytorch-fid and clean-fid are scripts
-around one Inception network. What is left are the two short formulas here and those in `distances`.
+Why no package: torchmetrics' Frechet distance takes no precomputed statistics, accumulates uncentred moments, which
+cancel where the mean is large, and rounds its result to float32; pytorch-fid and clean-fid are scripts around one
+Inception network. The formulas needed are the two short ones here and those in `distances`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Features = Callable[[Tensor], Tensor]
 """Images (B, ...) -> features (B, F): any callable, such as an nn.Module on the images' device."""
 
 SUFFIXES = (".npz", ".safetensors")
-BLOCK = 1024  # rows of a kernel matrix at a time
+BLOCK = 1024  # rows of a kernel matrix computed at once
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -39,10 +39,10 @@ def pixels(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
-    """What is kept of a set of images; immutable. `of` makes one, `a + b` is that of both sets, `load` reads one."""
+    """The statistics of a set of images; immutable. Build with `of` or `load`; `a + b` are those of both sets."""
 
     count: int | None
-    """Number of images; None if a file does not say."""
+    """Number of images; None if the file does not have it."""
     mean: Tensor
     """(F,), float64."""
     cov: Tensor
@@ -50,7 +50,7 @@ class Statistics:
     rows: Tensor | None = None
     """(K, F): the features of the first images, for the distances that need them; None if none were kept."""
     features: Features = pixels
-    """What made the features out of images; `sweep` treats samples alike."""
+    """The function from images to features; `sweep` applies it to samples."""
 
     @classmethod
     def of(
@@ -64,15 +64,16 @@ class Statistics:
         """The statistics of images.
 
         Args:
-            images: a tensor (N, ...); or batches of any sizes, such as a DataLoader: of a batch that is a tuple or a
-                list the first entry counts. Only one batch is held at a time.
+            images: a tensor (N, ...); or batches of any sizes, such as a DataLoader, where the first entry of a tuple
+                or list is used. Only one batch is held at a time.
             features: images (B, ...) -> (B, F). Called without gradients.
-            batch: how many images of a tensor at a time. Results do not depend on it beyond rounding.
-            keep: of how many images the features are kept too; None for all of them. In memory and in a file they take
-                4 F bytes each.
+            batch: images of a tensor processed at once. Results depend on it only by rounding.
+            keep: number of images whose features are kept; all if None. They take 4 F bytes each, in memory and in a
+                file.
 
         Raises:
-            ValueError, TypeError: for no images, and for features of another shape or kind, or that are not finite.
+            ValueError: if there are no images, or the features are not finite or not of shape (B, F).
+            TypeError: if images or features are not tensors of the right kind.
         """
         room = math.inf if keep is None else integer("keep", keep, 0)
         batch = integer("batch", batch, 1)
@@ -90,10 +91,10 @@ class Statistics:
         return cls(whole.count, whole.mean, whole.cov, kept if len(kept) else None, features)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """The statistics of both sets of images (Chan, Golub and LeVeque, 1983); rows are kept where both have theirs.
+        """The statistics of both sets of images (Chan, Golub and LeVeque, 1983), with rows if both have them.
 
         Raises:
-            ValueError: for features of different sizes, or a count that is not known.
+            ValueError: if the features differ in size, or a count is None.
         """
         if not isinstance(other, Statistics):
             return NotImplemented
@@ -111,7 +112,7 @@ class Statistics:
 
     @cached_property
     def root(self) -> Tensor:
-        """(F, rank): A with A A^T = cov. Directions that are within rounding of variance 0 are left out."""
+        """(F, rank): A with A A^T = cov, without the directions whose variance is 0 to rounding."""
         variances, basis = torch.linalg.eigh(self.cov)
         kept = variances > len(variances) * torch.finfo(torch.float64).eps * variances[-1].clamp(min=0)
         root: Tensor = basis[:, kept] * variances[kept].sqrt()
@@ -119,7 +120,7 @@ class Statistics:
 
     @cached_property
     def within(self) -> Tensor:
-        """(K,): of each row the sum of the kernel of `kid` with the other rows."""
+        """(K,): for each row the sum of `kid`'s kernel with the other rows."""
         rows = self.numbers
         return kernel_sums(rows, rows)[0] - ((rows * rows).sum(1) / rows.shape[1] + 1) ** 3
 
@@ -139,7 +140,7 @@ class Statistics:
         return f"Statistics(count={self.count}, features={len(self.mean)}, rows={kept})"
 
     def save(self, path: str | Path) -> None:
-        """Write a file, whole or not at all.
+        """Write a file, atomically.
 
         Args:
             path: ending in .safetensors, or in .npz, with `mu` and `sigma` as pytorch-fid, clean-fid and EDM read it.
@@ -161,10 +162,10 @@ class Statistics:
         """Read a file of `save`, or an .npz of pytorch-fid, clean-fid, EDM or guided-diffusion: `mu` and `sigma`.
 
         Args:
-            features: what made the features in the file; it says so itself in no format.
+            features: the function that computed the features, which the file does not name.
 
         Raises:
-            ValueError: if the file is none of these, or its numbers are not finite or do not fit together.
+            ValueError: if the file is not one of these, or its arrays are not finite or their shapes do not match.
         """
         read, file = _arrays(path), f"file {str(path)!r}"
         required({"mu", "sigma"} <= read.keys(), file, sorted(read), "one with mu and sigma")
@@ -175,7 +176,7 @@ class Statistics:
         required(fit, file, shapes, "one with mu (F,), sigma (F, F) and rows (K, F)")
         for name, part in (("mu", mean), ("sigma", cov)):
             required(bool(part.isfinite().all()), f"{file}: {name}", part, "finite")
-        symmetric = bool((cov - cov.T).abs().max() <= 1e-6 * cov.abs().max())  # some were gathered in float32
+        symmetric = bool((cov - cov.T).abs().max() <= 1e-6 * cov.abs().max())  # some files were computed in float32
         required(symmetric, f"{file}: sigma", cov, "symmetric")
         count = int(read["count"]) if "count" in read else None
         return cls(count, mean, (cov + cov.T) / 2, rows if len(rows) else None, features)
@@ -189,7 +190,7 @@ def _arrays(path: str | Path) -> dict[str, Tensor]:
     if _suffix(path) == ".safetensors":
         return read_tensors(path)[0]
     try:
-        # An .npy is read as an array, and anything else that is no zip file as a pickle, which is refused.
+        # np.load reads an .npy as an array, and other files that are not zip files as pickles, which are refused.
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in NAMES if name in file.files}
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
@@ -197,7 +198,7 @@ def _arrays(path: str | Path) -> dict[str, Tensor]:
 
 
 def extract(features: Features, images: Any) -> Tensor:
-    """(B, F): the features of a batch on the CPU, in float32, or float64 if they are; checked."""
+    """(B, F): the checked features of a batch, on the CPU, in float32 or, if they are float64, in float64."""
     instance("images", images, Tensor, "tensors (B, ...)")
     with torch.no_grad():
         rows = features(images)

@@ -1,9 +1,9 @@
-"""Distances against network calls, for solvers, budgets and seeds: deterministic, and resumed where it stopped.
+"""Distances against network calls, for solvers, budgets and seeds: deterministic and resumable.
 
-Two things are measured. The `scores` compare samples with data: they have the network's error, the solver's and
-that of finitely many samples in one number. The endpoint error is the solver's alone: the root mean square per
-value of the distance to where the exact probability flow takes the same noise; it needs no reference and a few
-hundred samples, and exists for solvers without noise.
+Two things are measured. The `scores` compare samples with data: they combine the network's error, the solver's error
+and the sampling error. The endpoint error is the solver's alone: the root mean square per value of the difference from
+the endpoint of the exact probability flow of the same noise; it needs no reference and only a few hundred samples, and
+is defined for deterministic solvers.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from diffsolve.tableau import Tableau
 
 __all__ = ["sweep"]
 
-PLANNED = ("grid", "stop")  # options of `solve` that are used up in planning
+PLANNED = ("grid", "stop")  # options of `solve` that the plan uses
 
 
 class SweepOptions(TypedDict, total=False):
-    """Options of `ds.solve` that a sweep passes on; the others it gives itself, or they would make it another run."""
+    """Options of `ds.solve` that a sweep passes on; it sets the others itself, or they change what is returned."""
 
     grid: GridLike | None
     stop: float | None
@@ -83,44 +83,45 @@ def sweep(
 ) -> Table:
     """Sample with every solver, budget of network calls and seed; measure the samples against the reference.
 
-    Sample i of a seed has the same noise and condition in every cell and whatever the batches, so that solvers are
-    compared on the same draw. A seed is done for all of them before the next.
+    Sample i of a seed has the same noise and condition in every cell and for every batch size, so that solvers are
+    compared on the same draw. Each seed is completed for all solvers before the next.
 
     Args:
         model: as in `ds.solve`.
         shape: of one sample, without the batch.
-        reference: statistics of the data, with the features to use (see `Statistics.of`); several by name are all
-            measured in one pass, their names before those of the scores. None measures the endpoint error alone.
+        reference: statistics of the data, with the features to use (see `Statistics.of`); or several by name, all
+            measured in one pass, with the names as prefixes of the scores. None measures only the endpoint error.
         solvers: names, solver objects, tableaux, `ds.Adaptive` or `ds.AdaptiveSDE`; or a mapping from labels to these,
             or to dicts with "solver" and other options of `ds.solve`, as {"heun, karras": {"solver": "heun",
             "grid": "karras"}}.
-        nfe: budgets of network calls; the calls made are reported. A guided call counts once, though it evaluates
-            the network twice. Tableaux and adaptive solvers run once, with their own.
-        num: samples of each cell. All samples' features are held: num F 4 bytes.
-        batch: samples at a time; results do not depend on it beyond rounding.
-        seeds: how many, from 0; or which.
+        nfe: budgets of network calls; the actual calls are reported. A guided call counts once, though it evaluates
+            the network twice. Tableaux and adaptive solvers run once, with their own number of calls.
+        num: samples per cell. Their features are all held in memory: 4 num F bytes.
+        batch: samples per batch; results depend on it only by rounding.
+        seeds: the number of seeds, from 0; or the seeds themselves.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
-            where num is at least 4 F (less would mean nothing), and "KID" where every reference kept its rows.
+            if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
         cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
-            i gets entry i modulo its length. So are those in the `uncond` of a Guidance. Anything else is passed
-            unchanged. Labels in turn are a stratified sample, not an independent one: KID is then below 0 by an
+            i gets entry i modulo its length; likewise in the `uncond` of a Guidance. Anything else is passed
+            unchanged. Cycled labels are a stratified, not an independent, sample: KID is then biased downwards by an
             amount of order 1 / num.
         guidance: as in `ds.solve`.
         decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
-            bits. None for samples that are images.
-        exact: how many samples of a seed have their endpoint error taken; 0 for none.
-        fine: network calls of "auto" for the endpoints. It is checked against half of them (`Row.floor`).
-        out: a file of JSON lines, of the settings and then of each cell once it is done. The same call after an
-            interruption does what is missing, and more solvers, budgets or seeds may be added.
+            bits. None if samples are images.
+        exact: samples per seed whose endpoint error is measured; 0 for none.
+        fine: network calls of "auto" for the endpoints; half as many give their error estimate (`ResultRow.floor`).
+        out: a file of JSON lines, the settings and then each finished cell. The same call after an interruption
+            measures what is missing; solvers, budgets or seeds may be added.
         progress: show a bar, in samples.
-        options: of `ds.solve`, for all cells: grid, stop, dtype, device and more.
+        options: of `ds.solve`, for all cells: grid, stop, dtype, device and others.
 
     Returns:
-        A `Table` of the cells asked for: print it, or `plot` it.
+        A `Table` of the requested cells: print it, or `plot` it.
 
     Raises:
-        ValueError, TypeError: for bad arguments, before the network is called: a solver that does not fit into a
-            budget; a file `out` that was made with other settings.
+        ValueError: before the network is called, if an argument is out of range, a solver does not fit into a budget,
+            or the file `out` has other settings.
+        TypeError: if an argument is of the wrong type.
     """
     num, exact = integer("num", num, 1), integer("exact", exact, 0)
     references = named_references(reference)
@@ -146,15 +147,15 @@ def sweep(
 
 
 def _filled(study: _Study, wanted: list[tuple[int, _Cell]], out: str | Path | None, progress: bool) -> Table:
-    """The table of these cells: those that `out` has, and the others measured."""
+    """The table of these cells, read from `out` where it has them, else measured."""
     from tqdm.auto import tqdm
 
     about = study.about
     with nullcontext() if out is None else Records(out, about) as records:
         rows = {} if records is None else _known(records, [cell for _, cell in wanted])
-        left = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
-        with tqdm(total=len(left) * study.num, disable=not progress, unit="sample") as bar:
-            for seed, cell in left:
+        missing = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
+        with tqdm(total=len(missing) * study.num, disable=not progress, unit="sample") as bar:
+            for seed, cell in missing:
                 bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
                 row = study.measure(cell, seed, bar.update)
                 rows[cell.label, cell.nfe, seed] = row
@@ -170,7 +171,7 @@ class _Cell:
     """The budget; None where the solver has its own."""
     solver: Tableau | Adaptive | AdaptiveSDE
     options: Mapping[str, Any]
-    """Of `solve`, what planning left."""
+    """Options of `solve` that the plan does not use."""
 
     @property
     def stochastic(self) -> bool:
@@ -187,17 +188,17 @@ class _Cell:
 
 class _Batch(NamedTuple):
     first: int
-    """The number of its first sample."""
+    """The index of its first sample."""
     x: Tensor
     finite: bool
     calls: float
-    """Of all its samples together."""
+    """Network calls, summed over the samples."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Study:
-    """What all cells have in common."""
+    """What all cells share."""
 
     model: Model
     shape: tuple[int, ...]
@@ -214,7 +215,7 @@ class _Study:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the results depend on, in JSON values."""
+        """The settings that the results depend on, as JSON values."""
         named = ("model", "references", "cond", "guidance", "decode")
         about = {name: describe(getattr(self, name)) for name in named}
         return {
@@ -232,7 +233,7 @@ class _Study:
         }
 
     def cells(self, label: str, given: Mapping[str, Any], budgets: Sequence[int]) -> Iterator[_Cell]:
-        """The cells of one solver, planned."""
+        """The cells of one solver, with their tableaux."""
         options = {**self.options, **given}
         solver = options.pop("solver")
         if isinstance(solver, Tableau | Adaptive | AdaptiveSDE):
@@ -244,7 +245,7 @@ class _Study:
             yield _Cell(label, nfe, tableau, options)
 
     def run(self, cell: _Cell, seed: int, num: int) -> Iterator[_Batch]:
-        """The samples, batch by batch, where the network is."""
+        """The samples, batch by batch, on the network's device."""
         for first in range(0, num, self.batch):
             count = min(self.batch, num - first)
             guidance = replace(self.guidance, uncond=cycled(self.guidance.uncond, first, count))
@@ -263,7 +264,7 @@ class _Study:
         return {}
 
     def endpoints(self, seed: int) -> tuple[Tensor, float]:
-        """Where the probability flow takes the first samples' noise, and the distance of half the calls from it."""
+        """The exact endpoints of the first samples' noise, and their difference from those at half the calls."""
         if seed not in self._endpoints:
             ends = []
             for nfe in (self.fine, self.fine // 2):
@@ -273,7 +274,7 @@ class _Study:
         return self._endpoints[seed]
 
     def measure(self, cell: _Cell, seed: int, advance: Callable[[int], object]) -> ResultRow:
-        found: dict[str, list[Tensor]] = {name: [] for name in self.references}
+        features: dict[str, list[Tensor]] = {name: [] for name in self.references}
         firsts, calls, seconds, finite = [], 0.0, 0.0, True
         for batch in self.run(cell, seed, self.num):
             calls, seconds, finite = calls + batch.calls, seconds + batch.seconds, finite and batch.finite
@@ -281,11 +282,11 @@ class _Study:
             if finite and self.references:
                 images = batch.x if self.decode is None else self.decode(batch.x)
                 for name, reference in self.references.items():
-                    found[name].append(_compared(name, reference, images))
+                    features[name].append(_features(name, reference, images))
             advance(len(batch.x))
         values: dict[str, float | None] = {}
         for name, reference in self.references.items():
-            statistics = Statistics.of(torch.cat(found[name])) if finite else None
+            statistics = Statistics.of(torch.cat(features[name])) if finite else None
             for score, distance in self.scores.items():
                 title = f"{name} {score}".strip()
                 value = None if statistics is None else distance(statistics, reference)
@@ -301,13 +302,13 @@ class _Study:
         return ResultRow(cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor)
 
 
-def _compared(name: str, reference: Statistics, images: Tensor) -> Tensor:
-    """The features of images, of as many numbers as the reference's."""
+def _features(name: str, reference: Statistics, images: Tensor) -> Tensor:
+    """The features of images, checked to be of the reference's size."""
     rows = extract(reference.features, images)
     if rows.shape[1] != len(reference.mean):
         raise ValueError(
             f"reference {name!r} must have features of {rows.shape[1]} numbers, as those of the samples, got "
-            f"{len(reference.mean)}: give Statistics.load the features that the file was made with"
+            f"{len(reference.mean)}; give Statistics.load the features that the file was computed with"
         )
     return rows
 
@@ -316,12 +317,12 @@ def _known(records: Records, cells: Sequence[_Cell]) -> dict[Any, ResultRow]:
     """The rows of a file by label, budget and seed.
 
     Raises:
-        ValueError: if a label meant something else there.
+        ValueError: if a label has another solver in the file.
     """
-    meant = {(cell.label, cell.nfe): cell.table for cell in cells}
+    tables = {(cell.label, cell.nfe): cell.table for cell in cells}
     rows = [row_of(entry, records.path) for entry in records.entries]
     for row in rows:
-        here = meant.get((row.solver, row.nfe), row.table)
+        here = tables.get((row.solver, row.nfe), row.table)
         if here != row.table:
             raise ValueError(
                 f"file {str(records.path)!r} must be of the same settings, got other settings: solver {row.solver!r} "
@@ -354,7 +355,7 @@ def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:
 
 
 def _relevant(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What results depend on."""
+    """The options that results depend on."""
     return {name: value for name, value in options.items() if name != "device"}
 
 

@@ -14,8 +14,8 @@ from diffsolve.common.checks import described
 __all__ = ["ENDPOINT", "ResultRow", "Table"]
 
 ENDPOINT = "endpoint error"
-PANELS = 4  # of a plot, beside each other
-OWN = "own"  # heads the column of solvers that no budget is given to
+PANELS = 4  # the most panels in a row of a plot
+OWN = "own"  # the column of solvers that take no budget
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,25 @@ class ResultRow:
 
     solver: str
     method: str
-    """What the solver's name stands for at this budget."""
+    """The method that the solver chose at this budget."""
     table: Any
-    """What tells its weights from others."""
+    """A digest of its weights and options."""
     nfe: int | None
-    """The budget; None where the solver has its own."""
+    """The budget; None if the solver takes none."""
     seed: int
     calls: float
-    """Network calls made for each sample; a mean, where they differ."""
+    """Network calls per sample; the mean, if they differ."""
     seconds: float
     """Of sampling, per sample."""
     scores: dict[str, float | None]
-    """Distances by name, and their standard errors where they have one; None where samples were not finite."""
+    """Distances by name, and their standard errors if they have one; None if samples were not finite."""
     floor: float | None
-    """How far the endpoints, which the endpoint error is measured from, are from those at half the calls."""
+    """The error estimate of the exact endpoints: their difference from those at half the calls."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a sweep; printed, a table per measure: the mean over seeds and its standard error."""
+    """Rows of a sweep; `str` gives a table per measure, of the mean over seeds and its standard error."""
 
     rows: tuple[ResultRow, ...]
     about: dict[str, Any]
@@ -50,10 +50,10 @@ class Table:
 
     @classmethod
     def read(cls, *paths: str | Path) -> Table:
-        """All that files of `sweep` have, such as those of several machines that shared one.
+        """The rows of several files of `sweep`, such as those of machines that shared one sweep.
 
         Raises:
-            ValueError: if they are of different settings, or not such files.
+            ValueError: if the files have different settings, or are not files of a sweep.
         """
         rows, about = [], None
         for path in map(Path, paths):
@@ -66,7 +66,7 @@ class Table:
 
     @property
     def measures(self) -> list[str]:
-        """The names of the scores, standard errors aside."""
+        """The names of the scores, without their standard errors."""
         names = dict.fromkeys(name for row in self.rows for name in row.scores)
         return [name for name in names if not name.endswith(" stderr")]
 
@@ -76,13 +76,13 @@ class Table:
 
     @property
     def budgets(self) -> list[int | None]:
-        """In order; None, for solvers with their own, last."""
+        """The budgets, ascending; None, for solvers that take none, last."""
         return sorted({row.nfe for row in self.rows}, key=lambda nfe: math.inf if nfe is None else nfe)
 
     def cell(self, measure: str, solver: str, nfe: int | None) -> tuple[float, float, float] | None:
         """(mean over seeds, its standard error, network calls); None if there is no row.
 
-        The standard error is NaN for one seed, the mean NaN if samples were not finite.
+        The standard error is NaN for one seed; the mean is NaN if samples were not finite.
         """
         rows = [r for r in self.rows if (r.solver, r.nfe) == (solver, nfe) and measure in r.scores]
         if not rows:
@@ -94,7 +94,7 @@ class Table:
         return mean, spread, math.fsum(row.calls for row in rows) / n
 
     def __str__(self) -> str:
-        """Markdown. Where the calls made are not those of the column, they stand in brackets."""
+        """Markdown tables. Calls that differ from the column's budget are in brackets."""
         seeds = len({row.seed for row in self.rows})
         samples = f"{self.about.get('num', '?')} samples" + (f" of each of {seeds} seeds" if seeds > 1 else "")
         blocks = []
@@ -113,15 +113,15 @@ class Table:
         return "\n\n".join(blocks)
 
     def plot(self, path: str | Path) -> None:
-        """A panel per measure, against the network calls made, with error bars.
+        """Write a plot: a panel per measure, against network calls, with error bars.
 
         Raises:
-            ImportError: without matplotlib.
+            ImportError: if matplotlib is not installed.
         """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("plots are matplotlib's: pip install 'diffsolve[metrics]'") from error
+            raise ImportError("plots need matplotlib: pip install 'diffsolve[metrics]'") from error
         columns = max(1, min(PANELS, len(self.measures)))
         rows = max(1, math.ceil(len(self.measures) / columns))
         figure = Figure(figsize=(4.5 * columns, 3.5 * rows + 0.6), layout="constrained")
@@ -165,12 +165,12 @@ def _text(cell: tuple[float, float, float] | None, nfe: int | None) -> str:
     if cell is None:
         return ""
     mean, error, calls = cell
-    made = "" if calls == nfe else f" ({calls:.4g})"
+    actual = "" if calls == nfe else f" ({calls:.4g})"
     if math.isnan(mean):
-        return f"not finite{made}"
+        return f"not finite{actual}"
     if math.isnan(error) or not error:
-        return f"{mean:.4g}{made}"
+        return f"{mean:.4g}{actual}"
     if max(abs(mean), error) < 1e-3:
-        return f"{mean:.2e} ± {error:.0e}{made}"
-    digits = max(0, 1 - math.floor(math.log10(error)))  # two of the error
-    return f"{mean:.{digits}f} ± {error:.{digits}f}{made}"
+        return f"{mean:.2e} ± {error:.0e}{actual}"
+    digits = max(0, 1 - math.floor(math.log10(error)))  # two significant digits of the error
+    return f"{mean:.{digits}f} ± {error:.{digits}f}{actual}"

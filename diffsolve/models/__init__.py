@@ -1,4 +1,4 @@
-"""Any network as a `Model`: a callable, the path it was trained on, and what its output means; and its guidance."""
+"""Networks as `Model`s: a callable, the path it was trained on and its prediction type; and guidance."""
 
 from diffsolve.models.adapters import ADAPTERS, adapt, as_model, register_adapter
 from diffsolve.models.guidance import Guidance

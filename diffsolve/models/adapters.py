@@ -1,4 +1,4 @@
-"""Models from what a user has in hand: a bare network, or another library's object that knows its own path."""
+"""Models from a bare network, or from another library's object that knows its own path."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from diffsolve.paths import named as path_named
 __all__ = ["ADAPTERS", "Adapter", "adapt", "as_model", "register_adapter"]
 
 Adapter = Callable[[Any], "Model | None"]
-"""The Model that an object is, or None for an object that the adapter does not know."""
+"""object -> Model, or None if the adapter does not know the object."""
 
 ADAPTERS: list[Adapter] = []
-"""What `as_model` asks, in order; `diffsolve.integrations` fills it, and so may other packages."""
+"""The adapters that `as_model` tries, in order; `diffsolve.integrations` and other packages add theirs."""
 
 
 def register_adapter(adapter: Adapter) -> Adapter:
@@ -57,9 +57,14 @@ def adapt(
             Ho) or "edm" (the raw output of an EDM network, which sees x scaled by c_in and the clock c_noise).
         clock: the time that the network gets: a name in `diffsolve.models.CLOCKS` or a function of the path's t
             (float64). The default is t itself, or c_noise for a raw EDM network.
-        sigma_data: the data's standard deviation, which a raw EDM network was scaled by.
-        dtype: the dtype of x that the network wants. By default that of its first floating parameter, or,
-            without parameters, the state's. Times are never rounded to half precision.
+        sigma_data: the standard deviation of the data, in the units of x, with which a raw EDM network was
+            preconditioned; only predicts="edm" uses it.
+        dtype: of the network's input x. By default that of its first floating parameter, or, without parameters,
+            the state's. Times are never rounded to half precision.
+
+    Raises:
+        ValueError: if path, predicts, clock or sigma_data is not as above.
+        TypeError: if net is not callable, only one of path and predicts is given, or dtype is not a floating dtype.
     """
     if path is None and predicts is None:
         if clock != "t" or sigma_data != 0.5 or dtype is not None:
@@ -90,13 +95,13 @@ def adapt(
 
 
 def as_model(model: object) -> Model:
-    """A Model as it is, or what an object of another library is as one.
+    """A Model unchanged, or another library's object as a Model.
 
-    Where no adapter knows the object, those that installed packages bring are loaded and asked: the entry points of the
-    group "diffsolve.models", each a function as `register_adapter` takes it.
+    If no registered adapter knows the object, the entry points of the group "diffsolve.models" of installed packages
+    are loaded and tried; each is a function as for `register_adapter`.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: if no adapter knows the object.
     """
     if isinstance(model, Model):
         return model

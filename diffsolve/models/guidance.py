@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two outputs of the network, combined before the update."""
+"""Classifier-free guidance: the conditional and unconditional outputs, combined before the update."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ __all__ = ["Guidance", "picked"]
 class Guidance:
     """out = uncond + scale (cond - uncond) (Ho and Salimans, 2207.12598; there w = scale - 1).
 
-    Every prediction is linear in the network's output at given x, so this is the same whatever the network predicts.
-    A guided step evaluates the network twice but counts as one call; where the scale is 1 it is evaluated once.
+    Every prediction is linear in the network's output at given x, so the result does not depend on the prediction type.
+    A guided call evaluates the network twice but counts as one; where the scale is 1 the network is evaluated once.
 
     Args:
         scale: 1 is no guidance.
         uncond: the keyword arguments of the unconditional call; none by default.
-        interval: (low, high) of rho = sigma / alpha outside of which there is no guidance (Kynkaanniemi et al.,
-            2404.07724).
-        batched: evaluate both in one call of twice the batch; needs arguments that are tensors with the batch first,
-            the same ones in both.
-        rescale: phi in [0, 1]: bring the output that far back to the standard deviation of the conditional one, sample
-            by sample (Lin et al., 2305.08891, section 3.4).
+        interval: (low, high) of rho = sigma / alpha within which guidance is applied (Kynkaanniemi et al., 2404.07724).
+        batched: evaluate both in one call with twice the batch; cond and uncond must have the same names, and tensors
+            with the batch dimension first.
+        rescale: phi in [0, 1]: scale each sample's output this fraction of the way to the standard deviation of its
+            conditional output (Lin et al., 2305.08891, section 3.4).
+
+    Raises:
+        ValueError: if scale, interval or rescale is out of range.
+        TypeError: if uncond is not a mapping.
     """
 
     scale: float
@@ -53,25 +56,25 @@ class Guidance:
 
     @staticmethod
     def of(value: float | Guidance | None) -> Guidance:
-        """What `guidance=` means: a scale, a Guidance, or none."""
+        """The Guidance that `guidance=` gives: a scale, a Guidance, or None."""
         return value if isinstance(value, Guidance) else Guidance(1.0 if value is None else value)
 
     def active(self, tableau: Tableau) -> list[bool]:
-        """Which calls of a run are guided."""
+        """For each call of a run, whether it is guided."""
         with np.errstate(divide="ignore"):
             rho = tableau.calls[:, 2] / tableau.calls[:, 1]
         active: list[bool] = (self.scales(rho) != 1).tolist()
         return active
 
     def scales(self, rho: np.ndarray) -> np.ndarray:
-        """The scale at each noise level: 1, which is no guidance, outside of the interval."""
+        """The scale at each noise level; 1, no guidance, outside the interval."""
         low, high = self.interval
         return np.where((rho >= low) & (rho <= high), self.scale, 1.0)
 
     def outputs(self, model: Model, tableau: Tableau) -> Callable[..., Tensor | Guided]:
-        """The guided network of a run: (number of the call, x, clock, cond) -> output, or both outputs, not yet one.
+        """The guided network of a run: (call number, x, clock, cond) -> the output, or a `Guided` pair to combine.
 
-        The unconditional arguments may be given after cond, in place of `uncond`.
+        Unconditional arguments may follow cond, in place of `uncond`.
         """
         guided = self.active(tableau)
 
@@ -85,7 +88,7 @@ class Guidance:
         return call
 
     def around(self, model: Model, tableau: Tableau) -> Callable[..., Tensor]:
-        """The same with the two outputs made one."""
+        """`outputs`, with the pair combined into one tensor."""
         outputs = self.outputs(model, tableau)
 
         def call(*given: Any) -> Tensor:
@@ -103,7 +106,7 @@ class Guidance:
         cond: Mapping[str, Any],
         uncond: Mapping[str, Any],
     ) -> Tensor:
-        """The guided output for samples that each stand at a noise level rho of their own."""
+        """The guided output for samples each at its own noise level rho (B,)."""
         scales = self.scales(rho)
         if (scales == 1).all():
             return model.call(x, network_time, cond)
@@ -135,10 +138,10 @@ def _same_names(cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> set[str]:
 
 
 def picked(value: Any, sample: Tensor, size: int) -> Any:
-    """Conditioning arguments for some of a batch of `size`.
+    """Conditioning arguments for the samples with indices `sample` of a batch of `size`.
 
-    A tensor (in mappings, lists and tuples too) whose first dimension is the batch size has one entry per sample, and
-    those of `sample` are picked; all else is passed on unchanged.
+    Tensors whose first dimension is `size`, in mappings, lists and tuples too, have one entry per sample and are
+    indexed; all else is returned unchanged.
     """
     if isinstance(value, Tensor):
         return value[sample.to(value.device)] if value.dim() > 0 and len(value) == size else value

@@ -1,4 +1,4 @@
-"""Any network becomes a `Model`: a callable, the path it was trained on, and what its output means."""
+"""`Model`: a network, the path it was trained on, and its prediction type."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "c_noise": lambda path, t: path.rho(t).log() / 4,
     "lambda": lambda path, t: path.lam(t),
 }
-"""What the network may want as its time, in place of the path's clock t:
+"""The time that the network gets, as a function of the path's clock t:
 
-1-t      the clock in the other direction          1000t    thousands, as diffusers' flow models
+1-t      the clock reversed                         1000t    0 to 1000, as diffusers' flow models
 index    t rounded to a row of the table           sigma    the weight of the noise
 rho      sigma / alpha: k-diffusion's sigma        c_noise  log(rho) / 4, as raw EDM networks
 lambda   log(alpha / sigma)
@@ -52,8 +52,9 @@ class Model:
     predicts: str
     clock: str | Clock
     sigma_data: float
+    """The standard deviation of the data, in the units of x, for predicts="edm"."""
     dtype: torch.dtype | None
-    """The dtype that the network wants x in; None for whatever the state has."""
+    """The dtype of the network's input x; None for the state's."""
 
     told = deprecated_alias("network_time")
 
@@ -64,25 +65,25 @@ class Model:
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype that a run's state has, if nobody says: float32, or float64 where the network wants that.
+        """The default dtype of a run's state: float64 if the network computes in it, else float32.
 
-        A network that does not say what it wants gets torch's default dtype, but none below float32.
+        For a network without a dtype torch's default dtype decides.
         """
         wanted = torch.get_default_dtype() if self.dtype is None else self.dtype
         return torch.float64 if wanted == torch.float64 else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """Where the network's first parameter lives; the CPU for a network without parameters."""
+        """The device of the network's first parameter; the CPU for a network without parameters."""
         parameter = first_parameter(self.net)
         return torch.device("cpu") if parameter is None else parameter.device
 
     def coefficients(self, p: Position[Any]) -> tuple[Any, Any]:
-        """(a, b) of what the network predicts at p: a x_0 + b eps."""
+        """(a, b) of the network's prediction a x_0 + b eps at p."""
         return PREDICTIONS[self.predicts](p, self.sigma_data)
 
     def determined(self, t: float) -> bool:
-        """Whether the network may be called at t, and its output there gives the data and the noise both."""
+        """Whether the network may be called at t and its output there determines both the data and the noise."""
         if not may_call(self.path, t):
             return False
         p = self.path.nodes(np.array([t]))
@@ -98,17 +99,17 @@ class Model:
         return CLOCKS[self.clock](self.path, t)
 
     def input_scale(self, p: Position[Any]) -> Any:
-        """What x is multiplied by before the network: c_in / alpha for a raw EDM network, else None."""
+        """The factor on the network's input x: c_in / alpha for a raw EDM network, else None."""
         if self.predicts != "edm":
             return None
         return (p.sigma**2 + (self.sigma_data * p.alpha) ** 2) ** -0.5
 
     def time_dtype(self, state: torch.dtype) -> torch.dtype:
-        """Times reach the network in float32, or float64 where it computes in that; never in half precision."""
+        """The dtype of the network's times: float64 if it computes in that, else float32; never half precision."""
         return torch.float64 if (self.dtype or state) == torch.float64 else torch.float32
 
     def __call__(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The network's output at x and the path's times t (one for all samples, or one each)."""
+        """The network's output at x (B, ...) and the path's times t, () or (B,)."""
         t = _times(t, x)
         scale = self.input_scale(self.path.at(t))
         if scale is not None:
@@ -116,7 +117,12 @@ class Model:
         return self.call(x, self.network_time(t).to(x.device, self.time_dtype(x.dtype)), cond)
 
     def call(self, x: Tensor, network_time: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        """The bare network at an input already scaled and its own clock; the output is checked for shape."""
+        """The network's output at an input already scaled and times on its own clock, checked for shape and dtype.
+
+        Raises:
+            TypeError: if the output is not a floating-point tensor.
+            ValueError: if its shape is not that of x.
+        """
         out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), network_time, **cond)
         if not isinstance(out, Tensor):
             raise TypeError(f"output of net must be a tensor of shape {tuple(x.shape)}, got {described(out)}")
@@ -127,11 +133,11 @@ class Model:
         return out
 
     def predict(self, what: str, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The network's prediction as another: `what` is one of `diffsolve.tableau.frames.PREDICTIONS`.
+        """The network's prediction converted to `what`, one of `diffsolve.tableau.frames.PREDICTIONS`.
 
         Raises:
-            ValueError: where the network does not determine it: at alpha = 0 noise does not give the denoised,
-                at sigma = 0 the denoised does not give the noise.
+            ValueError: if `what` is unknown, or the network does not determine it: at alpha = 0 the noise does not give
+                the denoised estimate, at sigma = 0 the denoised estimate does not give the noise.
         """
         check_prediction("what", what)
         t = _times(t, x)
@@ -172,12 +178,12 @@ class Model:
 
 
 def _integration(name: str) -> Any:
-    """A module of `diffsolve.integrations`, which stand above the models: looked up when it is asked for."""
+    """A module of `diffsolve.integrations`, imported late since the integrations import the models."""
     return import_module(f"diffsolve.integrations.{name}")
 
 
 def undetermined(source: str, target: str, t: Any) -> ValueError:
-    """The error for a conversion that an end of the path does not allow."""
+    """The error for a conversion that is singular at an end of the path."""
     return ValueError(
         f"a network that predicts {source!r} does not determine {target!r} at t={np.ravel(t).tolist()[:4]}: at "
         "alpha = 0 noise says nothing of the data, and at sigma = 0 the data says nothing of noise or score. Start "
@@ -203,5 +209,5 @@ def _times(t: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _like(weight: Tensor, x: Tensor) -> Tensor:
-    """Per-sample weights, to be multiplied with x."""
+    """Weights (B,) reshaped to multiply x (B, ...)."""
     return weight.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))

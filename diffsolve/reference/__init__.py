@@ -1,4 +1,4 @@
-"""Models to sample from: exact mixtures, whose every prediction is known, and a small trained network."""
+"""Models to sample from: Gaussian mixtures, whose predictions are exact, and a small trained network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ __all__ = ["load", "mixture_model", "names"]
 
 
 def mixture_model(mixture: GaussianMixture, path: str | Path = "condot", predicts: str = "velocity") -> Model:
-    """The exact network of a Gaussian mixture: its posterior means, combined into any prediction on any path."""
+    """The exact network of a Gaussian mixture: its posterior means, combined into any prediction on any path.
+
+    A raw EDM prediction ("edm") uses sigma_data = 0.5, whatever the mixture's standard deviation.
+    """
     where, sigma_data = path_named(path), 0.5
 
     def net(x: Tensor, network_time: Tensor) -> Tensor:
-        # A raw EDM network hears c_noise = log(rho) / 4 and sees x scaled.
+        # A raw EDM network gets c_noise = log(rho) / 4 as its time, and x scaled by c_in.
         t = (
             network_time
             if predicts != "edm"

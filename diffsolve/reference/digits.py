@@ -2,8 +2,8 @@ r"""A small flow-matching model of handwritten digits, with its training.
 
 The data are scikit-learn's 1797 digits of 8 by 8 pixels. The path is CondOT,
 :math:`x_t = t \, x_0 + (1 - t) \, \epsilon` with noise at `t = 0` and data at `t = 1`, and the network
-predicts the velocity :math:`v = dx_t/dt = x_0 - \epsilon` of the labelled class, or of all of them
-without a label, so that it serves classifier-free guidance as well.
+predicts the velocity :math:`v = dx_t/dt = x_0 - \epsilon` of the labelled class, or of all classes
+without a label, as classifier-free guidance needs.
 
 References:
     | Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747
@@ -37,7 +37,7 @@ KEY = "diffsolve"  # the one entry of the files' metadata, a JSON object
 
 
 def load_data() -> tuple[Tensor, Tensor]:
-    """Reads the digits from scikit-learn.
+    """Read the digits from scikit-learn.
 
     Returns:
         The images in [-1, 1] as float32, with shape (1797, 1, 8, 8), and their labels as int64.
@@ -60,11 +60,11 @@ def load(path: str | Path | None = None, *, build: Callable[[], UNet] = network)
     """The trained network in float32, in evaluation mode, its parameters frozen.
 
     Args:
-        path: A file written by `train`; by default the weights that come with the package.
-        build: Makes the network the weights belong to.
+        path: A file written by `train`; by default the weights in the package.
+        build: Makes the network that the weights belong to.
 
     Raises:
-        ValueError: The file is not a safetensors file, or not of this network.
+        ValueError: if the file is not a safetensors file, or not of this network.
     """
     packaged = resources.files(__package__) / "weights" / "digits.safetensors"
     with resources.as_file(packaged) if path is None else nullcontext(Path(path)) as file:
@@ -91,27 +91,32 @@ def train(
     checkpoint_every: int = 500,
     build: Callable[[], UNet] = network,
 ) -> dict[str, Any]:
-    """Trains a network on the digits, on the CPU, and writes its averaged weights, in float16, to `out`.
+    """Train a network on the digits, on the CPU, and write its averaged weights, in float16, to `out`.
 
-    A checkpoint beside `out` keeps the whole state of an unfinished run. The same call picks it up and
-    ends, with the same number of threads, with the same bits as a run without a break. The global random
-    state is left as it was.
+    A checkpoint beside `out` holds the whole state of an unfinished run. The same call resumes from it; with
+    the same number of threads the result is bit for bit that of an uninterrupted run. The global random state
+    is not changed.
 
     Args:
-        out: The safetensors file to write; it appears when the training has finished, whole.
-        steps: Number of updates in all. The learning rate rises, then falls to zero along a cosine.
+        out: The safetensors file, written once the training has finished.
+        steps: Number of updates in total. The learning rate rises, then falls to zero along a cosine.
         batch: Images in each update.
         lr: The highest learning rate of AdamW.
         ema: Decay of the moving average of the weights, per step.
         seed: Seed of the initial weights, the batches, the times, the noise and the dropout.
-        minutes: Stop after that long with a checkpoint and without the weights, to be continued later.
+        minutes: Stop after this time with a checkpoint, to be resumed later, and without the weights.
         progress: Show a bar.
-        resume: Continue from the checkpoint if there is one; False starts afresh and overwrites it.
+        resume: Resume from the checkpoint if there is one; False starts again and overwrites it.
         checkpoint_every: Steps between two checkpoints.
         build: Makes the network, of signature `(x, t, label)`.
 
     Returns:
-        A report: `out`, `finished`, `steps` done, `loss` (a moving average), `seconds` and `parameters`.
+        A report: `out`, `finished`, `steps` so far, `loss` (a moving average), `seconds` and `parameters`.
+
+    Raises:
+        ValueError: if an argument is out of range, or the checkpoint is of another run.
+        IsADirectoryError: if `out` is a folder.
+        FloatingPointError: if the loss is not finite.
     """
     config = {"steps": steps, "batch": batch, "lr": lr, "ema": ema, "seed": seed}
     for name, count in (("steps", steps), ("batch", batch), ("checkpoint_every", checkpoint_every)):
@@ -130,28 +135,28 @@ def train(
     if resume and checkpoint.exists():
         state.load(checkpoint)
     images, labels = load_data()
-    late = time.monotonic() + 60 * minutes if minutes is not None else math.inf
-    with tqdm(total=steps, initial=state.done, unit="step", disable=not progress) as bar:
-        while state.done < steps:
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
+    with tqdm(total=steps, initial=state.step, unit="step", disable=not progress) as bar:
+        while state.step < steps:
             state.update(*_draw(images, labels, batch))
             bar.set_postfix(loss=f"{state.loss:.4f}", refresh=False)
             bar.update()
-            paused = time.monotonic() > late
-            if state.done < steps and (paused or state.done % checkpoint_every == 0):
+            paused = time.monotonic() > deadline
+            if state.step < steps and (paused or state.step % checkpoint_every == 0):
                 state.save(checkpoint)
             if paused:
                 break
-    if state.done == steps:
+    if state.step == steps:
         weights = {name: p.half() for name, p in state.average.items()}
         write_tensors(out, weights, KEY, {**config, "loss": state.loss})
         checkpoint.unlink(missing_ok=True)
     parameters = sum(p.numel() for p in state.net.parameters())
-    report = {"finished": state.done == steps, "steps": state.done, "loss": state.loss, "seconds": state.seconds}
+    report = {"finished": state.step == steps, "steps": state.step, "loss": state.loss, "seconds": state.seconds}
     return {"out": str(out), **report, "parameters": parameters}
 
 
 class _Training:
-    """A training at some step: the network, AdamW, the averaged weights, and all that a checkpoint holds of them."""
+    """A training run: the network, AdamW, the averaged weights, and what a checkpoint saves of them."""
 
     def __init__(self, net: UNet, config: Mapping[str, Any]) -> None:
         self.net, self.config = net, config
@@ -161,23 +166,23 @@ class _Training:
         self.live: dict[str, Tensor] = {}  # every tensor that a checkpoint holds
         for name, p in net.named_parameters():
             self.average[name] = p.detach().clone()
-            # What AdamW itself would start from, made here so that a checkpoint can fill it in.
+            # AdamW's own initial state, created here so that a checkpoint can be copied into it.
             moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "step": torch.zeros(())}
             self.optimizer.state[p] = moments
             self.live |= {f"{key}/{name}": moment for key, moment in moments.items()}
             self.live |= {f"weights/{name}": p.detach(), f"average/{name}": self.average[name]}
-        self.done, self.loss, self._began = 0, 0.0, time.monotonic()
+        self.step, self.loss, self._began = 0, 0.0, time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Spent so far, before a break too."""
+        """Time spent so far, including earlier calls."""
         return time.monotonic() - self._began
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint.
+        """Restore the state from a checkpoint.
 
         Raises:
-            ValueError: if it is of another training, or of none.
+            ValueError: if the file is not a checkpoint, or has other settings.
         """
         state, note = read_tensors(checkpoint, KEY)
         if not isinstance(note, dict) or note.get("config") != self.config:
@@ -190,34 +195,34 @@ class _Training:
         for key, saved in state.items():
             self.live[key].copy_(saved)
         self.generator.set_state(random)
-        self.done, self.loss = note["done"], note["loss"]
+        self.step, self.loss = note["done"], note["loss"]
         self._began = time.monotonic() - note["seconds"]
 
     def save(self, checkpoint: Path) -> None:
         """Write the checkpoint."""
-        note = {"config": self.config, "done": self.done, "loss": self.loss, "seconds": self.seconds}
+        note = {"config": self.config, "done": self.step, "loss": self.loss, "seconds": self.seconds}
         write_tensors(checkpoint, {"generator": self.generator.get_state(), **self.live}, KEY, note)
 
     def update(self, x: Tensor, t: Tensor, label: Tensor, velocity: Tensor) -> None:
         """One step of AdamW; the rate rises, then falls to zero along a cosine."""
         steps = self.config["steps"]
-        rise, fall = min((self.done + 1) / WARMUP, 1.0), 0.5 * (1 + math.cos(math.pi * self.done / steps))
+        rise, fall = min((self.step + 1) / WARMUP, 1.0), 0.5 * (1 + math.cos(math.pi * self.step / steps))
         self.optimizer.param_groups[0]["lr"] = self.config["lr"] * rise * fall
         error = F.mse_loss(self.net(x, t, label), velocity)
         self.optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.done, value = self.done + 1, error.item()
+        self.step, value = self.step + 1, error.item()
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} at step {self.done} of {steps}: lower lr")
-        self.loss += (value - self.loss) / min(self.done, 100)
-        decay = min(self.config["ema"], self.done / (self.done + 9))  # a young average forgets its start faster
+            raise FloatingPointError(f"the loss became {value} at step {self.step} of {steps}: lower lr")
+        self.loss += (value - self.loss) / min(self.step, 100)
+        decay = min(self.config["ema"], self.step / (self.step + 9))  # shorter memory at the start
         for name, p in self.net.named_parameters():
             self.average[name].lerp_(p.detach(), 1 - decay)
 
 
 def _draw(images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """Draws the inputs x, t and label of the network and the velocity they should give."""
+    """Draw the network's inputs x, t and label, and the velocity that is the target."""
     pick = torch.randint(len(images), (batch,))
     data, noise = images[pick], torch.randn(batch, *images.shape[1:])
     t = (torch.arange(batch) + torch.rand(batch)) / batch  # one in each 1/batch of [0, 1]
@@ -226,20 +231,20 @@ def _draw(images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, ...]:
     return blend * data + (1 - blend) * noise, t, labels[pick].masked_fill(unlabelled, -1), data - noise
 
 
-def _match(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _match(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Check that a file holds finite, floating-point tensors of these names and shapes.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: if a tensor is missing, superfluous, of another shape or dtype, or not finite.
     """
     file = f"file {str(path)!r}"
-    if found.keys() != wanted.keys():
-        odd = sorted(found.keys() ^ wanted.keys())[:3]
+    if tensors.keys() != expected.keys():
+        odd = sorted(tensors.keys() ^ expected.keys())[:3]
         raise ValueError(f"{file} must have the tensors of this network, got others: only one has {', '.join(odd)}")
-    for key, value in found.items():
-        if value.shape != wanted[key].shape or not value.is_floating_point():
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape or not value.is_floating_point():
             raise ValueError(
-                f"{file}: {key} must be floating-point of shape {tuple(wanted[key].shape)}, got {described(value)}"
+                f"{file}: {key} must be floating-point of shape {tuple(expected[key].shape)}, got {described(value)}"
             )
         if not value.isfinite().all():
             raise ValueError(f"{file}: {key} must be finite, got {int((~value.isfinite()).sum())} values that are not")

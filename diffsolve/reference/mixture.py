@@ -1,4 +1,4 @@
-r"""Gaussian mixtures: targets whose score, posterior means and probability flow are known exactly.
+r"""Gaussian mixtures: distributions whose score, posterior means and probability flow are known exactly.
 
 For :math:`x_0 \sim \sum_k w_k N(\mu_k, \Sigma_k)`, noised as :math:`x = \alpha x_0 + \sigma \varepsilon`,
 
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import described, integer, number, required
+
 __all__ = ["GaussianMixture", "anisotropic", "random_means", "ring"]
 
 Level = float | Tensor  # alpha or sigma: one number, or one per sample with shape (B,)
@@ -30,12 +32,12 @@ Level = float | Tensor  # alpha or sigma: one number, or one per sample with sha
 class GaussianMixture:
     r"""The mixture of :math:`N(\mu_k, Q_k \mathrm{diag}(s_k^2) Q_k^T)` with weights :math:`w_k`, immutable.
 
-    Build it with :meth:`isotropic`, :meth:`diagonal` or :meth:`full`, which check and copy what they are given.
-    Methods take `x` of shape (B, *event), the D numbers of an event in any arrangement, and levels `alpha`,
+    Build it with :meth:`isotropic`, :meth:`diagonal` or :meth:`full`, which check and copy their arguments.
+    Methods take `x` of shape (B, *event), where an event has D numbers in any shape, and levels `alpha`,
     `sigma` >= 0, numbers or tensors of shape () or (B,). They compute on the device and in the dtype of `x`
     (half precision: in float32, then cast back) and are differentiable in `x` and the levels.
 
-    Nothing is divided by `alpha` or `sigma`: alpha = 0 and sigma = 0 are as accurate as what lies between.
+    Nothing is divided by `alpha` or `sigma`: results at alpha = 0 and sigma = 0 are as accurate as in between.
     A component may be singular (std = 0 is a point mass) wherever sigma > 0; at sigma = 0 that is an error.
     """
 
@@ -70,11 +72,11 @@ class GaussianMixture:
         covariance = _parameter("covariance", covariance, [(K, D, D), (D, D)])
         skew = (covariance - covariance.mT).abs().max().item()
         if skew > 1e-8 * covariance.abs().max().item():
-            raise ValueError(f"covariance: expected symmetric matrices, got |S - S^T| up to {skew:.1e}")
+            raise ValueError(f"covariance must be symmetric, got |S - S^T| up to {skew:.1e}")
         variances, basis = torch.linalg.eigh(covariance.expand(K, D, D))
         largest = variances[:, -1:].clamp(min=0)
         if (variances < -1e-8 * largest).any():
-            raise ValueError(f"covariance: expected eigenvalues >= 0, got {variances.min().item():.3e}")
+            raise ValueError(f"covariance must have eigenvalues >= 0, got {variances.min().item():.3e}")
         variances = variances.where(variances > D * torch.finfo(torch.float64).eps * largest, 0.0)
         return cls(weights, means, variances.sqrt(), basis)
 
@@ -100,7 +102,7 @@ class GaussianMixture:
 
     def sample(self, n: int, *, seed: int | torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw x0, with shape (n, D), from a seed or a CPU generator; the global random state is not used."""
-        _at_least(0, n=n)
+        n = integer("n", n, 0)
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         edges = self.weights.cumsum(0)
         u = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
@@ -126,12 +128,12 @@ class GaussianMixture:
         return (-force).to(x.dtype).reshape(x.shape)
 
     def log_prob(self, x: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
-        """The natural log of the density of alpha x0 + sigma eps, with shape (B,), never in half precision."""
+        """The natural log of the density of alpha x0 + sigma eps, with shape (B,), in float32 or float64."""
         return self._log_joint(*self._inputs(x, alpha, sigma))[0].logsumexp(0)
 
     @torch.no_grad()
     def flow(self, x: Tensor, start: tuple[Level, Level], stop: tuple[Level, Level], *, tol: float = 1e-12) -> Tensor:
-        r"""Follow the probability-flow ODE from the levels `start` = (alpha, sigma) to `stop`, either way.
+        r"""Follow the probability-flow ODE from the levels `start` = (alpha, sigma) to `stop`, in either direction.
 
         With L the root mean square of the data, :math:`c^2 = (L \alpha)^2 + \sigma^2` and
         :math:`\tan \theta = \sigma / (L \alpha)`, the state z = x / c obeys
@@ -139,22 +141,25 @@ class GaussianMixture:
         .. math:: dz / d\theta = -\sin\theta \, E[x_0 | x] / L + \cos\theta \, E[\varepsilon | x]
 
         which is bounded and smooth from end to end on every path. torchdiffeq's dopri8 solves it in float64, each
-        number of each step within `tol` (1 + |z|). The result has the dtype of `x` and carries no gradient.
+        number of each step within `tol` (1 + |z|). The result has the dtype of `x` and no gradient.
+
+        Raises:
+            ValueError: if `x` is not finite or of another shape, a level is negative, or `tol` is not in [1e-14, 1).
+            TypeError: if `x` is not a floating-point tensor, or an end is not a pair.
         """
         from torchdiffeq import odeint
 
-        if not 1e-14 <= tol < 1:
-            raise ValueError(f"tol: expected a number in [1e-14, 1), got {tol!r}")
+        tol = number("tol", tol, low=1e-14, below=1)
         L = (self.weights @ (self.std.square().mean(1) + self.means.square().mean(1))).sqrt().item() or 1.0
         ends = []
         for name, level in (("start", start), ("stop", stop)):
-            if not isinstance(level, tuple) or len(level) != 2:
-                raise TypeError(f"{name}: expected a pair (alpha, sigma), got {level!r}")
+            pair = isinstance(level, tuple) and len(level) == 2
+            required(pair, name, level, "a pair (alpha, sigma)", TypeError)
             rows, alpha, sigma = self._inputs(x, *level, dtype=torch.float64, of=name + " ")
             ends += [torch.atan2(sigma, L * alpha), torch.hypot(sigma, L * alpha)]
         theta_s, c_s, theta_t, c_t = ends
         if not rows.isfinite().all():
-            raise ValueError("x: expected finite values, got inf or nan")
+            raise ValueError("x must be finite, got inf or nan")
         if len(x) == 0:
             return x.clone()
 
@@ -175,10 +180,9 @@ class GaussianMixture:
         self, x: Tensor, alpha: Level, sigma: Level, dtype: torch.dtype | None = None, of: str = ""
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`x` as rows (B, D) and the levels with shape (B, 1) or (1, 1), in the dtype to compute in."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x: expected a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
-        if x.dim() == 0 or x.shape[1:].numel() != self.dim:
-            raise ValueError(f"x: expected (B, *event) with events of {self.dim} numbers, got {tuple(x.shape)}")
+        required(isinstance(x, Tensor) and x.is_floating_point(), "x", x, "a floating-point tensor", TypeError)
+        fits = x.dim() > 0 and x.shape[1:].numel() == self.dim
+        required(fits, "x", x, f"of shape (B, *event) with events of {self.dim} numbers")
         dtype = dtype or torch.promote_types(x.dtype, torch.float32)
         shapes = [(), (1,), x.shape[:1]]
         a, s = (
@@ -186,9 +190,9 @@ class GaussianMixture:
             for name, level in (("alpha", alpha), ("sigma", sigma))
         )
         if ((a == 0) & (s == 0)).any():
-            raise ValueError(f"{of}alpha, {of}sigma: expected at most one to be 0, got both 0")
+            raise ValueError(f"{of}alpha or {of}sigma must be > 0, got both 0")
         if (s == 0).any() and (self.std == 0).any():
-            raise ValueError(f"{of}sigma: expected > 0, as a component with std = 0 has no density, got 0")
+            raise ValueError(f"{of}sigma must be > 0 where a component with std = 0 has no density, got 0")
         return x.to(dtype).reshape(len(x), self.dim), a, s
 
     def _log_joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,17 +226,14 @@ class GaussianMixture:
 
 def ring(modes: int = 8, radius: float = 4.0, std: float = 0.2) -> GaussianMixture:
     """Isotropic modes evenly spaced on a circle in 2-D, the first on the positive first axis."""
-    _at_least(1, modes=modes)
+    modes = integer("modes", modes, 1)
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     return GaussianMixture.isotropic(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
 
 def random_means(dim: int = 64, modes: int = 8, std: float = 0.3, seed: int = 0) -> GaussianMixture:
     """Isotropic modes at random means, shifted and scaled so that every dimension has mean 0 and variance 1."""
-    _at_least(1, dim=dim)
-    _at_least(2, modes=modes)
-    if not 0 <= std < 1:
-        raise ValueError(f"std: expected a number in [0, 1), got {std!r}")
+    dim, modes, std = integer("dim", dim, 1), integer("modes", modes, 2), number("std", std, low=0, below=1)
     means = _randn(modes, dim, generator=torch.Generator().manual_seed(seed))
     means = (means - means.mean(0)) / means.std(0, correction=0)
     return GaussianMixture.isotropic(math.sqrt(1 - std**2) * means, std)
@@ -243,7 +244,7 @@ def anisotropic(dim: int = 8, modes: int = 4, seed: int = 0) -> GaussianMixture:
 
     Along its axes the standard deviations of a mode go from 0.05 to 1, evenly in the logarithm.
     """
-    _at_least(1, dim=dim, modes=modes)
+    dim, modes = integer("dim", dim, 1), integer("modes", modes, 1)
     generator = torch.Generator().manual_seed(seed)
     means, gaussian = _randn(modes, dim, generator=generator), _randn(modes, dim, dim, generator=generator)
     std = torch.logspace(math.log10(0.05), 0.0, dim, dtype=torch.float64).expand(modes, dim)
@@ -255,23 +256,18 @@ def _randn(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _at_least(least: int, **counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-
-
 def _tensor(name: str, value: Any, shapes: Any, least: float, dtype: torch.dtype, device: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value, dtype=dtype, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected numbers, got {value!r}") from error
+        raise TypeError(f"{name} must be numbers, got {described(value)}") from error
     if shapes is not None and tensor.shape not in shapes:
         accepted = " or ".join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(f"{name}: expected shape {accepted}, got {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must be of shape {accepted}, got shape {tuple(tensor.shape)}")
     good = tensor.isfinite() & (tensor >= least)
     if not good.all():
-        raise ValueError(f"{name}: expected finite values >= {least}, got {tensor[~good][0].item()}")
+        bound = "" if least == -math.inf else f" and >= {least:g}"
+        raise ValueError(f"{name} must be finite{bound}, got {tensor[~good][0].item()}")
     return tensor
 
 
@@ -283,9 +279,9 @@ def _centres(means: Any, weights: Any) -> tuple[Tensor, Tensor]:
     """The means and the weights, divided by their sum; None is equal weights."""
     means = _parameter("means", means, None)
     if means.dim() != 2 or means.numel() == 0:
-        raise ValueError(f"means: expected shape (K, D) with K, D >= 1, got {tuple(means.shape)}")
+        raise ValueError(f"means must be of shape (K, D) with K, D >= 1, got shape {tuple(means.shape)}")
     weights = torch.ones(len(means)) if weights is None else weights
     weights = _parameter("weights", weights, [means.shape[:1]], least=0.0)
     if weights.sum() == 0:
-        raise ValueError(f"weights: expected a positive sum, got {weights.tolist()}")
+        raise ValueError(f"weights must have a positive sum, got {weights.tolist()}")
     return means, weights / weights.sum()

@@ -15,8 +15,8 @@ __all__ = ["UNet"]
 def fourier(t: Tensor, size: int, highest: float = 100.0) -> Tensor:
     """Cosines and sines of `t`, of shape (B,), at `size / 2` frequencies: (B, size), always in float32.
 
-    The angular frequencies go geometrically from 1 to `highest`. For `t` in [0, 1] that tells times a
-    thousandth apart, and leaves the network smooth in `t`, which high-order solvers rely on.
+    The angular frequencies are spaced geometrically from 1 to `highest`: for `t` in [0, 1] that resolves
+    differences of 1/1000, and keeps the network smooth in `t`, which high-order solvers rely on.
     """
     steps = torch.arange(size // 2, device=t.device, dtype=torch.float32)
     angles = t.float()[:, None] * torch.exp(steps * (math.log(highest) / (size // 2 - 1)))
@@ -69,14 +69,14 @@ class UNet(nn.Module):
     r"""A class-conditional U-Net :math:`f(x, t, y)` with an output like `x`.
 
     Level `i` works at :math:`1 / 2^i` of the resolution with `channels * multipliers[i]` channels and
-    has `blocks` residual blocks on the way down and as many on the way up; self-attention stands once,
-    between two more blocks at the lowest resolution. The output layer starts at zero.
+    has `blocks` residual blocks in the encoder and `blocks` in the decoder; there is one self-attention
+    layer, between two more blocks at the lowest resolution. The output layer is initialised to zero.
 
-    Arguments:
+    Args:
         in_channels: Channels of the images, in and out.
         channels: Channels of the first level, even and a multiple of `groups`.
         multipliers: One factor for each level.
-        blocks: Residual blocks of each level, each way.
+        blocks: Residual blocks of each level, in the encoder and in the decoder.
         num_classes: Number of classes; 0 makes the network unconditional.
         heads: Attention heads.
         groups: Groups of every group normalisation.
@@ -128,15 +128,18 @@ class UNet(nn.Module):
         self.head = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), _zero(nn.Conv2d(c, in_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluates the network.
+        """Evaluate the network.
 
-        Arguments:
+        Args:
             x: Images, with shape (B, C, H, W), in the dtype of the parameters.
             t: Times in [0, 1], with shape (B,).
-            label: Classes as int64, with shape (B,); -1 means "no label", and None that for every sample.
+            label: Classes as int64, with shape (B,); -1 means "no label", None means no label for any sample.
 
         Returns:
             A tensor like `x`.
+
+        Raises:
+            ValueError: if the sides of the images are not divisible by the network's stride.
         """
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"x must have sides divisible by {self.stride}, got {tuple(x.shape)}")

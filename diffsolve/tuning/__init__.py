@@ -1,4 +1,4 @@
-"""Learn a tableau for one network and one number of calls."""
+"""Learning a tableau for one network and one number of calls."""
 
 from diffsolve.tuning.fit import Tuning, fit, tune
 

@@ -1,4 +1,4 @@
-"""`tune`: the times and weights with which a few network calls end where an accurate run ends."""
+"""`tune`: learn the times and weights with which a few network calls reproduce an accurate run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TuneOptions(TypedDict, total=False):
-    """The options of `ds.tune`; `fit` says what each of them means."""
+    """The options of `ds.tune`, documented in `fit`."""
 
     noise: Tensor | None
     nfe: int | None
@@ -77,10 +77,10 @@ DEFAULTS: dict[str, Any] = {
 """Of the options whose default is not None."""
 
 MOST = LIMIT - 1
-"""The most values of a history: with the state they are the inputs of one combination."""
-VALIDATIONS = 20
-WARM = 10  # iterations in which the rate rises
-ROUNDING = 1e-6  # what is better by less is the start, written in another way
+"""The longest history: with the state, the inputs of one linear combination."""
+VALIDATIONS = 20  # how often the held-out loss is measured, roughly
+WARM = 10  # iterations in which the learning rate rises
+ROUNDING = 1e-6  # a smaller relative improvement counts as rounding
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,20 @@ class Tuning:
     """What `fit` returns."""
 
     tableau: Tableau
-    """The best on the held-out noises: the learned one, or `start` where nothing learned was better."""
+    """The best on the held-out noises: the learned one, or `start` if nothing learned was better."""
     start: Tableau
-    """What the learning began with."""
+    """The initial tableau."""
     before: float
     """The loss of `start` on the held-out noises, run by the executor."""
     after: float
     """That of `tableau`."""
     losses: tuple[float, ...]
-    """Of each iteration's batch."""
+    """The loss of each iteration's batch."""
     validation: tuple[tuple[int, float], ...]
-    """(iterations done, loss on the held-out noises)."""
+    """(iteration, loss on the held-out noises)."""
     calls: int
-    """Network calls in all, each counted once for every sample in it: the teacher's, learning (a backward pass is not
-    counted, a repeated forward pass is) and validation."""
+    """Network calls in total, per sample: those of the teacher, of learning (repeated forward passes are counted,
+    backward passes are not) and of validation."""
     seconds: float
 
     @property
@@ -132,42 +132,44 @@ def tune(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpt
 def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOptions]) -> Tuning:
     """Learn the times of N network calls and the weights of their outputs, by gradients through the run.
 
-    The learned run is a combination of the start and the straight velocities at its calls, exact for constant ones
-    (`diffsolve.tuning.student`), and starts from the very weights of a solver. Adam (its rate rises in the first
-    iterations and falls to 0 along a cosine) moves it towards the teacher's ends, from the same noise; noises that are
-    held out choose the best on the way.
+    The learned run is a linear combination of the initial state and the straight velocities at its calls, exact for
+    constant velocities (`diffsolve.tuning.student`), and is initialised with the weights of a solver. Adam (with a
+    warm-up and a cosine decay to 0) moves its ends towards the teacher's ends from the same noise; the iterate with the
+    least loss on held-out noises is returned.
 
     Args:
-        model: as in `solve`; its network is differentiated by its input, and by its clock unless `times` is False.
-        shape: (n, ...): so many noises in all are learned from and validated on. None of them is a noise of `sample`
-            with any seed. Or
-        noise: (n, ...) states to start from, as in `solve`.
-        nfe, solver, grid, start, stop: the run to begin with, as in `plan`: a deterministic solver that calls the
-            network once at each time; or `solver` is a Tableau of one.
-        teacher: what is accurate: the number of network calls of "auto", a Tableau between the same times, or the ends
-            (n, ...) that belong to `noise`, computed before.
-        history: K >= 2, how many outputs a row may use; the run keeps K + 1 states. All, but at most 11, if None.
+        model: as in `solve`; its network is differentiated in its input, and in its time unless `times` is False.
+        shape: (n, ...): n noises are drawn, for learning and validation. They differ from the noises of `sample` with
+            any seed. Or
+        noise: (n, ...) initial states, as in `solve`.
+        nfe, solver, grid, start, stop: the initial run, as in `plan`: a deterministic solver that calls the network
+            once at each time; or `solver` is a Tableau of one.
+        teacher: the accurate run: a number of network calls of "auto", a Tableau between the same times, or
+            precomputed ends (n, ...) of `noise`.
+        history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
         times: learn the times of the calls too; False for a network whose clock has no derivative.
-        loss: (x, ends) -> a number, or one per sample: how far a run ended. By default |x - end| over the root mean
-            square of the |end|, one per sample. (Not squared: the few samples that end in another mode would have
-            all the weight.)
-        iterations, batch, lr: of Adam, whose parameters are weights and logits of shares of the way, of order 1.
-        held_out: the share of the noises that is for validation.
+        loss: (x, ends) -> a number, or one per sample. By default |x - end| over the root mean square of |end|, one per
+            sample; not squared, since the few samples that end in another mode would then dominate.
+        iterations, batch, lr: of Adam; the parameters are weights and logits of step sizes, of order 1.
+        held_out: the fraction of the noises used for validation, > 0 and < 1.
         cond, guidance: as in `solve`; tensors whose first dimension is n have one entry per noise.
-        gradient: "checkpoint" calls each network again on the way back, and keeps one network's graph in place of N.
-        seed: of the noises and of the batches; one, as in `solve`.
-        checkpoint: a file, whole at any time, that holds the learning in case it is cut off: the same call then goes on
-            from it to the bits of an unbroken run, and deletes it at the end. It needs a seed, and the same `cond` and
-            `loss`, which it does not know.
+        gradient: "direct", or "checkpoint", which calls the network again in the backward pass and keeps the graph of
+            one call in place of N.
+        seed: of the noises and batches; one integer, as in `solve`.
+        checkpoint: a file from which the same call resumes after an interruption, with the same bits as an
+            uninterrupted run; it is deleted at the end. It needs a seed; `cond` and `loss` must be the same, which is
+            not checked.
         progress: show a bar.
         dtype, device: of the state, as in `solve`.
 
     Returns:
-        A `Tuning`. Where nothing learned is better than the start on the held-out noises it has the start itself, with
-        a UserWarning.
+        A `Tuning`. If nothing learned is better than the start on the held-out noises, its tableau is the start, with a
+        UserWarning.
 
     Raises:
-        ValueError, TypeError: for bad arguments, by name; for a network without the derivatives needed.
+        ValueError: if an argument is out of range, the solver or teacher does not fit, or the network has no derivative
+            in its input or time.
+        TypeError: if an option is unknown, or of the wrong type.
         FloatingPointError: if the loss or its gradient is not finite.
     """
     refuse_unknown("tune", options, TuneOptions)
@@ -179,10 +181,11 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
     noises = _Noises(_states(problem, float(begin.times[0])), problem.cond, problem.guidance)
     history = min(begin.nfe, MOST if settings["history"] is None else settings["history"])
     student = Student(problem.model, begin, history, settings["times"], f"tuned({name}, nfe={begin.nfe})")
-    _differentiable(problem.model, begin, noises.some(torch.tensor([0])), settings["times"])
+    _check_derivatives(problem.model, begin, noises.some(torch.tensor([0])), settings["times"])
     progress = Progress(student, _about(problem, begin, noises, history, settings), settings["checkpoint"])
     if progress.ends is None:
-        progress.ends, progress.calls = _taught(problem.model, noises, settings["teacher"], begin, settings["batch"])
+        teacher, batch = settings["teacher"], settings["batch"]
+        progress.ends, progress.calls = _run_teacher(problem.model, noises, teacher, begin, batch)
     learner = _Learner(problem, begin, noises, student, progress, settings)
     learner.learn()
     progress.restore_best()
@@ -200,7 +203,7 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
 
 
 def _begin(problem: Problem, settings: Mapping[str, Any]) -> tuple[Tableau, str]:
-    """The run to begin with, and its solver as text."""
+    """The initial tableau, and the name of its solver."""
     solver, planned = settings["solver"], {name: settings[name] for name in ("nfe", "grid", "start", "stop")}
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", **planned)
@@ -213,9 +216,9 @@ def _begin(problem: Problem, settings: Mapping[str, Any]) -> tuple[Tableau, str]
 
 
 def _states(problem: Problem, start: float) -> Tensor:
-    """The states to start from; noises that no run of `ds.sample` starts from."""
+    """The initial states; drawn noises differ from those of every run of `ds.sample`."""
     x = problem.state(start)
-    if problem.noise is None:  # row 1 is the start of no run
+    if problem.noise is None:  # runs start from other draws than row 1
         std = problem.model.path.prior_std(start)
         x = problem.key.normal(x.shape, row=1, dtype=x.dtype, device=x.device) * std
     if len(x) < 2:
@@ -226,7 +229,7 @@ def _states(problem: Problem, start: float) -> Tensor:
 def _about(
     problem: Problem, begin: Tableau, noises: _Noises, history: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to, in JSON values."""
+    """The settings that a checkpoint must have, as JSON values."""
     guidance = problem.guidance
     return {
         "solver": begin.to_json(),
@@ -240,7 +243,7 @@ def _about(
 
 
 class _Learner:
-    """Adam on the noises that are not held out, judged now and then on those that are."""
+    """Adam on the learning noises, with regular validation on the held-out ones."""
 
     def __init__(
         self,
@@ -259,7 +262,7 @@ class _Learner:
         self.held = max(1, min(len(noises.x) - 1, round(settings["held_out"] * len(noises.x))))
 
     def validate(self, tableau: Tableau) -> float:
-        """The mean loss of the held-out noises; infinite where it is not a number."""
+        """The mean loss of the held-out noises; infinite if it is NaN."""
         batch, count = self.settings["batch"], len(self.noises.x)
         total = 0.0
         for index in torch.split(torch.arange(count - self.held, count), batch):
@@ -269,13 +272,13 @@ class _Learner:
         return math.inf if math.isnan(total) else total / self.held
 
     def learn(self) -> None:
-        """The iterations that are left, and the last validation."""
+        """Run the remaining iterations and the last validation."""
         progress, iterations = self.progress, self.settings["iterations"]
         gap = max(1, iterations // VALIDATIONS)
         with torch.enable_grad(), _bar(self.settings["progress"], iterations, progress.iteration) as bar:
             while progress.iteration < iterations:
                 k = progress.iteration
-                if k % gap == 0 and not any(at == k for at, _ in progress.validation):  # before a break is kept
+                if k % gap == 0 and not any(at == k for at, _ in progress.validation):  # not repeated on resuming
                     progress.validated(self.validate(self.student.tableau()))
                     progress.save()
                 self.iterate(k)
@@ -284,7 +287,7 @@ class _Learner:
         progress.validated(self.validate(self.student.tableau()))
 
     def iterate(self, k: int) -> None:
-        """One step of Adam, on a batch that depends on the seed and the iteration alone."""
+        """One step of Adam, on a batch that depends only on the seed and the iteration."""
         settings, count = self.settings, len(self.noises.x) - self.held
         order = np.random.default_rng([self.key.seed, k]).permutation(count)
         index = torch.from_numpy(order[: settings["batch"]])
@@ -297,43 +300,43 @@ class _Learner:
 
 @dataclass(frozen=True)
 class _Noises:
-    """States to start from, and the conditions that belong to them."""
+    """Initial states, with their conditions."""
 
     x: Tensor
     cond: Mapping[str, Any]
     guidance: Guidance
 
     def some(self, index: Tensor) -> _Noises:
-        """Those of these numbers."""
+        """The ones at these indices."""
         at, size = index.to(self.x.device), len(self.x)
         guidance = replace(self.guidance, uncond=picked(self.guidance.uncond, at, size))
         return _Noises(self.x[at], picked(self.cond, at, size), guidance)
 
 
 def _executed(model: Model, tableau: Tableau, noises: _Noises) -> Tensor:
-    """The end of a tableau's run by the executor."""
+    """The end of a tableau's run."""
     return sample(
         model, noise=noises.x, solver=tableau, cond=noises.cond, guidance=noises.guidance, dtype=noises.x.dtype,
     )  # fmt: skip
 
 
-def _taught(
-    model: Model, noises: _Noises, teacher: int | Tableau | Tensor, begun: Tableau, batch: int
+def _run_teacher(
+    model: Model, noises: _Noises, teacher: int | Tableau | Tensor, begin: Tableau, batch: int
 ) -> tuple[Tensor, int]:
-    """The ends of the teacher's run, and the network calls that they took."""
+    """The ends of the teacher's run, and its network calls, summed over the samples."""
     if isinstance(teacher, Tensor):
         if teacher.shape != noises.x.shape or not teacher.is_floating_point():
             shape = tuple(noises.x.shape)
             raise ValueError(f"teacher must be floating, the ends of the noises {shape}, got {described(teacher)}")
         return teacher.detach().to(noises.x), 0
     if not isinstance(teacher, Tableau):
-        teacher = integer("teacher", teacher, 1)  # so many network calls
+        teacher = integer("teacher", teacher, 1)  # network calls
         ends = (model.path.t_noise, model.path.t_data)
-        start, stop = (None if t == end else t for t, end in zip(begun.times[[0, -1]].tolist(), ends, strict=True))
+        start, stop = (None if t == end else t for t, end in zip(begin.times[[0, -1]].tolist(), ends, strict=True))
         teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.scale)
-    if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begun.times[[0, -1]]):
+    if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begin.times[[0, -1]]):
         raise ValueError(
-            f"teacher must be a deterministic run from t={begun.times[0]:.6g} to {begun.times[-1]:.6g}, got "
+            f"teacher must be a deterministic run from t={begin.times[0]:.6g} to {begin.times[-1]:.6g}, got "
             f"{teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}"
         )
     parts = [_executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
@@ -341,7 +344,7 @@ def _taught(
 
 
 def _digest(value: int | Tableau | Tensor) -> int | str:
-    """What tells a value from another in a file."""
+    """What identifies a teacher or a noise in a checkpoint."""
     if isinstance(value, Tensor):
         about = f"{value.dtype} {tuple(value.shape)}".encode()
         return sha256(about + value.detach().cpu().double().numpy().tobytes()).hexdigest()
@@ -349,24 +352,28 @@ def _digest(value: int | Tableau | Tensor) -> int | str:
 
 
 def _relative(ends: Tensor) -> Loss:
-    """|x - end| of each sample over the root mean square of the |end|."""
+    """The loss |x - end| of each sample over the root mean square of |end|."""
     size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
     return lambda x, end: (x - end).reshape(len(x), -1).norm(dim=1) / size
 
 
-def _differentiable(model: Model, begun: Tableau, noises: _Noises, times: bool) -> None:
-    """That the network's output has the derivatives that learning needs."""
-    t = torch.tensor(begun.calls[:1, 0], requires_grad=True)
+def _check_derivatives(model: Model, begin: Tableau, noises: _Noises, times: bool) -> None:
+    """Check that the network has the derivatives that learning needs.
+
+    Raises:
+        ValueError: if it has none in its input, or none in its time where the times are learned.
+    """
+    t = torch.tensor(begin.calls[:1, 0], requires_grad=True)
     x = noises.x.clone().requires_grad_()
     with torch.enable_grad():
-        network = replace(Network.of(model, begun, noises.guidance, x), times=network_times(model, t, x))
+        network = replace(Network.of(model, begin, noises.guidance, x), times=network_times(model, t, x))
         out = network(0, x, noises.cond)
-        found = torch.autograd.grad(out.sum(), [x, t], allow_unused=True) if out.requires_grad else (None, None)
-    if found[0] is None:
-        raise ValueError("net must have a derivative by its input, got an output that autograd does not lead back from")
-    if times and (found[1] is None or model.clock == "index"):
+        gradients = torch.autograd.grad(out.sum(), [x, t], allow_unused=True) if out.requires_grad else (None, None)
+    if gradients[0] is None:
+        raise ValueError("net must have a derivative in its input, got an output without a graph back to it")
+    if times and (gradients[1] is None or model.clock == "index"):
         raise ValueError(
-            f"net must have a derivative by its time, got none with clock={model.clock!r}; times=False learns the "
+            f"net must have a derivative in its time, got none with clock={model.clock!r}; times=False learns the "
             "weights alone"
         )
 
@@ -384,7 +391,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"seed must be given with checkpoint={file!r}, to go on from it, got None")
 
 
-def _bar(progress: bool, total: int, done: int) -> Any:
+def _bar(progress: bool, total: int, initial: int) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, initial=done, disable=not progress, unit="iteration")
+    return tqdm(total=total, initial=initial, disable=not progress, unit="iteration")

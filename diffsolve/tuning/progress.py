@@ -1,4 +1,4 @@
-"""Where a learning stands: Adam, the best so far, and the file that keeps them."""
+"""The state of a learning run: parameters, Adam, the best iterate so far, and its checkpoint file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BETAS = (0.9, 0.99)
 
 
 class Progress:
-    """A learning at some iteration. All of it is in `tensors` and `note`, which a file may hold.
+    """The state of a learning run, which a checkpoint file may hold.
 
     Args:
-        about: what the learning is, in JSON values: a file of another is refused.
-        file: where to keep it; what is there is gone on from.
+        about: the settings of the run, as JSON values; those in the file must be equal.
+        file: the checkpoint; if it exists the state is read from it.
 
     Raises:
-        ValueError: if the file is of another learning, or of none.
+        ValueError: if the file is not a checkpoint, or has other settings.
     """
 
     def __init__(self, student: Student, about: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:
@@ -37,12 +37,12 @@ class Progress:
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.ends: Tensor | None = None
-        """Of the teacher's run."""
+        """The ends of the teacher's run."""
         self._parameters = student.parameters
         self._adam = torch.optim.Adam(self._parameters.values(), betas=BETAS)
         self._live: dict[str, Tensor] = {}
         for name, p in self._parameters.items():
-            # What Adam itself would start from, made here so that a file can fill it in.
+            # Adam's own initial state, created here so that a checkpoint can be copied into it.
             moments = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             self._adam.state[p] = moments
             self._live |= {f"{key}/{name}": moment for key, moment in moments.items()}
@@ -54,11 +54,11 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Spent so far, before a break too."""
+        """Time spent so far, including earlier calls."""
         return time.monotonic() - self._began
 
     def step(self, loss: Tensor, rate: float) -> None:
-        """Move the parameters against the gradient of a loss.
+        """One step of Adam with the gradient of a loss and the learning rate `rate`.
 
         Raises:
             FloatingPointError: if the loss or its gradient is not finite.
@@ -78,7 +78,7 @@ class Progress:
         self.iteration += 1
 
     def validated(self, loss: float) -> None:
-        """Take down the loss on the held-out noises, and the parameters where it is the best."""
+        """Record the loss on the held-out noises, and the parameters if it is the least so far."""
         if loss < self.best:
             for name in self._parameters:
                 self._live[f"best/{name}"].copy_(self._live[f"now/{name}"])
@@ -90,12 +90,12 @@ class Progress:
         return min((loss for _, loss in self.validation), default=math.inf)
 
     def restore_best(self) -> None:
-        """Give the parameters the values of the best validation."""
+        """Set the parameters to those of the best validation."""
         for name in self._parameters:
             self._live[f"now/{name}"].copy_(self._live[f"best/{name}"])
 
     def save(self) -> None:
-        """Write the file, if there is one: the whole of it or nothing."""
+        """Write the checkpoint atomically, if a file was given."""
         if self._file is None:
             return
         assert self.ends is not None
@@ -104,14 +104,14 @@ class Progress:
         write_tensors(self._file, {"ends": self.ends, **self._live}, "tuning", note)
 
     def remove(self) -> None:
-        """Delete the file, if there is one."""
+        """Delete the checkpoint, if there is one."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
     def _load(self, file: Path) -> None:
         tensors, note = read_tensors(file, "tuning")
         if not isinstance(note, dict) or note.get("format") != FORMAT:
-            raise ValueError(f"checkpoint must be a file of a tuning, got {str(file)!r}")
+            raise ValueError(f"checkpoint must be a file that ds.tune wrote, got {str(file)!r}")
         if note["about"] != self._about:
             odd = sorted(name for name, value in self._about.items() if note["about"].get(name) != value)
             raise ValueError(
@@ -122,5 +122,5 @@ class Progress:
         for name, value in tensors.items():
             self._live[name].copy_(value)
         self.iteration, self.calls, self.losses = note["iteration"], note["calls"], note["losses"]
-        self.validation = [(done, loss) for done, loss in note["validation"]]
+        self.validation = [(iteration, loss) for iteration, loss in note["validation"]]
         self._began -= note["seconds"]

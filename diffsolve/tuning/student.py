@@ -1,14 +1,15 @@
-r"""What is learned: the times of a run's network calls, and the weights of their outputs.
+r"""The learned run: the times of its network calls, and the weights of their outputs, as parameters.
 
 Let z = x / c and v = dz/du in the straight frame (`diffsolve.tableau.frames`), so that dz/du = v is the probability
-flow of any path. A run that calls the network once at each of N times, and is linear in all it has seen, is
+flow of any path. A run that calls the network once at each of N times, and is linear in all earlier outputs, is
 
     z_{i+1} = z_0 + sum_{j <= i} B_ij v_j,    sum_j B_ij = u_{i+1} - u_0,    i = 0..N-1.
 
-Every deterministic solver of this library with one call a time is such a B (`flattened`), whatever it extrapolates
-and corrects: a denoised estimate at a state of the run is again a combination of z_0 and the v. The condition on the
-sums is exactness for constant v, where data and noise are constant too. Shaul et al. (2403.01329) learn such runs as
-"non-stationary solvers"; Frankel et al. (2502.17423, S4S) the weights and times of multistep methods.
+Every deterministic solver of this library with one call per time is such a B (`flattened`), multistep and
+predictor-corrector methods included: a denoised estimate at a state of the run is again a combination of z_0 and the v.
+The condition on the sums is exactness for constant v, where data and noise are constant too. Shaul et al.
+(2403.01329) learn such runs as "non-stationary solvers"; Frankel et al. (2502.17423, S4S) the weights and times of
+multistep methods.
 
 With a history of K < N the rows leave the weight of a v as it is once the v is K calls old: B_ij = B_{j+K-1, j}.
 """
@@ -38,7 +39,7 @@ V = (-1.0, 1.0)
 """v = eps - x_0, as a combination of the data and the noise."""
 
 LEAST = 1e-4
-"""The shortest step, as a share of an even one: nodes stay apart, and short of where the last call may be."""
+"""The shortest step, as a fraction of an even one, which keeps nodes apart and before the last possible call."""
 
 
 def flattened(tableau: Tableau) -> np.ndarray:
@@ -73,15 +74,15 @@ def flattened(tableau: Tableau) -> np.ndarray:
 class Student:
     """A run whose times and weights are parameters, from those of a given tableau on.
 
-    The angles theta = atan(sigma / alpha) of the calls are the sums of softmax shares of the way from the start to the
-    last place for a call: they cannot cross. Weights are those of the tableau plus `deviation`; the newest v of each
-    row takes what the sum of the row lacks, so that rows are exact wherever the nodes move.
+    The steps in the angle theta = atan(sigma / alpha), from the start to the last time at which the network may be
+    called, are a softmax of logits, so that the times stay ordered. Weights are those of the tableau plus `deviation`;
+    the newest v of each row gets the weight that makes the sum of the row exact, wherever the nodes are.
 
     Args:
-        start: the tableau to begin with.
-        history: K >= 2, how many v a row may use.
-        times: whether the times are learned, or the weights alone.
-        name: of the tableau that comes out.
+        start: the initial tableau.
+        history: K >= 2, the number of v that a row may use.
+        times: whether the times are learned, or only the weights.
+        name: of the learned tableau.
 
     Raises:
         ValueError: see `flattened`; or if the network's prediction is not determined at a call.
@@ -102,7 +103,7 @@ class Student:
         last = path.nodes([path.t_last if ends_on_data else self._ends[1]])[0]
         self._first, self._last = float(_angles(start.calls[0])), float(np.arctan2(last.sigma, last.alpha))
         shares = -np.diff([*_angles(start.calls), self._last]) / (self._first - self._last)
-        # A call at the very last place for one, as on paths that stop short of the data, must be free to leave it.
+        # A last call at the last possible time (on paths that stop before the data) must be free to move too.
         shares = np.maximum(shares, 100 * LEAST / n)
         shares = (shares / shares.sum() - LEAST / n) / (1 - LEAST)
         self.logits = torch.from_numpy(np.log(shares)).requires_grad_(times)
@@ -115,14 +116,14 @@ class Student:
         return {name: p for name, p in named.items() if p.requires_grad}
 
     def times(self) -> Tensor:
-        """(N + 1,) the nodes on the path's clock, float64, with the derivatives by the logits."""
+        """(N + 1,): the nodes on the path's clock, float64, differentiable in the logits."""
         if self._fixed is not None:
             return self._fixed
         shares = LEAST / self.calls + (1 - LEAST) * self.logits.softmax(0)
         theta = self._last + (self._first - self._last) * shares.flip(0).cumsum(0).flip(0)[1:]
         t = self.model.path.time(-theta.detach().tan().log())
         p = self.model.path.at(t)
-        slope = (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)  # dtheta/dt: inverses have none
+        slope = (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)  # dtheta/dt: `time` has none
         first, last = (torch.tensor([end], dtype=torch.float64) for end in self._ends)
         return torch.cat([first, t + (theta - theta.detach()) / slope, last])
 
@@ -133,7 +134,7 @@ class Student:
         return older + torch.diag(u[1:] - u[0] - older.sum(1))
 
     def tableau(self) -> Tableau:
-        """The run as it stands, in steps: row i less row i - 1 of B."""
+        """The present run as a tableau; step i has the weights of row i minus row i - 1 of B."""
         with torch.no_grad():
             draft = Draft(self.model.path, self.times().numpy())
             g = draft.grid
@@ -149,7 +150,7 @@ class Student:
         """The end of the run from x, with a graph back to the parameters.
 
         Args:
-            gradient: "checkpoint" keeps no network's graph, and calls each network again on the way back.
+            gradient: "checkpoint" keeps no graph of the network, and calls it again in the backward pass.
         """
         model, outputs = self.model, guidance.around(self.model, self.tableau())
         if gradient == "checkpoint":

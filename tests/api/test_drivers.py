@@ -30,7 +30,7 @@ BASE = {
     "gradient": {"gradient": "direct", "solver": "ddim(eta=1)", "steps": 4},
     "parallel": {"parallel": ds.Picard(window=4), "solver": "ddim(eta=1)", "steps": 4},
     "graph": {"graph": True, "solver": "ddim(eta=1)", "steps": 4},
-    "a run of one call after another": {"solver": "ddim(eta=1)", "steps": 4},
+    "a sequential run": {"solver": "ddim(eta=1)", "steps": 4},
 }
 OTHER_SOLVER = {
     "log_prob='model'": {"solver": "heun"},
@@ -266,7 +266,7 @@ def test_signatures_list_every_option():
 
 
 def test_sample_refuses_what_only_a_run_can_hold():
-    with pytest.raises(ValueError, match="trajectory is no option of sample, .* ds.solve returns it"):
+    with pytest.raises(ValueError, match="trajectory is not an option of sample, .* use ds.solve"):
         ds.sample(model(), SHAPE, nfe=4, trajectory=True)
 
 

@@ -40,8 +40,8 @@ def test_names_with_options():
     [
         ("on", ValueError, "thing must be one of 'broken', 'needs', 'one', 'plain', got 'on'; did you mean 'one'?"),
         ("xyz", ValueError, "thing must be one of 'broken', 'needs', 'one', 'plain', got 'xyz'$"),
-        ("one(width=3)", ValueError, "option of thing 'one' must be 'size', got 'width'"),
-        ("plain(size=3)", ValueError, r"thing must be 'plain' without options, got 'plain\(size=3\)'"),
+        ("one(width=3)", ValueError, r"thing='one\(width=3\)' has no option 'width'; its options are size$"),
+        ("plain(size=3)", ValueError, r"thing='plain\(size=3\)' has no option 'size'; it has no options"),
         ("needs", ValueError, "thing must be 'needs' with its options, got 'needs': missing a required argument"),
         ("one(3)", ValueError, r"thing must be written name or name\(option=value, ...\), got 'one\(3\)'"),
         ("one(size=", ValueError, "thing must be written"),

@@ -429,7 +429,7 @@ TAB = ds.plan("edm", "euler", steps=2)
         (lambda: ds.sample(OK, (1, 2), steps=3, seed=1.5), "seed=1.5"),
         (lambda: ds.sample(OK, (3, 2), steps=3, seed=[1, 2]), "seed"),
         (lambda: ds.sample(OK, (1, 2), steps=3, dtype=torch.int32), "dtype must be a floating torch.dtype"),
-        (lambda: ds.sample(OK, (1, 2), steps=3, start=1.0), "start=1.0 needs noise=, the state at that time"),
+        (lambda: ds.sample(OK, (1, 2), steps=3, start=1.0), "noise must be given with start=1.0"),
         (lambda: ds.sample(OK, noise=torch.ones(1, 2), steps=3, start=1.0, stop=2.0), "noisier side"),
         (lambda: ds.sample(OK, noise=torch.ones(1, 2), steps=3, start=100.0), "start must be between"),
         (lambda: ds.sample(OK, (1, 2), solver=TAB, steps=3), "steps=3 cannot be given with a tableau"),

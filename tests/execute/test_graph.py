@@ -101,7 +101,7 @@ def test_captures_go_with_their_network(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "graph=True on cpu; accepted: a CUDA device"),
+        ({}, "device must be a CUDA device with graph=True, got cpu"),
         ({"hook": lambda step: None}, "hook=.* cannot be given with graph"),
         ({"trajectory": True}, "trajectory=True cannot be given with graph"),
         ({"max_calls": 2}, "max_calls=2 cannot be given with graph"),

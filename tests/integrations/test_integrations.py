@@ -164,7 +164,7 @@ def test_image_to_image(df, module, solver):
     torch.testing.assert_close(loop(scheduler, model.net, x), wanted, rtol=0, atol=0)
     assert scheduler.step_index == len(scheduler.timesteps)
     if scheduler.order > 1:
-        with pytest.raises(ValueError, match="begin_index=1"):
+        with pytest.raises(ValueError, match="begin_index must be .*, got 1"):
             scheduler.set_begin_index(1)
 
 
@@ -287,7 +287,7 @@ def test_flow_pipelines(df, module):
     for scheduler in (module.Scheduler(flux, "euler", grid="shifted(shift=2)"), module.Scheduler(flux)):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8).tolist(), mu=0.9)
         assert len(scheduler.timesteps) == 8
-    with pytest.raises(ValueError, match="sigmas cannot be given: DDPMScheduler"):
+    with pytest.raises(ValueError, match="sigmas=.* cannot be given with DDPMScheduler"):
         module.Scheduler(df.DDPMScheduler(), "euler").set_timesteps(sigmas=[1.0, 0.5])
 
 
@@ -335,15 +335,15 @@ def test_what_a_scheduler_refuses(df, module):
     with pytest.raises(ValueError, match="v_prediction"):
         module.Scheduler(df.EDMEulerScheduler(prediction_type="v_prediction"))
     scheduler = module.Scheduler(df.DDPMScheduler(), "edm-heun(s_churn=40.0)")
-    with pytest.raises(ValueError, match="adds noise before its first call"):
+    with pytest.raises(ValueError, match="solver must add no noise before its first call"):
         scheduler.set_timesteps(4)
     scheduler = module.Scheduler(df.DDPMScheduler(clip_sample=False), "dpmpp-2m")
     with pytest.raises(ValueError, match="set_timesteps first"):
         scheduler.step(latents(), 0, latents())
     scheduler.set_timesteps(4)
-    with pytest.raises(ValueError, match="model_output has shape"):
+    with pytest.raises(ValueError, match="model_output must have the shape of sample"):
         scheduler.step(latents()[:, :1], 0, latents())
-    with pytest.raises(ValueError, match="unknown"):
+    with pytest.raises(ValueError, match="solver must be one of .*, got 'no-such'"):
         module.Scheduler(df.DDPMScheduler(), "no-such")
 
 
@@ -411,14 +411,14 @@ def test_networks_of_flow_pipelines(df, module):
             return (hidden_states * timestep.view(-1, 1, 1, 1),)
 
     flow = df.FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ValueError, match="clock=None with Net"):
+    with pytest.raises(ValueError, match="clock must be .* for Net, got None"):
         module.model_of(Net(), flow)
     x = latents()
     out = module.model_of(Net(), flow, clock="1000t")(x, 0.25)
     assert torch.equal(out, x * 250)
     sd3 = type("SD3Transformer2DModel", (Net,), {})
     assert module.model_of(sd3(), flow).clock == "1000t"
-    with pytest.raises(ValueError, match="lacks a unet"):
+    with pytest.raises(ValueError, match="pipe must have a unet"):
         module.pipeline(SimpleNamespace(scheduler=flow))
 
 
@@ -470,7 +470,7 @@ def test_seeds_of_a_sampling_function():
     half = run(lambda x, s, seed=None: model.net(x.float(), s).half(), x.half(), sigmas, disable=True)
     assert half.dtype == torch.float16
     for bad in ([1.0], [1.0, 1.0], [1.0, 2.0], [1.0, -1.0]):
-        with pytest.raises(ValueError, match="sigmas="):
+        with pytest.raises(ValueError, match="sigmas must be"):
             run(denoiser, x, torch.tensor(bad), disable=True)
     assert run(denoiser, x, torch.tensor([30.0, 0.0]), disable=True).isfinite().all()
 
@@ -515,7 +515,7 @@ def test_the_node_of_comfyui(monkeypatch):
     wanted = k_diffusion.sampler("ddim(eta=0.5)", seed=1)(denoiser, x, sigmas, {"seed": 1}, disable=True)
     assert torch.equal(mine, wanted)
     assert not torch.equal(mine, k_diffusion.sampler("ddim")(denoiser, x, sigmas, {"seed": 1}, disable=True))
-    with pytest.raises(ValueError, match="got 'nu'"):
+    with pytest.raises(ValueError, match="has no option 'nu'"):
         node.sampler("ddim", "nu=0.5")
 
 
@@ -587,9 +587,9 @@ def test_what_is_not_recognised():
     assert recognise(torch.nn.Linear(1, 1)) is None
     assert recognise(3) is None
     for call in (ds.adapt, lambda thing: ds.sample(thing, (1, 2), nfe=1), lambda thing: ds.log_prob(thing, latents())):
-        with pytest.raises(TypeError, match="model=Linear: a Model is accepted"):
+        with pytest.raises(TypeError, match="model must be a Model .* got one of type Linear"):
             call(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match="path='edm', predicts=None"):
         ds.adapt(lambda x, t: x, "edm")
-    with pytest.raises(ValueError, match="need path and predicts"):
+    with pytest.raises(ValueError, match="path and predicts must be given with other options"):
         ds.adapt(Precond(), clock="sigma")

@@ -146,7 +146,7 @@ def test_their_interval_where_ours_is_expected():
     torch.testing.assert_close(several[1], path(0.2, 0.9) / math.sqrt(0.7))
     wide = BrownianAdapter(torchsde.BrownianInterval(0.0, 2.0, size=(200, 50), entropy=1)).normal_between(0.2, 0.9)
     assert stats.kstest(wide.flatten().numpy(), "norm").pvalue > 1e-3
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(ValueError, match="s and t must be different"):
         path.normal_between(0.5, 0.5)
     with pytest.raises(ValueError, match=r"\(5,\)"):
         BrownianAdapter(bm, shape=(5,))
@@ -155,10 +155,10 @@ def test_their_interval_where_ours_is_expected():
 def test_errors():
     model = gaussian("condot")
     for make, words in [
-        (lambda: model.as_sde(-1.0), "tau=-1.0"),
+        (lambda: model.as_sde(-1.0), "tau must be .*, got -1.0"),
         (lambda: model.as_sde(sde_type="backward"), "'stratonovich'"),
         (lambda: model.as_sde().span(0.8, 0.2), "noisier"),
-        (lambda: model.as_sde().span(0.2, 1.2), "stop=1.2"),
+        (lambda: model.as_sde().span(0.2, 1.2), r"start and stop must be from .*, got \(0.2, 1.2\)"),
         (lambda: model.as_sde(shape=(2,)).flatten(torch.ones(1, 3)), r"\(1, 3\)"),
         (lambda: model.as_sde().f(0.0, torch.ones(1, 1)), "drift at tau=1"),
         (lambda: model.as_sde().g(0.0, torch.ones(1, 1)), "diffusion at tau=1"),
@@ -166,7 +166,7 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=words):
             make()
-    with pytest.raises(TypeError, match="cond=3"):
+    with pytest.raises(TypeError, match="cond must be a mapping of keyword arguments, got 3"):
         model.as_sde(cond=3)
     assert model.as_sde(0.0).f(0.0, torch.ones(1, 1)).isfinite().all()
     assert model.as_sde(0.0).g(0.0, torch.ones(1, 1)) == 0

@@ -186,7 +186,7 @@ def test_users_own_path():
         (lambda: paths.named("edmm"), r"path must be one of 'condot', .*, got 'edmm'; did you mean 'edm'"),
         (
             lambda: paths.named("edm(sigma_mox=3)"),
-            "option of path 'edm' must be 'sigma_min' or 'sigma_max', got 'sigma_mox'",
+            "path=.* has no option 'sigma_mox'; did you mean 'sigma_max'. its options are sigma_min, sigma_max",
         ),
         (lambda: paths.named("edm(3)"), "path must be written name or name"),
         (lambda: paths.named(3), "path must be a name or a Path"),

@@ -283,7 +283,7 @@ def test_failed_writes_leave_what_was_there(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="no space"):
             tiny_run(out, steps=1)
     assert os.listdir(tmp_path) == [out.name]

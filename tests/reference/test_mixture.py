@@ -187,9 +187,9 @@ def test_singular_components_need_noise():
     torch.testing.assert_close(x0, (direction + 1e-3) @ direction.T @ direction / direction.norm() ** 2)
     for singular in (points, line):
         x = torch.zeros(2, singular.dim)
-        with pytest.raises(ValueError, match="sigma: expected > 0"):
+        with pytest.raises(ValueError, match="sigma must be > 0"):
             singular.expectations(x, 1.0, torch.tensor([0.0, 0.1]))
-        with pytest.raises(ValueError, match="stop sigma: expected > 0"):
+        with pytest.raises(ValueError, match="stop sigma must be > 0"):
             singular.flow(x, (0.0, 1.0), (1.0, 0.0))
 
 
@@ -436,40 +436,44 @@ X = torch.zeros(3, 2)
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, r"means: expected shape \(K, D\).*got \(2,\)", lambda: GaussianMixture.isotropic([0.0, 1.0], 1.0)),
-        (ValueError, "means: expected finite", lambda: GaussianMixture.isotropic([[math.nan]], 1.0)),
-        (TypeError, "means: expected numbers", lambda: GaussianMixture.isotropic("ring", 1.0)),
         (
             ValueError,
-            r"std: expected shape \(\) or \(2,\), got \(3,\)",
+            r"means must be of shape \(K, D\).*got shape \(2,\)",
+            lambda: GaussianMixture.isotropic([0.0, 1.0], 1.0),
+        ),
+        (ValueError, "means must be finite, got nan", lambda: GaussianMixture.isotropic([[math.nan]], 1.0)),
+        (TypeError, "means must be numbers, got 'ring'", lambda: GaussianMixture.isotropic("ring", 1.0)),
+        (
+            ValueError,
+            r"std must be of shape \(\) or \(2,\), got shape \(3,\)",
             lambda: GaussianMixture.isotropic(M, [1, 1, 1]),
         ),
-        (ValueError, "std: expected finite values >= 0.0, got -1.0", lambda: GaussianMixture.isotropic(M, -1)),
-        (ValueError, r"std: .*got \(\)", lambda: GaussianMixture.diagonal(M, 1.0)),
-        (ValueError, r"covariance: .*got \(2,\)", lambda: GaussianMixture.full(M, [1.0, 1.0])),
-        (ValueError, "covariance: expected symmetric", lambda: GaussianMixture.full(M, [[1.0, 0.5], [0.4, 1.0]])),
+        (ValueError, "std must be finite and >= 0, got -1.0", lambda: GaussianMixture.isotropic(M, -1)),
+        (ValueError, r"std must be .*got shape \(\)", lambda: GaussianMixture.diagonal(M, 1.0)),
+        (ValueError, r"covariance must be .*got shape \(2,\)", lambda: GaussianMixture.full(M, [1.0, 1.0])),
+        (ValueError, "covariance must be symmetric", lambda: GaussianMixture.full(M, [[1.0, 0.5], [0.4, 1.0]])),
         (ValueError, "eigenvalues >= 0, got -1", lambda: GaussianMixture.full(M, [[1.0, 2.0], [2.0, 1.0]])),
         (ValueError, "eigenvalues >= 0, got -1", lambda: GaussianMixture.full(M, [[-1.0, 0.0], [0.0, -1.0]])),
-        (ValueError, r"weights: expected shape \(2,\)", lambda: GaussianMixture.isotropic(M, 1, [1.0])),
-        (ValueError, "weights: .*got -1.0", lambda: GaussianMixture.isotropic(M, 1, [2.0, -1.0])),
-        (ValueError, "weights: expected a positive sum", lambda: GaussianMixture.isotropic(M, 1, [0.0, 0.0])),
-        (TypeError, "x: .*list", lambda: ring().score([[0.0, 0.0]])),
-        (TypeError, "x: .*int64", lambda: ring().score(X.long())),
-        (ValueError, r"x: .*2 numbers, got \(3, 3\)", lambda: ring().score(torch.zeros(3, 3))),
-        (ValueError, "alpha: .*got -1.0", lambda: ring().score(X, -1.0, 1.0)),
-        (ValueError, "sigma: .*got nan", lambda: ring().score(X, 1.0, math.nan)),
-        (ValueError, r"sigma: .*\(3,\), got \(2,\)", lambda: ring().score(X, 1.0, torch.ones(2))),
-        (TypeError, "alpha: expected numbers", lambda: ring().score(X, None, 1.0)),
-        (ValueError, "alpha, sigma: .*both 0", lambda: ring().score(X, 0.0, 0.0)),
-        (ValueError, "n: .*-1", lambda: ring().sample(-1, seed=0)),
-        (TypeError, "start: expected a pair", lambda: ring().flow(X, 1.0, (1.0, 0.0))),
-        (ValueError, "stop sigma: .*got -1.0", lambda: ring().flow(X, (1.0, 1.0), (1.0, -1.0))),
-        (ValueError, "x: expected finite", lambda: ring().flow(X / 0, (1.0, 1.0), (1.0, 0.0))),
-        (ValueError, "tol: .*1e-20", lambda: ring().flow(X, (1.0, 1.0), (1.0, 0.0), tol=1e-20)),
-        (ValueError, "modes: expected an integer >= 1, got 0", lambda: ring(0)),
-        (ValueError, "modes: expected an integer >= 2, got 1", lambda: random_means(4, 1)),
-        (ValueError, "std: .*got 1.0", lambda: random_means(4, std=1.0)),
-        (ValueError, "dim: .*got 0", lambda: anisotropic(0)),
+        (ValueError, r"weights must be of shape \(2,\)", lambda: GaussianMixture.isotropic(M, 1, [1.0])),
+        (ValueError, "weights must be .*got -1.0", lambda: GaussianMixture.isotropic(M, 1, [2.0, -1.0])),
+        (ValueError, "weights must have a positive sum", lambda: GaussianMixture.isotropic(M, 1, [0.0, 0.0])),
+        (TypeError, r"x must be a floating-point tensor, got \[\[", lambda: ring().score([[0.0, 0.0]])),
+        (TypeError, "x must be .*int64", lambda: ring().score(X.long())),
+        (ValueError, r"x must be .*2 numbers, got .*\(3, 3\)", lambda: ring().score(torch.zeros(3, 3))),
+        (ValueError, "alpha must be .*got -1.0", lambda: ring().score(X, -1.0, 1.0)),
+        (ValueError, "sigma must be .*got nan", lambda: ring().score(X, 1.0, math.nan)),
+        (ValueError, r"sigma must be .*\(3,\), got shape \(2,\)", lambda: ring().score(X, 1.0, torch.ones(2))),
+        (TypeError, "alpha must be numbers, got None", lambda: ring().score(X, None, 1.0)),
+        (ValueError, "alpha or sigma must be > 0, got both 0", lambda: ring().score(X, 0.0, 0.0)),
+        (ValueError, "n must be an integer >= 0, got -1", lambda: ring().sample(-1, seed=0)),
+        (TypeError, "start must be a pair", lambda: ring().flow(X, 1.0, (1.0, 0.0))),
+        (ValueError, "stop sigma must be .*got -1.0", lambda: ring().flow(X, (1.0, 1.0), (1.0, -1.0))),
+        (ValueError, "x must be finite", lambda: ring().flow(X / 0, (1.0, 1.0), (1.0, 0.0))),
+        (ValueError, "tol must be .*1e-20", lambda: ring().flow(X, (1.0, 1.0), (1.0, 0.0), tol=1e-20)),
+        (ValueError, "modes must be an integer >= 1, got 0", lambda: ring(0)),
+        (ValueError, "modes must be an integer >= 2, got 1", lambda: random_means(4, 1)),
+        (ValueError, "std must be .*got 1.0", lambda: random_means(4, std=1.0)),
+        (ValueError, "dim must be .*got 0", lambda: anisotropic(0)),
     ],
 )
 def test_errors_name_the_argument(error, message, call):

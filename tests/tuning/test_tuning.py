@@ -364,12 +364,12 @@ def test_networks_without_derivatives():
     def rounded(x, t):
         return -x * (1 + t.long()[:, None])
 
-    with pytest.raises(ValueError, match="net must have a derivative by its input"):
+    with pytest.raises(ValueError, match="net must have a derivative in its input"):
         fit(ds.adapt(closed, "condot", "velocity"), (8, 2), nfe=3, **QUICK)
     for net, clock in ((rounded, "t"), (lambda x, t: -x * t[:, None] / 1000, "index")):
         model = ds.adapt(net, "ddpm", "noise", clock=clock)
         with pytest.raises(
-            ValueError, match=r"net must have a derivative by its time, got none with clock='.*times=False"
+            ValueError, match=r"net must have a derivative in its time, got none with clock='.*times=False"
         ):
             fit(model, (8, 2), nfe=3, **QUICK)
         fit(model, (64, 2), nfe=3, times=False, **QUICK)
@@ -397,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops():
         ({"nfe": 4, "teacher": torch.zeros(3, 2)}, r"teacher must be .* \(8, 2\), got Tensor of shape \(3, 2\)"),
         ({"nfe": 4, "teacher": ds.plan("condot", steps=9, stop=0.9)}, "from t=0 to 1, got .* from t=0 to 0.9"),
         ({"nfe": 4, "teacher": ds.plan("condot", "ddpm", steps=9)}, "a deterministic run"),
-        ({"nfe": 4, "start": 0.5}, "start=0.5 needs noise="),
+        ({"nfe": 4, "start": 0.5}, "noise must be given with start=0.5"),
         ({"nfe": 4, "solver": ds.plan("condot", nfe=3)}, "nfe=4 cannot be given with a tableau"),
         ({"nfe": 4, "shape": (1, 2)}, r"shape must be of at least 2 noises, .*, got \(1, 2\)"),
         ({"nfe": 4, "shape": None}, "exactly one of shape and noise must be given"),
