@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.adaptive.options import Adaptive
+from diffsolve.common.checks import required
 from diffsolve.execute import conversion
 from diffsolve.execute.watch import Watch
 from diffsolve.models import Model, undetermined
@@ -181,10 +182,8 @@ def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> R
     """
     path = model.path
     for name, t in (("start", start), ("stop", stop)):
-        if not path.within(t):
-            raise ValueError(f"{name}={t!r} is beyond the ends of {path}: {path.t_noise} to {path.t_data}")
-    if start == stop:
-        raise ValueError(f"start={start!r}, stop={stop!r}: two different times are accepted")
+        required(path.within(t), name, t, f"a time on {path}, from {path.t_noise} to {path.t_data}")
+    required(start != stop, "stop", stop, f"another time than start={start!r}")
 
     def inner(t: float) -> float:
         at = path.nodes([t])[0]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from diffsolve.common.checks import instance, integer, number, required
 from diffsolve.common.result import Status
 from diffsolve.solvers.base import frame_named
 from diffsolve.solvers.butcher import BOSH3, DOPRI5, DOPRI8, TSIT5, Butcher
 
-__all__ = ["METHODS", "Adaptive", "Status", "warn"]
+__all__ = ["METHODS", "Adaptive", "Status", "check_tolerances", "warn"]
 
 METHODS = {method.name: method for method in (BOSH3, DOPRI5, DOPRI8, TSIT5)}
 
@@ -50,32 +50,32 @@ class Adaptive:
     pid: tuple[float, float, float] = (0.0, 1.0, 0.0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.method, str) and self.method not in METHODS:
-            raise ValueError(f"method={self.method!r} is unknown; accepted: {', '.join(METHODS)}, or a Butcher")
-        if not isinstance(self.method, str | Butcher):
-            raise TypeError(f"method={self.method!r}: a name or a Butcher is accepted")
-        if len(self.table.embedded) not in (1, 2):
-            raise ValueError(
-                f"method={self.table.name!r}: one or two embedded methods are needed to estimate its error"
-            )
+        instance("method", self.method, (str, Butcher), "a name or a Butcher")
+        known = not isinstance(self.method, str) or self.method in METHODS
+        required(known, "method", self.method, f"{', '.join(map(repr, METHODS))} or a Butcher")
+        estimated = len(self.table.embedded) in (1, 2)
+        required(estimated, "method", self.table.name, "one with one or two embedded methods, which estimate its error")
         frame_named(self.frame)
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not (isinstance(value, int | float) and 0 <= value < 1):
-                raise ValueError(f"{name}={value!r}: a number in [0, 1) is accepted")
-        if self.rtol == self.atol == 0:
-            raise ValueError("rtol=0, atol=0: at least one of them must be positive")
+        check_tolerances(self.rtol, self.atol)
         for name, step in (("first_step", self.first_step), ("max_step", self.max_step)):
-            if step is not None and not (isinstance(step, int | float) and 0 < step < math.inf):
-                raise ValueError(f"{name}={step!r}: a positive number or None is accepted")
-        if isinstance(self.max_nfe, bool) or not isinstance(self.max_nfe, int) or self.max_nfe < 1:
-            raise ValueError(f"max_nfe={self.max_nfe!r}: an integer of at least 1 is accepted")
-        if len(self.pid) != 3 or not all(isinstance(k, int | float) and math.isfinite(k) for k in self.pid):
-            raise ValueError(f"pid={self.pid!r}: three numbers are accepted")
+            if step is not None:
+                number(name, step, above=0)
+        integer("max_nfe", self.max_nfe, 1)
+        required(len(self.pid) == 3, "pid", self.pid, "three finite numbers")
+        for i, gain in enumerate(self.pid):
+            number(f"pid[{i}]", gain)
 
     @property
     def table(self) -> Butcher:
         """The method's coefficients."""
         return METHODS[self.method] if isinstance(self.method, str) else self.method
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Raise a ValueError unless both are in [0, 1), and one of them above 0."""
+    number("rtol", rtol, low=0, below=1)
+    number("atol", atol, low=0, below=1)
+    required(rtol > 0 or atol > 0, "rtol", rtol, f"> 0 with atol={atol!r}")
 
 
 def warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray, what: str = "samples", clock: str = "t") -> None:

@@ -26,8 +26,9 @@ from torch import Tensor
 from diffsolve.adaptive.batch import Batch
 from diffsolve.adaptive.flow import Flow
 from diffsolve.adaptive.integrate import finite
-from diffsolve.adaptive.options import Status, warn
+from diffsolve.adaptive.options import Status, check_tolerances, warn
 from diffsolve.adaptive.run import AdaptiveRun
+from diffsolve.common.checks import integer
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute import BrownianPath
 from diffsolve.execute.watch import Watch
@@ -70,14 +71,9 @@ class AdaptiveSDE:
     def __post_init__(self) -> None:
         Constant(self.tau)
         if not self.tau > 0:
-            raise ValueError(f"tau={self.tau!r}: a number above 0 is accepted; ds.Adaptive solves the probability flow")
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"{name}={value!r}: a number in [0, 1) is accepted")
-        if self.rtol == self.atol == 0:
-            raise ValueError("rtol=0, atol=0: at least one of them must be positive")
-        if isinstance(self.max_nfe, bool) or not isinstance(self.max_nfe, int) or self.max_nfe < 3:
-            raise ValueError(f"max_nfe={self.max_nfe!r}: an integer of at least 3 is accepted")
+            raise ValueError(f"tau must be > 0, got {self.tau!r}; ds.Adaptive solves the probability flow")
+        check_tolerances(self.rtol, self.atol)
+        integer("max_nfe", self.max_nfe, 3)
 
 
 def solve_sde(
@@ -104,7 +100,10 @@ def solve_sde(
     path = model.path
     lam = path.lam([start, stop]).tolist()
     if not lam[0] < lam[1]:
-        raise ValueError(f"start={start!r}, stop={stop!r}: an SDE is run from the noise to the data only")
+        raise ValueError(
+            f"stop must be nearer to the data than start={start!r} with an SDE, which is solved from the noise to the "
+            f"data only, got {stop!r}"
+        )
     first = start if math.isfinite(lam[0]) else first_call(path)
     last = stop if math.isfinite(lam[1]) else last_call(path, max(CUT, -math.log(options.atol or 1.0)))
     solve = _Solve(model, x, options, first, last, key, cond or {}, guidance, brownian, watch)

@@ -132,7 +132,9 @@ def langevin(
     how = Langevin(steps, step, snr)
     sigma = _level(model, t)
     if log_density is not None and snr is not None:
-        raise ValueError(f"snr={snr!r} with log_density: a step that depends on x is not reversible; use step=")
+        raise ValueError(
+            f"snr must be None with log_density, as a step that depends on x is not reversible, got {snr!r}; use step="
+        )
     key, cond = Key.of(seed, index), cond or {}
 
     def draw(i: int, stream: Stream, shape: Sequence[int]) -> Tensor:

@@ -50,7 +50,10 @@ class Correction:
         self.weights = {i: (float(p[i + 1]), float(q[i + 1]), float(at.sigma[i + 1])) for i in nodes}
         for i, weights in self.weights.items():
             if not all(map(math.isfinite, weights)):
-                raise ValueError(f"corrector={how}: the network does not determine the score at t={at.t[i + 1]:.6g}")
+                raise ValueError(
+                    f"grid must have no node where the network does not determine the score with corrector={how}, got "
+                    f"t={at.t[i + 1]:.6g}"
+                )
 
     def __call__(self, ex: Executor, cond: Mapping[str, Any]) -> None:
         """Correct the executor's state in place if it has just come to a node."""

@@ -55,11 +55,12 @@ def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequ
             continue
         seen.add(node)
         queue.extend(before for before, _ in node.next_functions)
-        found = getattr(node, "variable", None)
-        if found is not None and id(found) not in known:
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
             raise ValueError(
-                f"gradient='adjoint': the network depends on a tensor of shape {tuple(found.shape)} that is neither in "
-                "cond nor among the parameters of the nn.Module given as net; make it one, or use gradient='checkpoint'"
+                "gradient must be 'direct' or 'checkpoint' with this network, got 'adjoint': it depends on a tensor of "
+                f"shape {tuple(leaf.shape)} that is neither in cond nor among the parameters of the nn.Module given as "
+                "net; or make it one of these"
             )
 
 

@@ -154,8 +154,8 @@ def _backwards(
             tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=float(path.time(CUT)))
     if _singular(tableau):
         raise ValueError(
-            f"solver={tableau.solver!r}: its frame {tableau.frame[0]!r} is singular at the data, where a step "
-            "has no density; begin the grid before it, or take a solver in the frame 'straight' or 'trig'"
+            f"solver must be in the frame 'straight' or 'trig' on a grid from the data, got {tableau.solver!r}: its "
+            f"frame {tableau.frame[0]!r} is singular at the data, where a step has no density; begin the grid off it"
         )
     if tableau.times[-1] != path.t_noise:
         raise ValueError(f"grid must end at the noise end t={path.t_noise}, got t={tableau.times[-1]}")
@@ -204,7 +204,7 @@ def sample_with_density(
                 last, extrapolated = float(path.time(CUT)), True
                 tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last)
         if tableau.times[0] != path.t_noise:
-            raise ValueError(f"grid begins at t={tableau.times[0]}: the noise end, {path.t_noise}, is accepted")
+            raise ValueError(f"grid must begin at the noise end t={path.t_noise}, got t={tableau.times[0]}")
         way = density.follow(x, path.t_noise, last, tableau)
     values, end, extra = density.prior(x)[:, None] - way.growth, way.x, 0
     if extrapolated:

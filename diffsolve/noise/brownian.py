@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import described, integer, number, required
 from diffsolve.noise.key import IN_NUMPY, Key, Stream, Word, philox, sizes_of
 
 __all__ = ["Brownian", "Times"]
@@ -87,15 +88,13 @@ class Brownian:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= 30:
-            raise ValueError(f"depth={depth!r}; accepted: an int from 0 to 30")
+        depth = integer("depth", depth, 0, 30)
         self.key = Key.of(seed, index)
         sizes, like = sizes_of(shape), torch.empty(0, dtype=dtype, device=device)
-        if not like.dtype.is_floating_point:
-            raise ValueError(f"dtype={dtype}; accepted: a real floating type")
+        required(like.dtype.is_floating_point, "dtype", dtype, "a real floating type")
         self.key.check(sizes)
         self.shape, self.dtype, self.device = tuple(sizes), like.dtype, like.device
-        self.t0, self.depth = _number("t0", t0), depth
+        self.t0, self.depth = number("t0", t0), depth
         self._wide = torch.float64 if dtype == torch.float64 else torch.float32
         self._numel, self._inner = math.prod(sizes), math.prod(sizes[1:])
         # Where the last query ended: (octave, cell, middles passed), the ends of the cells on the way there, and
@@ -119,9 +118,10 @@ class Brownian:
             return_U, return_A: torchsde's words for Levy areas, which this path does not have: only False.
         """
         if return_U or return_A:
+            name = "return_U" if return_U else "return_A"
             raise ValueError(
-                "return_U, return_A: a ds.Brownian has no Levy areas; accepted: False. Of torchsde's methods "
-                "'euler', 'milstein', 'heun', 'midpoint', 'euler_heun' and 'reversible_heun' need none"
+                f"{name} must be False, got True: a ds.Brownian has no Levy areas; of torchsde's methods 'euler', "
+                "'milstein', 'heun', 'midpoint', 'euler_heun' and 'reversible_heun' need none"
             )
         s, t = (None, ta) if tb is None else (ta, tb)
         return self._increments(s, t, lambda s, t: np.ones_like(t))
@@ -135,7 +135,7 @@ class Brownian:
 
         def scale(s: np.ndarray, t: np.ndarray) -> np.ndarray:
             if (s == t).any():
-                raise ValueError(f"s={s[s == t][0] + self.t0!r} is also t: an interval of some length is accepted")
+                raise ValueError(f"s must be another time than t, got {float(s[s == t][0]) + self.t0!r} for both")
             return np.asarray(np.abs(t - s) ** -0.5)
 
         return self._increments(s, t, scale)
@@ -145,7 +145,7 @@ class Brownian:
         stop, alone = self._clock("t", t)
         start, _ = (np.zeros_like(stop), alone) if s is None else self._clock("s", s)
         if start.shape != stop.shape:
-            raise ValueError(f"s has {start.size} times, t has {stop.size}: as many of each are accepted")
+            raise ValueError(f"s must have as many times as t, {stop.size}, got {start.size}")
         n = len(stop)
         factor = scale(start, stop)
         clock = np.concatenate([start, stop])
@@ -280,12 +280,13 @@ class Brownian:
         try:
             clock = np.asarray(times, dtype=np.float64)
         except (TypeError, ValueError):
-            raise TypeError(f"{name}={times!r}: a number, or a list, array or tensor of them is accepted") from None
+            accepted = "a number, or a list, array or tensor of numbers"
+            raise TypeError(f"{name} must be {accepted}, got {described(times)}") from None
         if clock.ndim > 1:
-            raise ValueError(f"{name} has shape {clock.shape}: a number or one axis of times is accepted")
+            raise ValueError(f"{name} must be a number or one axis of times, got shape {clock.shape}")
         bad = ~(np.isfinite(clock) & (clock >= self.t0))
         if bad.any():
-            raise ValueError(f"{name}={clock[bad].flat[0]!r}: finite times from t0={self.t0} on are accepted")
+            raise ValueError(f"{name} must be finite and >= t0={self.t0}, got {float(clock[bad].flat[0])!r}")
         return np.atleast_1d(clock - self.t0), clock.ndim == 0
 
     def _index(self, values: np.ndarray) -> Tensor:
@@ -353,9 +354,3 @@ def _quantiles(dtype: torch.dtype, device: torch.device) -> Tensor:
     upper = torch.special.ndtri((torch.arange(2**15, 2**16, dtype=torch.float64, device="cpu") + 0.5) / 2**16)
     upper /= upper.square().mean().sqrt()
     return torch.cat([-upper.flip(0), upper]).to(device, dtype)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r}; accepted: a finite number")
-    return float(value)

@@ -38,7 +38,9 @@ class Ranks:
     def __post_init__(self) -> None:
         number("timeout", self.timeout, above=0)
         if not (dist.is_available() and dist.is_initialized()):
-            raise ValueError("ranks: torch.distributed.init_process_group is to be called first")
+            raise ValueError(
+                "ds.Ranks must be made after torch.distributed.init_process_group, which has not been called"
+            )
 
     @property
     def size(self) -> int:

@@ -133,9 +133,9 @@ def test_images_guidance_and_float32():
 
 @pytest.mark.parametrize(("call", "says"), [
     (lambda m: ds.AdaptiveSDE(tau=0.0), "ds.Adaptive solves the probability flow"),
-    (lambda m: ds.AdaptiveSDE(rtol=1.0), "rtol=1.0"),
-    (lambda m: ds.AdaptiveSDE(rtol=0.0, atol=0.0), "at least one of them"),
-    (lambda m: ds.AdaptiveSDE(max_nfe=2), "max_nfe=2"),
+    (lambda m: ds.AdaptiveSDE(rtol=1.0), "rtol must be a finite number >= 0 and < 1, got 1.0"),
+    (lambda m: ds.AdaptiveSDE(rtol=0.0, atol=0.0), "rtol must be > 0 with atol=0.0, got 0.0"),
+    (lambda m: ds.AdaptiveSDE(max_nfe=2), "max_nfe must be an integer >= 3, got 2"),
     (lambda m: ds.solve(m, (1, 2), solver=solver(0.1), steps=3), "steps=3 cannot be given"),
     (lambda m: ds.solve(m, (1, 2), solver=solver(0.1), log_prob="model"), "solver must be"),
     (
