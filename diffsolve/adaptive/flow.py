@@ -197,12 +197,12 @@ def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> R
             raise undetermined(model.predicts, frame.name, t)
         return first_call(path)
 
-    found = RegularInterval(start, inner(start), inner(stop), stop)
-    way = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
-    way = way if float(path.lam(start)) < float(path.lam(stop)) else -way
-    if (found.last - found.first) * way <= 0:  # nothing is left between the two: one first-order step
+    interval = RegularInterval(start, inner(start), inner(stop), stop)
+    orientation = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
+    orientation = orientation if float(path.lam(start)) < float(path.lam(stop)) else -orientation
+    if (interval.last - interval.first) * orientation <= 0:  # nothing is left between the two: one first-order step
         return RegularInterval(start, start, start, stop)
-    return found
+    return interval
 
 
 def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> tuple[Point, float, float]:

@@ -241,10 +241,10 @@ def _keep(
     where: BatchStep,
     taken: np.ndarray,
     outputs: np.ndarray,
-    way: float,
+    direction: float,
 ) -> None:
     """The outputs inside the steps just accepted, those of the samples `taken` of the batch."""
-    who, which = inside(outputs, way, where.v, where.end)
+    who, which = inside(outputs, direction, where.v, where.end)
     if not len(who):
         return
     some = torch.from_numpy(taken[who]).to(dense.device)
@@ -264,16 +264,16 @@ def _error(
 ) -> tuple[np.ndarray, np.ndarray]:
     """E of each sample: the largest over the parts of the root mean square of error / tolerance; and the error of the
     last part itself."""
-    found = []
+    measured = []
     for i, (y, y_new) in enumerate(zip(parts, new, strict=True)):
         rtol, atol = tolerances[i]
         scale = torch.maximum(y.abs(), y_new.abs()).mul_(rtol).add_(atol)
         for weights in table.errors:
             error = weighted_sum(weights, [k[i] for k in stages])
-            found.append(_rms(error / scale))
+            measured.append(_rms(error / scale))
             if i + 1 == len(parts):
-                found.append(error.view(len(error), -1).mean(1).abs().to(found[0]))
-    norms = torch.stack(found).cpu().numpy()
+                measured.append(error.view(len(error), -1).mean(1).abs().to(measured[0]))
+    norms = torch.stack(measured).cpu().numpy()
     few = len(table.errors)
     last = norms[-2 * few :].reshape(few, 2, len(h))
     norms = np.concatenate([norms[: -2 * few].reshape(len(parts) - 1, few, len(h)), last[None, :, 0]])
@@ -311,27 +311,27 @@ def _first_step(
     options: Adaptive,
     table: FloatTable,
     span: float,
-    way: float,
+    direction: float,
     tolerances: Sequence[tuple[float, float]],
 ) -> tuple[np.ndarray, int]:
-    """(h, network calls): Hairer's guess, II.4, in units of the way to go, so that no clock's scale matters."""
+    """(h, network calls): Hairer's guess, II.4, in units of the interval, so that no clock's scale matters."""
     most = min(span, options.max_step or math.inf)
     if options.first_step is not None:
         return np.full(len(v), min(options.first_step, most)), 0
     scales = [y.abs() * rtol + atol for y, (rtol, atol) in zip(parts, tolerances, strict=True)]
 
     def norm(values: Sequence[Tensor]) -> np.ndarray:
-        found = torch.stack([_rms(y / s) for y, s in zip(values, scales, strict=True)])
-        return np.asarray(found.amax(0).nan_to_num(nan=math.inf).cpu().numpy())
+        norms = torch.stack([_rms(y / s) for y, s in zip(values, scales, strict=True)])
+        return np.asarray(norms.amax(0).nan_to_num(nan=math.inf).cpu().numpy())
 
     size, slope = norm(parts), norm(k0) * span
     with np.errstate(all="ignore"):
         guess = np.where((size < 1e-5) | (slope < 1e-5), 1e-3, 0.01 * size / slope)
     guess = np.minimum(np.where(np.isfinite(slope) & (guess > 0), guess, 1e-6), most / span)
     trial = tuple(
-        torch.addcmul(y, k, per_sample(tensor(way * span * guess, y), y)) for y, k in zip(parts, k0, strict=True)
+        torch.addcmul(y, k, per_sample(tensor(direction * span * guess, y), y)) for y, k in zip(parts, k0, strict=True)
     )
-    k1 = field(trial, v + way * span * guess, rows)
+    k1 = field(trial, v + direction * span * guess, rows)
     bend = norm([b - a for a, b in zip(k0, k1, strict=True)]) * span / guess
     steepest = np.maximum(slope, bend)
     with np.errstate(all="ignore"):

@@ -112,9 +112,9 @@ def solve_sde(
     solve.go(reserve=int(last != stop))
     if last != stop:
         solve.denoise(stop)
-    answers = tuple(Status(int(code)) for code in solve.status)
-    warn(answers, solve.t, solve.h)
-    return AdaptiveRun(solve.x, answers, solve.nfe, solve.t, solve.h, None, None)
+    outcome = tuple(Status(int(code)) for code in solve.status)
+    warn(outcome, solve.t, solve.h)
+    return AdaptiveRun(solve.x, outcome, solve.nfe, solve.t, solve.h, None, None)
 
 
 @dataclass
@@ -178,8 +178,8 @@ class _Solve:
         pairs, which = np.unique(clocks, axis=0, return_inverse=True)
         z = torch.empty_like(self.x[: len(rows)])
         for k, (q, r) in enumerate(pairs.tolist()):  # few: the steps are cells of one tree
-            mine = np.flatnonzero(which.ravel() == k)
-            z[torch.from_numpy(mine)] = self.path(q, r)[torch.from_numpy(rows[mine])].to(z) / math.sqrt(r - q)
+            samples = np.flatnonzero(which.ravel() == k)
+            z[torch.from_numpy(samples)] = self.path(q, r)[torch.from_numpy(rows[samples])].to(z) / math.sqrt(r - q)
         return z
 
     def leave(self, start: float) -> None:

@@ -26,11 +26,11 @@ class BatchStep:
         return BatchStep(self.rows[which], self.v[which], self.h[which], self.end[which])
 
 
-def packed(made: Sequence[BatchStep]) -> list[BatchStep]:
-    """Steps as they were made, one after another, as the n-th steps of all samples that have one, for n = 0, 1, .."""
-    if not made:
+def packed(steps: Sequence[BatchStep]) -> list[BatchStep]:
+    """Steps in the order of the solve, regrouped: the n-th step of every sample that has one, for n = 0, 1, .."""
+    if not steps:
         return []
-    every = BatchStep(*(np.concatenate([getattr(s, name) for s in made]) for name in ("rows", "v", "h", "end")))
+    every = BatchStep(*(np.concatenate([getattr(s, name) for s in steps]) for name in ("rows", "v", "h", "end")))
     order = np.argsort(every.rows, kind="stable")
     counts = np.bincount(every.rows)
     number = np.empty(len(order), dtype=np.int64)

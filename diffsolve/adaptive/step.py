@@ -65,9 +65,9 @@ def _moved(parts: Parts, stages: list[Parts], weights: Terms, h: np.ndarray) -> 
     )
 
 
-def inside(outputs: np.ndarray, way: float, v: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(who, which): that the output `which` lies in the step of `who`, after v and up to its end; way is 1 or -1."""
-    first, last = (np.searchsorted(way * outputs, way * at, side="right") for at in (v, end))
+def inside(outputs: np.ndarray, direction: float, v: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(who, which): output `which` lies in the step of `who`, after v and up to `end`; direction is 1 or -1."""
+    first, last = (np.searchsorted(direction * outputs, direction * at, side="right") for at in (v, end))
     count = last - first
     before = np.cumsum(count) - count
     who = np.repeat(np.arange(len(v)), count)

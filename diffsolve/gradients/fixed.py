@@ -226,8 +226,8 @@ class _Backwards(torch.autograd.Function):
 
         def slopes(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             z, a = parts
-            d, pulled, *found = pull(field.derivative(i, z, float(rows.units[i])), z, a, leaves)
-            for total, g in zip(totals, found, strict=True):
+            d, pulled, *gradients = pull(field.derivative(i, z, float(rows.units[i])), z, a, leaves)
+            for total, g in zip(totals, gradients, strict=True):
                 total.sub_(g, alpha=shares[i])
             return d, -pulled
 

@@ -45,7 +45,7 @@ def recipe(places: Sequence[int], sums: Sequence[Sum]) -> Recipe | None:
     return Recipe(tuple(places), len(sums), rule)
 
 
-def run_recipe(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw: Draw | None) -> bool:
+def run_recipe(instructions: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw: Draw | None) -> bool:
     """Whether the loop could do it: for memory that is one type's and one layout's, and PyTorch's own affair nowhere.
 
     Args:
@@ -72,7 +72,7 @@ def run_recipe(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor]
     if draw is not None:
         at.append(0)
     words = (batch, size, len(at), len(results), native.threads(count), 0, 0, draw is not None, *who, *at)
-    loops.update(native.record(*words, *(y.data_ptr() for y in results)) + made.rule)
+    loops.update(native.record(*words, *(y.data_ptr() for y in results)) + instructions.rule)
     del seeds  # they had to stay until now
     native.mark_mutated(*results)
     return True
@@ -84,7 +84,7 @@ def combine(inputs: Sequence[Tensor], weights: Tensor, outputs: Sequence[Tensor]
     loops = native.library(acc)
     assert loops is not None
     given = [t.to(acc) for t in same_layout(like, inputs)]
-    made = [t if t.dtype == acc else torch.empty_like(t, dtype=acc) for t in outputs]
+    sums = [t if t.dtype == acc else torch.empty_like(t, dtype=acc) for t in outputs]
     M, K = weights.shape[-2:]
     rows = weights.dim() == 3 or draw is not None
     batch = len(like) if rows else 1
@@ -94,9 +94,9 @@ def combine(inputs: Sequence[Tensor], weights: Tensor, outputs: Sequence[Tensor]
     at = [x.data_ptr() for x in given] + [0] * (draw is not None)
     where = weights.data_ptr(), M * K if weights.dim() == 3 else 0
     words = (batch, size, K, M, native.threads(like.numel()), *where, draw is not None, *who, *at)
-    loops.update(native.record(*words, *(y.data_ptr() for y in made), *[K] * M, *list(range(K)) * M))
+    loops.update(native.record(*words, *(y.data_ptr() for y in sums), *[K] * M, *list(range(K)) * M))
     del seeds
-    native.mark_mutated(*made)
-    for target, source in zip(outputs, made, strict=True):
+    native.mark_mutated(*sums)
+    for target, source in zip(outputs, sums, strict=True):
         if target is not source:
             target.copy_(source)

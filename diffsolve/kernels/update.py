@@ -100,8 +100,8 @@ def backend_for(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[R
     """What makes rows ready for such a state: `compile_for_launch`, `compile_for_loop`, or None for the chain."""
     if torch.compiler.is_compiling():
         return None
-    found = fused(like.device, "combine")
-    if found not in (None, combine):
+    implementation = fused(like.device, "combine")
+    if implementation not in (None, combine):
         return compile_for_launch
     return compile_for_loop if like.device.type == "cpu" and native.library(like.dtype) is not None else None
 

@@ -65,8 +65,8 @@ def window_update(
     run = fused(y.device, "window_update")
     if run is not None:
         masks = tuple(sum(1 << c for c in range(columns) if side[c]) for side in used)
-        found: Window = run(weights, keep, s, y, d, f, z, old, masks)
-        return found
+        window: Window = run(weights, keep, s, y, d, f, z, old, masks)
+        return window
     return _window_update(weights, keep, s, y, d, f, z, old, used)
 
 

@@ -191,7 +191,7 @@ def sample_with_density(
     extrapolated, stop = last != path.t_data, path.t_data
     if isinstance(solver, Adaptive):
         refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
-        way = density.follow(x, path.t_noise, last, solver)
+        flow = density.follow(x, path.t_noise, last, solver)
     else:
         if isinstance(solver, Tableau):
             refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid)
@@ -205,15 +205,15 @@ def sample_with_density(
                 tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last)
         if tableau.times[0] != path.t_noise:
             raise ValueError(f"grid must begin at the noise end t={path.t_noise}, got t={tableau.times[0]}")
-        way = density.follow(x, path.t_noise, last, tableau)
-    values, end, extra = density.prior(x)[:, None] - way.growth, way.x, 0
+        flow = density.follow(x, path.t_noise, last, tableau)
+    values, end, extra = density.prior(x)[:, None] - flow.growth, flow.x, 0
     if extrapolated:
         alpha, sigma = float(path.alpha(last)), float(path.sigma(last))
         noise, half = density.at_end(end, last)
         squares = noise.double().square().view(len(x), -1).sum(1, keepdim=True)
         values, extra = values + density.dim * math.log(alpha) + half + squares / 2, 1
         end = (end - sigma * noise) / alpha
-    return end, density.result(values, way, x, extra, stop)
+    return end, density.result(values, flow, x, extra, stop)
 
 
 def _singular(tableau: Tableau) -> bool:
@@ -222,7 +222,7 @@ def _singular(tableau: Tableau) -> bool:
 
 
 @dataclass(frozen=True)
-class Follow:
+class FlowResult:
     """A stretch of the flow, with log |det dx_end / dx_start|."""
 
     x: Tensor
@@ -276,8 +276,8 @@ class Density:
         v = self.directions
         if v is not None and rows is not None and len(rows) < v.shape[1]:
             v = v[:, torch.from_numpy(rows).to(v.device)]
-        out, found = self.trace(point.output, x, v)
-        return point.derivative(x, point.seen(out)), point.divergence(found, self.dim)
+        out, estimates = self.trace(point.output, x, v)
+        return point.derivative(x, point.seen(out)), point.divergence(estimates, self.dim)
 
     def prior(self, x: Tensor) -> Tensor:
         """The log-density of x at the noise end."""
@@ -292,11 +292,11 @@ class Density:
         noise, divergence = self.rates(point, x)
         return noise, divergence * (float(self.flow.model.path.sigma(t)) / 2)
 
-    def follow(self, x: Tensor, start: float, stop: float, solver: Adaptive | Tableau) -> Follow:
+    def follow(self, x: Tensor, start: float, stop: float, solver: Adaptive | Tableau) -> FlowResult:
         """From `start` to `stop`, at neither of which sigma is 0 unless the network may be called there."""
         return self._adaptive(x, start, stop, solver) if isinstance(solver, Adaptive) else self._fixed(x, solver)
 
-    def _fixed(self, x: Tensor, tableau: Tableau) -> Follow:
+    def _fixed(self, x: Tensor, tableau: Tableau) -> FlowResult:
         rows = augmented(tableau)
         at = self.flow.model.path.nodes(tableau.calls[:, 0])
         # The part of d along x is known, and large at an end in the exponential frames: what it does to volumes, from
@@ -311,35 +311,37 @@ class Density:
             return derivative, divergence - along[i]
 
         z, growth = rows.run(field, (x, self._none(x)))
-        regular_interval = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
-        growth = growth + self.dim * math.log(regular_interval[1] / regular_interval[0])
+        radii = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
+        growth = growth + self.dim * math.log(radii[1] / radii[0])
         calls = np.full(len(x), tableau.nfe)
-        return Follow(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
+        return FlowResult(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
 
-    def _adaptive(self, x: Tensor, start: float, stop: float, options: Adaptive) -> Follow:
+    def _adaptive(self, x: Tensor, start: float, stop: float, options: Adaptive) -> FlowResult:
         frame, path = self.flow.frame, self.flow.model.path
-        way = regular_interval(self.flow.model, frame, start, stop)
-        growth, made = self._none(x), 0
-        if way.first != way.start:
-            (x, growth), made = self._step(x, growth, way.start, way.first), made + 1
-        nodes = path.nodes(np.array([way.first, way.last]))
+        interval = regular_interval(self.flow.model, frame, start, stop)
+        growth, before = self._none(x), 0
+        if interval.first != interval.start:
+            (x, growth), before = self._step(x, growth, interval.start, interval.first), before + 1
+        nodes = path.nodes(np.array([interval.first, interval.last]))
         v, c = np.asarray(frame.v(nodes)), np.asarray(frame.c(nodes))
-        exact_times = ((float(v[0]), way.first), (float(v[1]), way.last))
+        exact_times = ((float(v[0]), interval.first), (float(v[1]), interval.last))
 
         def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
             point = self.flow.point(v, parts[0], rows, exact_times)
             return self.rates(point, point.c * parts[0], rows)
 
-        left = int(way.last != way.stop)
-        found = integrate(field, (x / c[0], growth), float(v[0]), float(v[1]), options, spent=made, reserve=left)
-        x, growth = found.parts[0] * c[1], found.parts[1] + self.dim * math.log(c[1] / c[0])
-        if left:
-            x, growth = self._step(x, growth, way.last, way.stop)
-        status = tuple(Status(int(code)) for code in found.status)
+        after = int(interval.last != interval.stop)
+        solution = integrate(field, (x / c[0], growth), float(v[0]), float(v[1]), options, spent=before, reserve=after)
+        x, growth = solution.parts[0] * c[1], solution.parts[1] + self.dim * math.log(c[1] / c[0])
+        if after:
+            x, growth = self._step(x, growth, interval.last, interval.stop)
+        status = tuple(Status(int(code)) for code in solution.status)
         with np.errstate(all="ignore"):
-            warn(status, np.asarray(frame.time(path, found.v)), found.h)
-        done = torch.from_numpy(found.status == Status.DONE).to(x.device)
-        return Follow(x, torch.where(done[:, None], growth, torch.nan), found.nfe + made + left, found.error, status)
+            warn(status, np.asarray(frame.time(path, solution.v)), solution.h)
+        finished = torch.from_numpy(solution.status == Status.DONE).to(x.device)
+        return FlowResult(
+            x, torch.where(finished[:, None], growth, torch.nan), solution.nfe + before + after, solution.error, status
+        )
 
     def _step(self, x: Tensor, growth: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
         """The step of first order of the rule for the ends, with its growth to first order."""
@@ -350,20 +352,20 @@ class Density:
     def _none(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), self.trace.estimates, dtype=torch.float64, device=x.device)
 
-    def result(self, values: Tensor, way: Follow, latent: Tensor, extra: int, stop: float) -> LogProb:
-        """From estimates (B, m) to their mean and error; `extra` calls were made beside the way's."""
+    def result(self, values: Tensor, flow: FlowResult, latent: Tensor, extra: int, stop: float) -> LogProb:
+        """From estimates (B, m) to their mean and error; `extra` calls were made beside the solve's."""
         stderr = self.trace.stderr(values.detach(), self.dim)
-        nfe = way.nfe + extra
+        nfe = flow.nfe + extra
         bars = stderr.detach().cpu().numpy()
-        over = (bars > 0) & (way.error > bars)
+        over = (bars > 0) & (flow.error > bars)
         if over.sum() > len(over) / 2:
             warnings.warn(
-                f"the solver's own error, {np.median(way.error):.2g} nats, exceeds the error bar, {np.median(bars):.2g}"
-                ": lower its tolerance",
+                f"the solver's own error, {np.median(flow.error):.2g} nats, exceeds the error bar, "
+                f"{np.median(bars):.2g}: lower its tolerance",
                 RuntimeWarning,
                 stacklevel=3,
             )
         return LogProb(
-            values.mean(1), stderr, latent, nfe, nfe * self.trace.count(self.dim), way.error, way.status, stop,
+            values.mean(1), stderr, latent, nfe, nfe * self.trace.count(self.dim), flow.error, flow.status, stop,
             self.dim,
         )  # fmt: skip

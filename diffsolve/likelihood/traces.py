@@ -226,12 +226,12 @@ class Deflated(Trace):
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
         assert directions is not None
         out, pushed = _chunked(net, x, directions, self.chunk)
-        found = _dot(directions, pushed).T
+        estimates = _dot(directions, pushed).T
         if self.probes > 3:
             with torch.no_grad():
                 v, jv = (part.reshape(*part.shape[:2], -1).permute(1, 2, 0).double() for part in (directions, pushed))
-                found = found + _outliers(v.mT @ v, v.mT @ jv, jv.mT @ jv)
-        return out, found
+                estimates = estimates + _outliers(v.mT @ v, v.mT @ jv, jv.mT @ jv)
+        return out, estimates
 
     def count(self, dim: int) -> int:
         return self.probes
@@ -305,8 +305,8 @@ def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         out, pushed = jvp(net, (x,), (v,))[:2]
         return out, pushed
 
-    found: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
-    return found
+    both: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
+    return both
 
 
 def _chunked(net: Network, x: Tensor, directions: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

@@ -139,8 +139,8 @@ def _load(dtype: torch.dtype) -> Any:
     if compiler is None:
         raise RuntimeError(f"there is no compiler {command[0]}")
     command = [compiler, *command[1:], *FLAGS, f"-DREAL={REAL[dtype]}"]
-    made_of = [source.read_text(), *command, str(ATTEMPTS), *_identity(compiler), _processor()]
-    name = f"native-{_digest(repr(made_of).encode())}"
+    parts = [source.read_text(), *command, str(ATTEMPTS), *_identity(compiler), _processor()]
+    name = f"native-{_digest(repr(parts).encode())}"
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -155,19 +155,19 @@ def _load(dtype: torch.dtype) -> Any:
 def _compiled(command: Sequence[str], source: Path, folder: Path, name: str) -> Path:
     """The library in the folder, there as a whole or not at all, however many processes make it at once."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        made = Path(temporary) / f"{name}.so"
+        built = Path(temporary) / f"{name}.so"
         for extra in ATTEMPTS:
             try:
-                full = [*command, *extra, str(source), "-o", str(made)]
+                full = [*command, *extra, str(source), "-o", str(built)]
                 subprocess.run(full, check=True, capture_output=True, text=True, timeout=PATIENCE)
                 break
             except (OSError, subprocess.SubprocessError) as error:
-                said = getattr(error, "stderr", None) or str(error)
-                failure = RuntimeError(f"{command[0]} cannot compile {source.name}: {said.strip()}")
+                message = getattr(error, "stderr", None) or str(error)
+                failure = RuntimeError(f"{command[0]} cannot compile {source.name}: {message.strip()}")
         else:
             raise failure
-        target = folder / f"{name}-{_digest(made.read_bytes())}.so"
-        os.replace(made, target)
+        target = folder / f"{name}-{_digest(built.read_bytes())}.so"
+        os.replace(built, target)
     return target
 
 
@@ -195,15 +195,15 @@ def _cache() -> Path | None:
 
 def _own(path: Path) -> bool:
     """Whether it belongs to this user and nobody else may write to it: it is going to be executed."""
-    found = path.stat()
-    return hasattr(os, "getuid") and found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    about = path.stat()
+    return hasattr(os, "getuid") and about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _identity(compiler: str) -> tuple[str, int, int]:
     """Which compiler it is: another version is another file. Asking it for its version would take a process."""
     real = os.path.realpath(compiler)
-    found = os.stat(real)
-    return real, found.st_size, found.st_mtime_ns
+    about = os.stat(real)
+    return real, about.st_size, about.st_mtime_ns
 
 
 def _processor() -> str:

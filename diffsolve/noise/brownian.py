@@ -175,13 +175,19 @@ class Brownian:
     def _values(self, octave: np.ndarray, place: np.ndarray, origin: int) -> Tensor:
         """W at the times 2^k (1 + place), sorted, over 2^(k/2): from W = 0 at the octave `origin`."""
         last, self._last = self._last, NOWHERE  # until the end, should this be interrupted
-        way = _Descent(octave, place, self.depth, last)
-        normals = self._rows(way.octaves, way.nodes, way.scale)
+        descent = _Descent(octave, place, self.depth, last)
+        normals = self._rows(descent.octaves, descent.nodes, descent.scale)
         cells = self._cells
         base, zero = None, torch.zeros(self._numel, dtype=self._wide, device=self.device)
         value = zero.new_empty(len(octave), self._numel)
         for w, k, cell, u, known, needed in zip(
-            value.unbind(), octave.tolist(), way.cell.tolist(), way.u.tolist(), way.known, way.needed, strict=True
+            value.unbind(),
+            octave.tolist(),
+            descent.cell.tolist(),
+            descent.u.tolist(),
+            descent.known,
+            descent.needed,
+            strict=True,
         ):
             if base is None or k != last[0]:
                 base = self._start(k, origin)
@@ -199,7 +205,7 @@ class Brownian:
             last = k, cell, needed
         self._last, self._cells = last, cells
         inside = list(normals)
-        for w, i, spread in zip(value.unbind(), way.which, way.spread, strict=True):
+        for w, i, spread in zip(value.unbind(), descent.which, descent.spread, strict=True):
             if spread:
                 w.add_(inside[i], alpha=spread)
         return value

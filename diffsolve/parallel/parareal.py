@@ -188,8 +188,8 @@ class _Blocks:
             row = torch.full_like(who, first)
             f, y = self.rows.fixed(row, start.y, self.calls(row, who, start.y)), None
         else:
-            found, y = one_by_one(*self.coarse[b], who, start.y)
-            f = found[0]
+            derivatives, y = one_by_one(*self.coarse[b], who, start.y)
+            f = derivatives[0]
         row = torch.arange(first, last, device=who.device)[:, None].expand(-1, len(who))
         end = self.follow(row, start, f.expand(last - first, -1, -1), who)
         return end if y is None else _State(end.s + (y - end.y), y, end.d)

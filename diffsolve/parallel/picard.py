@@ -174,9 +174,9 @@ class _Window:
         for first in range(0, W, step):
             part, rest = slice(first, first + step), slice(first + step, W)
             self.evaluate(row, part)
-            *done, change = self.advance_window(row, part, here, z, self.x[1:][part])
-            here = done[0][-1], done[1][-1], done[2][len(done[2]) - len(self.d) :]
-            pieces.append((done[0][1:], done[1][1:], done[2][len(self.d) :]))
+            *swept, change = self.advance_window(row, part, here, z, self.x[1:][part])
+            here = swept[0][-1], swept[1][-1], swept[2][len(swept[2]) - len(self.d) :]
+            pieces.append((swept[0][1:], swept[1][1:], swept[2][len(self.d) :]))
             assert change is not None
             changes.append(change)
             if first + step < W:
@@ -242,12 +242,15 @@ class _Window:
         if self.points is not None:
             slot, column = (torch.arange(len(y) - 1, device=y.device)[:, None] < stride).nonzero().unbind(1)
             self.points[self.at[column] + slot + 1, self.who[column]] = y[slot + 1, column]
-        done = self.at + stride >= self.N
-        if done.any():
-            ended, last = self.who[done], stride[None]
-            self.end_s[ended], self.end_y[ended] = gather_slots(s, last)[0][done], gather_slots(y, last)[0][done]
+        finished = self.at + stride >= self.N
+        if finished.any():
+            ended, last = self.who[finished], stride[None]
+            self.end_s[ended], self.end_y[ended] = (
+                gather_slots(s, last)[0][finished],
+                gather_slots(y, last)[0][finished],
+            )
             self.each[ended.cpu()] = rounds
-        on = (~done).nonzero()[:, 0]
+        on = (~finished).nonzero()[:, 0]
         if len(on) == 0:
             self.at, self.who = self.at[on], self.who[on]
             return

@@ -145,8 +145,8 @@ def step_variance(tableau: Tableau) -> np.ndarray:
     good = np.flatnonzero(np.isfinite(variance) & (variance > 0))
     if not len(good):
         return np.ones(tableau.nfe)
-    found: np.ndarray = variance[good[np.maximum(np.searchsorted(good, i, side="right") - 1, 0)]]
-    return found
+    filled: np.ndarray = variance[good[np.maximum(np.searchsorted(good, i, side="right") - 1, 0)]]
+    return filled
 
 
 def _alike(entry: np.ndarray) -> bool:
