@@ -34,24 +34,24 @@ class AdaptiveRun:
     """What `ds.solve` returns for an adaptive solver; numbers per sample are arrays of shape (B,)."""
 
     x: Tensor
-    """The result; of a sample that did not get to the end, its state at `t`."""
+    """(B, ..): the result; for a sample that stopped early, its state at `t`."""
     status: tuple[Status, ...]
     """How each sample's solve ended."""
     nfe: np.ndarray
-    """Network calls of each sample. The batch was called as often as its largest."""
+    """Network calls of each sample. The batch was called as often as the largest of them."""
     t: np.ndarray
-    """Where each sample stopped, on the path's clock."""
+    """The time at which each sample stopped, on the path's clock."""
     h: np.ndarray
-    """The step that it would have tried next, in the frame's variable."""
+    """The step that each sample would have tried next, in units of the frame's variable."""
     times: np.ndarray | None
     """The times of the trajectory."""
     trajectory: Tensor | None
-    """(n + 1, B, ..): the states at `times`; NaN where a sample did not get. None unless asked for."""
+    """(n + 1, B, ..): the states at `times`, NaN beyond where a sample stopped; None unless asked for."""
     seed: int | Sequence[int] | Key | None = None
 
     @property
     def done(self) -> bool:
-        """Whether every sample got to the end."""
+        """Whether every sample reached the end."""
         return all(status == Status.DONE for status in self.status)
 
     def __repr__(self) -> str:
@@ -74,17 +74,20 @@ def solve_ode(
 ) -> AdaptiveRun:
     """Solve the probability-flow ODE from x at `start` to `stop`, in either direction.
 
-    Where the frame is singular at an end, or the network does not determine the flow there, that end is one step of
-    first order (see `diffsolve.adaptive.flow.ends`).
+    Where the frame is singular at an end, or the network does not determine the flow there, a first-order step replaces
+    the method at that end (see `diffsolve.adaptive.flow.regular_interval`).
 
     Args:
         times: strictly monotone, from `start` to `stop`: where the trajectory is kept.
-        gradient: "direct" or "checkpoint", of x and of the trajectory; see `diffsolve.gradients`. Or
-        watch: sees every output of the network.
-        adjoint: what gives the result the gradient of an adjoint equation.
+        gradient: "direct" or "checkpoint": differentiate x and the trajectory; see `diffsolve.gradients`.
+        adjoint: gives the result the gradient of an adjoint equation instead.
+        watch: is shown every output of the network.
+
+    Raises:
+        ValueError: if an end or one of the times is refused.
 
     Warns:
-        RuntimeWarning: if some samples do not get to the end, saying why and where.
+        RuntimeWarning: if some samples stop early, saying why and where.
     """
     with torch.set_grad_enabled(gradient is not None or adjoint is not None):
         flow = Flow(model, FRAMES[options.frame], len(x), x.dim(), cond or {}, guidance, watch)
@@ -191,7 +194,7 @@ class _Kept:
                 self.states[i] = x
 
     def inside(self, path: Any, interval: RegularInterval) -> np.ndarray:
-        """The times strictly after the first and up to the last of the method's own."""
+        """The times in the method's own interval: after `first`, up to `last`."""
         if self.times is None:
             return np.empty(0)
         if interval.last > interval.first:

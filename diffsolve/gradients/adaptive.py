@@ -4,12 +4,12 @@
 
 Each sample has its own steps, which are chosen by the errors of its z and a. a enters divided by its root mean square,
 sample by sample, so that the unit of the loss does not matter to the tolerances. What the samples share, the network's
-parameters and the conditions p, is no part of that state. Its gradient is the integral
+parameters and the conditions p, is not part of that state. Its gradient is the integral
 
     dL/dp = -integral of (dd/dp)^T a dv
 
-along the steps that were accepted, by the weights of the method, in a second pass over them: as accurate as if it were
-part of the state, without a copy of it per sample, and never the reason for a smaller step (Kidger, Chen and Lyons,
+along the accepted steps, by the weights of the method, in a second pass over them: as accurate as if it were part of
+the state, without a copy of it per sample, and never a reason for a smaller step (Kidger, Chen and Lyons,
 2009.09457, on leaving it out of the error's norm).
 """
 
@@ -35,7 +35,7 @@ __all__ = ["attached"]
 
 
 def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
-    """`end`, what a solve made of z, with the gradient of the adjoint.
+    """`end`, the result of a solve from z, with the gradient of the adjoint.
 
     Raises:
         ValueError: if the network depends on tensors that no gradient would reach.
@@ -48,7 +48,7 @@ def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
 
 
 class _Backwards(torch.autograd.Function):
-    """Nothing but the last state is kept."""
+    """Only the last state is kept."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, end: Tensor, origin: Origin, *leaves: Tensor) -> Tensor:
