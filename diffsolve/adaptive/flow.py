@@ -162,8 +162,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class RegularInterval:
-    """The three parts of a run, on the path's clock: a first-order step from `start` to `first`, the method itself to `last`,
-    and a first-order step to `stop`. A part whose ends are equal is left out."""
+    """The three parts of a run, on the path's clock: a first-order step from `start` to `first`, the method
+    itself to `last`, and a first-order step to `stop`. A part whose ends are equal is left out."""
 
     start: float
     first: float

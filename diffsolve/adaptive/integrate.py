@@ -163,8 +163,8 @@ class _Solve:
         solution.nfe[rows], solution.status[rows] = batch.nfe[ended], status[ended]
 
     def aim(self, batch: _Batch) -> BatchStep:
-        """The steps to try: one that would end within 1 % of the target goes there; if less than two steps are left, one
-        goes halfway."""
+        """The steps to try: one that would end within 1 % of the target goes there; if less than two steps are left,
+        one goes halfway."""
         stops = np.append(self.outputs, self.stop)
         target = stops[-1] if self.table.dense else stops[batch.reached]
         v, h, ahead = batch.v, batch.h, (target - batch.v) * self.direction

@@ -79,8 +79,8 @@ def values(
 ) -> Tensor:
     """The states at `at` in steps from v to `end`.
 
-    They lie on the polynomial through both ends, their slopes, and the middle where the method has one. A method without
-    dense output ends its steps at the outputs.
+    They lie on the polynomial through both ends, their slopes, and the middle where the method has one. A method
+    without dense output ends its steps at the outputs.
 
     Args:
         slopes: of the stages, and at the end.

@@ -123,9 +123,7 @@ class _PureProgram:
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
             if self.program.depth:
-                kept = (
-                    y if row.keep is None else weighted_sum(row.kept, live)
-                )  # any tensor, in a place that no row reads
+                kept = y if row.keep is None else weighted_sum(row.kept, live)  # y where no row reads it
                 history = (kept, *history)[: self.program.depth]
                 live.extend(history)
             s, y = self._update(live, row)

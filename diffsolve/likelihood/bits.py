@@ -119,7 +119,7 @@ def bits_per_dim(
 
 
 def _place(key: Key, n: Tensor, k: int, dequantisation: str, spread: float) -> tuple[Tensor, Tensor]:
-    """(u, log q(u)): the position of each number in its bin, in float64, and the log-density of each sample's positions."""
+    """(u, log q(u)): float64: the position of each number in its bin, and the log-density of each sample."""
     uniform = torch.special.ndtr(
         key.normal(n.shape, row=k, stream=Stream.DEQUANTISE, dtype=torch.float64, device=n.device)
     )

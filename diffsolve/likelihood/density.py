@@ -179,8 +179,8 @@ def sample_with_density(
 ) -> tuple[Tensor, LogProb]:
     """(samples, their log-densities) from x at the noise end, in one pass.
 
-    Where the network cannot be called at the data, or the solver's frame is singular there, the samples are the denoised
-    estimate at the last time t, as in any run, and by the same extrapolation as in `log_prob`
+    Where the network cannot be called at the data, or the solver's frame is singular there, the samples are the
+    denoised estimate at the last time t, as in any run, and by the same extrapolation as in `log_prob`
 
         log p_0(D(x_t)) = log p_t(x_t) + D log alpha + sigma div_x(eps) / 2 + |eps|^2 / 2
 

@@ -189,7 +189,7 @@ class HutchPP(Trace):
 
 @dataclass(frozen=True)
 class Deflated(Trace):
-    r"""Hutchinson's estimate with Rademacher directions, each corrected for the outlying eigenvalues of J that the others reveal.
+    r"""Hutchinson's estimate with Rademacher directions, each corrected for the outliers of J that the others reveal.
 
         e_j = v_j^T (J - B_j) v_j + tr B_j
 
@@ -199,10 +199,10 @@ class Deflated(Trace):
 
         B_j = sum_i w_i g_i g_i^T,    g_i = (J - c I) V u_i,    w_i = d_i^5 / (d_i^6 + tau^6),
 
-    where tau is 5 times the median of |d_i|: what does not stand out from the bulk is left alone. So the estimate is exact,
-    to rounding, for a multiple of the identity plus a few eigenvectors, fewer than about a third of the probes; it is
-    Hutchinson's estimate where nothing stands out, at the cost of `probes` eigenvalue problems of size `probes` - 1 per
-    sample and call. B is not differentiated: gradients are those of Hutchinson's estimate.
+    where tau is 5 times the median of |d_i|: what does not stand out from the bulk is left alone. So the estimate is
+    exact, to rounding, for a multiple of the identity plus a few eigenvectors, fewer than about a third of the probes;
+    it is Hutchinson's estimate where nothing stands out, at the cost of `probes` eigenvalue problems of size
+    `probes` - 1 per sample and call. B is not differentiated: gradients are those of Hutchinson's estimate.
 
     Args:
         probes: the number of directions, at most the numbers of a sample; among fewer than 4 nothing can stand out.

@@ -1,6 +1,6 @@
 """The loops in C beside this file, compiled for this machine and kept: noise, and the update, in one pass over memory.
 
-They are compiled when they are first wanted, in less than a second, by the compiler that CC names (`cc` by default),
+They are compiled on first use, in less than a second, by the compiler that CC names (`cc` by default),
 and kept in the user's cache ($XDG_CACHE_HOME or ~/.cache, diffsolve/), under a name made of all that the machine code
 depends on; every later process loads the file and starts no compiler. Where the cache cannot be written, or others
 could write to it, they are compiled into a temporary folder, once per process.
@@ -36,7 +36,7 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-shar
 ATTEMPTS = (("-fopenmp",), ())  # one thread where the compiler has no OpenMP
 REAL = {torch.float32: "float", torch.float64: "double"}
 PATIENCE = 60.0
-"""Seconds after which a compiler is given up."""
+"""Seconds after which the compiler is stopped."""
 PARALLEL = 2**16
 """Elements from which on PyTorch's number of threads is used."""
 
@@ -45,7 +45,7 @@ def library(dtype: torch.dtype = torch.float32) -> Any | None:
     """The loops for sums in float32 or float64; None where DIFFSOLVE_KERNELS forbids them or there is no compiler.
 
     Warns:
-        RuntimeWarning: once, if DIFFSOLVE_KERNELS=native asks for them and they cannot be had.
+        RuntimeWarning: once, if DIFFSOLVE_KERNELS=native asks for them and they cannot be compiled or loaded.
     """
     choice = os.environ.get("DIFFSOLVE_KERNELS", "")
     return _found(dtype, choice == "native") if choice in ("", "native") and dtype in REAL else None
@@ -75,7 +75,7 @@ def is_plain(*tensors: Tensor, graph: bool = False) -> bool:
     """Whether memory is all there is to these tensors, so that a loop unknown to PyTorch may read and write it.
 
     Not while something traces or records what is done (torch.compile, autograd, torch.func, dispatch modes), nor for
-    subclasses, for values that wait for their sign, and for dual tensors of forward-mode differentiation. The answer
+    subclasses, for lazily negated values, and for dual tensors of forward-mode differentiation. The answer
     depends on this thread and these tensors alone: the loop and torch differ in the last bits of noise.
 
     PyTorch has public questions for the first and the last of these. `torch.library.custom_op` would ask them all, at
@@ -106,7 +106,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def mark_mutated(*tensors: Tensor) -> None:
-    """Tell autograd that a loop wrote to these: a graph that needs what stood there says so instead of being wrong."""
+    """Tell autograd that a loop wrote to these, so that a graph that needs the old values raises an error."""
     for x in tensors:
         if not x.is_inference():  # which have no version to count
             torch.autograd.graph.increment_version(x)
@@ -118,12 +118,12 @@ def _struct(words: int) -> Struct:
 
 
 def record(*words: int) -> bytes:
-    """The argument of a loop."""
+    """The argument of a loop, packed."""
     return _struct(len(words)).pack(*words)
 
 
 def threads(elements: int) -> int:
-    """How many share the work."""
+    """The number of threads for that many elements."""
     return torch.get_num_threads() if elements >= PARALLEL else 1
 
 
@@ -153,7 +153,7 @@ def _load(dtype: torch.dtype) -> Any:
 
 
 def _compiled(command: Sequence[str], source: Path, folder: Path, name: str) -> Path:
-    """The library in the folder, there as a whole or not at all, however many processes make it at once."""
+    """Compile the library into the folder, atomically, however many processes do so at once."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         built = Path(temporary) / f"{name}.so"
         for extra in ATTEMPTS:

@@ -1,4 +1,4 @@
-"""A deterministic run of few calls, one after another: what guesses are made of."""
+"""A deterministic run of few calls, one after another: the source of guesses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def one_by_one(rows: Rows, calls: Calls, sample: Tensor, x: Tensor) -> tuple[Ten
 
     Args:
         calls: the network at the rows' tableau.
-        sample: (B,), which samples these are.
+        sample: (B,), the indices of the samples.
     """
     tableau = rows.tableau
     s, y = (x * float(weight) for weight in tableau.entry[:, 0])
