@@ -1,9 +1,8 @@
 """Embedded Runge-Kutta methods with a step size for every sample.
 
 The probability-flow ODE is solved in the coordinates of a frame (`diffsolve.adaptive.flow`). Each sample has its own
-time, step and error; one batch of network calls advances all that are not finished yet, and those that are leave the
-batch. So a hard sample costs the others nothing: their steps, network calls and values are those that they have
-alone.
+time, step and error. One batch of network calls advances all unfinished samples; a finished sample leaves the batch.
+So a hard sample costs the others nothing: their steps, network calls and values are the same as alone.
 """
 
 from diffsolve.adaptive.integrate import integrate

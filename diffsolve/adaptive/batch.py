@@ -1,4 +1,4 @@
-"""The samples of an adaptive solve that are still under way."""
+"""The unfinished samples of an adaptive solve."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Batch"]
 
 @dataclass
 class Batch:
-    """One row per sample under way in every field: arrays, tensors, positions, or tuples of them, batch axis first."""
+    """One row per unfinished sample in every field: arrays, tensors, positions, or tuples of them, batch axis first."""
 
     rows: np.ndarray
-    """(n,): where the samples stand in the whole batch."""
+    """(n,): the indices of the samples in the whole batch."""
 
     def __len__(self) -> int:
         return len(self.rows)

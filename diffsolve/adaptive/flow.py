@@ -30,18 +30,18 @@ from diffsolve.tableau.frames import Frame
 __all__ = ["Flow", "Origin", "Point", "RegularInterval", "first_order", "make_step", "regular_interval"]
 
 SampleIndex = np.ndarray | None
-"""Which samples of the batch are meant; None for all of them."""
+"""Indices of samples in the batch; None for all of them."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where each of n samples stands: what its derivative is made of. Tensors of shape (n, 1, ..)."""
+    """The coefficients of the derivative at the time of each of n samples. Tensors of shape (n, 1, ..)."""
 
     c: Tensor
     p: Tensor
     q: Tensor
     output: Callable[[Tensor], Tensor]
-    """The network, guided and told its clock: a function of x alone."""
+    """The network with its guidance and times filled in: a function of x alone."""
     growth: Tensor
     """(2, n), float64: p c and q c, of which div_z d = p c D + q c div_x out."""
     t: np.ndarray
@@ -49,7 +49,7 @@ class Point:
     watch: Watch | None
 
     def seen(self, out: Tensor) -> Tensor:
-        """The network's output, once who looks on has seen it."""
+        """The network's output, unchanged, after it has been shown to `watch`."""
         if self.watch is not None:
             self.watch(out, self.t)
         return out
@@ -63,7 +63,7 @@ class Point:
         return torch.addcmul(self.p * x, self.q, out.to(x.dtype))
 
     def divergence(self, traces: Tensor, dim: int) -> Tensor:
-        """div_z d of each sample, float64, from (n, m) values of div_x out; x has so many numbers."""
+        """div_z d of each sample, float64, from (n, m) values of div_x out; `dim` is D."""
         linear, gain = self.growth[:, :, None]
         rate: Tensor = linear * dim + gain * traces.to(gain.dtype)
         return rate
@@ -73,7 +73,7 @@ class Point:
 class Flow:
     """dz/dv = d of `model` in `frame`, with its conditions and guidance.
 
-    Where a sample leaves the batch, tensors in `cond` whose first axis is the whole batch lose its row.
+    When a sample leaves the batch, its row leaves the tensors in `cond` whose first axis is the batch.
     """
 
     model: Model
@@ -93,7 +93,7 @@ class Flow:
         Args:
             v: (n,), float64.
             like: a tensor of the dtype and device to compute in.
-            exact_times: (v, t) of the ends, whose times are known exactly.
+            exact_times: (v, t) of the ends, where t is known without rounding.
         """
         with np.errstate(all="ignore"):
             t = np.asarray(self.frame.time(self.model.path, v))
@@ -137,14 +137,14 @@ class Flow:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a solve came from: what its adjoint needs."""
+    """What the adjoint of a solve needs to know of it."""
 
     flow: Flow
     options: Adaptive
     exact_times: Sequence[tuple[float, float]]
     """(v, t) of its ends."""
     start: float
-    """v at which it began."""
+    """v at which the solve starts."""
     ended: np.ndarray
     """(B,): v at which each sample stopped."""
 
@@ -162,8 +162,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class RegularInterval:
-    """Where a run goes, on the path's clock: a first-order step `start` to `first`, the frame's own method to `last`,
-    and a first-order step to `stop`; each is left out where its ends are equal."""
+    """The three parts of a run, on the path's clock: a first-order step from `start` to `first`, the method
+    itself to `last`, and a first-order step to `stop`. A part whose ends are equal is left out."""
 
     start: float
     first: float
@@ -172,13 +172,13 @@ class RegularInterval:
 
 
 def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> RegularInterval:
-    """Where the frame is regular and the network determines it between two times, in either direction.
+    """The interval between two times on which the frame is regular and the network determines it, in either direction.
 
-    Off the data the frame's method begins or ends at the path's last time, or at lambda = log 1000 if there is none,
-    and at a noise end where it cannot be used at lambda = -log 1000.
+    Where the data end is singular, the method starts or stops at the path's last time, or at lambda = log 1000 if there
+    is none; where the noise end is singular, at lambda = -log 1000.
 
     Raises:
-        ValueError: for times beyond the path, equal ones, or an end from which the network knows no way.
+        ValueError: if a time is outside the path, both are equal, or the network does not determine the flow at one.
     """
     path = model.path
     for name, t in (("start", start), ("stop", stop)):
@@ -198,12 +198,12 @@ def regular_interval(model: Model, frame: Frame, start: float, stop: float) -> R
             raise undetermined(model.predicts, frame.name, t)
         return first_call(path)
 
-    found = RegularInterval(start, inner(start), inner(stop), stop)
-    way = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
-    way = way if float(path.lam(start)) < float(path.lam(stop)) else -way
-    if (found.last - found.first) * way <= 0:  # nothing is left between the two: one first-order step
+    interval = RegularInterval(start, inner(start), inner(stop), stop)
+    orientation = path.t_data - path.t_noise if np.isfinite(path.t_data) else -path.t_noise
+    orientation = orientation if float(path.lam(start)) < float(path.lam(stop)) else -orientation
+    if (interval.last - interval.first) * orientation <= 0:  # nothing is left in between: one first-order step
         return RegularInterval(start, start, start, stop)
-    return found
+    return interval
 
 
 def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = None) -> tuple[Point, float, float]:

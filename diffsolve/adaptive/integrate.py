@@ -44,11 +44,11 @@ def integrate(
     made once more, with a graph (see `retrace`).
 
     Args:
-        start: one for all samples, or one each.
-        outputs: values of v after the start, in the order of the way, for `Solution.dense`.
-        spent, reserve: network calls already made per sample, and to be left of `max_nfe` for what comes after.
+        start: one for all samples, or one for each.
+        outputs: values of v after the start, in the order of integration, at which `Solution.dense` is wanted.
+        spent, reserve: of `max_nfe`, the calls per sample already made, and those to keep for what comes after.
         tolerances: (rtol, atol) of each part, if not those of the options.
-        checkpointed: keep no more than about the square root of the steps of the graph at a time.
+        checkpointed: hold the graph of only about the square root of the steps at a time.
     """
     wanted = np.asarray(outputs, dtype=np.float64)
     tolerances = tolerances or [(options.rtol, options.atol)] * len(parts)
@@ -62,7 +62,7 @@ def integrate(
 
 @dataclass
 class _Batch(Batch):
-    """Where the samples under way stand."""
+    """The state of the unfinished samples."""
 
     parts: Parts
     slopes: Parts
@@ -74,17 +74,17 @@ class _Batch(Batch):
     failures: np.ndarray
     """Steps with a non-finite output."""
     rejected: np.ndarray
-    """Whether the step before was."""
+    """Whether the previous step was rejected."""
     reached: np.ndarray
-    """How many outputs lie behind."""
+    """How many outputs each sample has passed."""
     errors: np.ndarray
     """(n, 2): of the last accepted step and the one before."""
 
 
 class _Solve:
-    """A solve as a loop over the samples under way.
+    """A solve as a loop over the unfinished samples.
 
-    Of two samples from v = 0 to v = 1, both with h = 0.4:
+    Example: two samples from v = 0 to v = 1, both with h = 0.4:
 
         pass 1    sample 0: error 0.1, accepted: v = 0.4, h = 0.6        sample 1: error 5, rejected: v = 0, h = 0.25
         pass 2    sample 0: from 0.4 to 1, the target, in one step       sample 1: from 0 to 0.25, accepted
@@ -143,7 +143,7 @@ class _Solve:
         return replace(self.solution, steps=packed(self.steps))
 
     def status(self, batch: _Batch) -> np.ndarray:
-        """The `Status` of the samples that end here, -1 of those that go on."""
+        """The `Status` of each sample that ends here, -1 for one that goes on."""
         smallest = 4 * np.spacing(np.maximum(np.abs(batch.v), self.span / 10))
         status = np.full(len(batch), -1)
         status[~finite(batch.slopes)] = Status.NON_FINITE
@@ -154,7 +154,7 @@ class _Solve:
         return status
 
     def record(self, batch: _Batch, status: np.ndarray) -> None:
-        """The last state of the samples that end, into their rows of the solution."""
+        """Write the last state of the samples that end into their rows of the solution."""
         ended, solution = status >= 0, self.solution
         rows, some = batch.rows[ended], index(ended, batch.parts[0])
         for whole, part in zip(solution.parts, batch.parts, strict=True):
@@ -163,8 +163,8 @@ class _Solve:
         solution.nfe[rows], solution.status[rows] = batch.nfe[ended], status[ended]
 
     def aim(self, batch: _Batch) -> BatchStep:
-        """The steps to try: one that ends within 1 % of the target goes there; one that could not be followed by its
-        like goes halfway."""
+        """The steps to try: one that would end within 1 % of the target goes there; if less than two steps are left,
+        one goes halfway."""
         stops = np.append(self.outputs, self.stop)
         target = stops[-1] if self.table.dense else stops[batch.reached]
         v, h, ahead = batch.v, batch.h, (target - batch.v) * self.direction
@@ -173,7 +173,7 @@ class _Solve:
         return BatchStep(batch.rows, v, self.direction * size, end)
 
     def advance(self, batch: _Batch, tried: BatchStep) -> None:
-        """Try the steps, take those that are accurate enough, and choose the size of the next ones."""
+        """Try the steps, accept those that are accurate enough, and choose the next sizes."""
         table = self.table
         if not (table.ahead or self.fresh):
             batch.slopes = self.field(batch.parts, batch.v, batch.rows)
@@ -195,7 +195,7 @@ class _Solve:
         accepted = error <= 1
         factor = _factor(error, batch.errors, self.options, self.table.order)
         factor = np.where(accepted & ~batch.rejected, factor, np.minimum(factor, 1.0))
-        # A step cut short to end at a target says nothing against the one that was meant.
+        # A step cut short by a target is no reason to shrink the one that was planned.
         short = accepted & ~batch.rejected & (size < batch.h) & (factor == GROW)
         h = np.where(short, np.maximum(size * factor, batch.h), size * factor)
         h = np.where(np.isfinite(error), h, size / 10)
@@ -223,7 +223,7 @@ class _Solve:
 
 
 def _attempt(field: Field, table: FloatTable, parts: Parts, k0: Parts, where: BatchStep) -> tuple[list[Parts], Parts]:
-    """The derivatives of one step, that at its end among them if the method asks for it, and where it leads."""
+    """The derivatives of one step, with that at its end if the method needs it, and the state there."""
     stages, new = step(
         lambda i, parts, v: field(parts, v, where.rows) if i else k0, table, parts, where.v, where.h, where.end
     )
@@ -241,10 +241,10 @@ def _keep(
     where: BatchStep,
     taken: np.ndarray,
     outputs: np.ndarray,
-    way: float,
+    direction: float,
 ) -> None:
-    """The outputs inside the steps just accepted, those of the samples `taken` of the batch."""
-    who, which = inside(outputs, way, where.v, where.end)
+    """Write the outputs inside the steps just accepted, those of the samples `taken` of the batch."""
+    who, which = inside(outputs, direction, where.v, where.end)
     if not len(who):
         return
     some = torch.from_numpy(taken[who]).to(dense.device)
@@ -264,16 +264,16 @@ def _error(
 ) -> tuple[np.ndarray, np.ndarray]:
     """E of each sample: the largest over the parts of the root mean square of error / tolerance; and the error of the
     last part itself."""
-    found = []
+    measured = []
     for i, (y, y_new) in enumerate(zip(parts, new, strict=True)):
         rtol, atol = tolerances[i]
         scale = torch.maximum(y.abs(), y_new.abs()).mul_(rtol).add_(atol)
         for weights in table.errors:
             error = weighted_sum(weights, [k[i] for k in stages])
-            found.append(_rms(error / scale))
+            measured.append(_rms(error / scale))
             if i + 1 == len(parts):
-                found.append(error.view(len(error), -1).mean(1).abs().to(found[0]))
-    norms = torch.stack(found).cpu().numpy()
+                measured.append(error.view(len(error), -1).mean(1).abs().to(measured[0]))
+    norms = torch.stack(measured).cpu().numpy()
     few = len(table.errors)
     last = norms[-2 * few :].reshape(few, 2, len(h))
     norms = np.concatenate([norms[: -2 * few].reshape(len(parts) - 1, few, len(h)), last[None, :, 0]])
@@ -281,7 +281,7 @@ def _error(
 
 
 def _estimate(errors: np.ndarray) -> np.ndarray:
-    """One error of those by the embedded methods, the second axis; of two Hairer's for DOP853, of the order of both."""
+    """One error from those of the embedded methods (axis 1); of two, Hairer's combination for DOP853."""
     first = errors[:, 0]
     if errors.shape[1] == 1:
         return first
@@ -290,7 +290,7 @@ def _estimate(errors: np.ndarray) -> np.ndarray:
 
 
 def _rms(x: Tensor) -> Tensor:
-    """Of each sample, in float64."""
+    """The root mean square of each sample, in float64."""
     return x.flatten(1).double().square().mean(1).sqrt() if x.dim() > 1 else x.double().abs()
 
 
@@ -311,27 +311,27 @@ def _first_step(
     options: Adaptive,
     table: FloatTable,
     span: float,
-    way: float,
+    direction: float,
     tolerances: Sequence[tuple[float, float]],
 ) -> tuple[np.ndarray, int]:
-    """(h, network calls): Hairer's guess, II.4, in units of the way to go, so that no clock's scale matters."""
+    """(h, network calls): Hairer's guess, II.4, in units of the interval, so that no clock's scale matters."""
     most = min(span, options.max_step or math.inf)
     if options.first_step is not None:
         return np.full(len(v), min(options.first_step, most)), 0
     scales = [y.abs() * rtol + atol for y, (rtol, atol) in zip(parts, tolerances, strict=True)]
 
     def norm(values: Sequence[Tensor]) -> np.ndarray:
-        found = torch.stack([_rms(y / s) for y, s in zip(values, scales, strict=True)])
-        return np.asarray(found.amax(0).nan_to_num(nan=math.inf).cpu().numpy())
+        norms = torch.stack([_rms(y / s) for y, s in zip(values, scales, strict=True)])
+        return np.asarray(norms.amax(0).nan_to_num(nan=math.inf).cpu().numpy())
 
     size, slope = norm(parts), norm(k0) * span
     with np.errstate(all="ignore"):
         guess = np.where((size < 1e-5) | (slope < 1e-5), 1e-3, 0.01 * size / slope)
     guess = np.minimum(np.where(np.isfinite(slope) & (guess > 0), guess, 1e-6), most / span)
     trial = tuple(
-        torch.addcmul(y, k, per_sample(tensor(way * span * guess, y), y)) for y, k in zip(parts, k0, strict=True)
+        torch.addcmul(y, k, per_sample(tensor(direction * span * guess, y), y)) for y, k in zip(parts, k0, strict=True)
     )
-    k1 = field(trial, v + way * span * guess, rows)
+    k1 = field(trial, v + direction * span * guess, rows)
     bend = norm([b - a for a, b in zip(k0, k1, strict=True)]) * span / guess
     steepest = np.maximum(slope, bend)
     with np.errstate(all="ignore"):

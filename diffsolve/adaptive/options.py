@@ -1,4 +1,4 @@
-"""What an adaptive solver is told, and what it says of a sample when it ends."""
+"""The options of an adaptive solver, and the status of a sample when it ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffsolve.common.result import Status
 from diffsolve.solvers.base import frame_named
 from diffsolve.solvers.butcher import BOSH3, DOPRI5, DOPRI8, TSIT5, Butcher
 
-__all__ = ["METHODS", "Adaptive", "Status", "warn"]
+__all__ = ["METHODS", "Adaptive", "Status", "check_tolerances", "warn"]
 
 METHODS = {method.name: method for method in (BOSH3, DOPRI5, DOPRI8, TSIT5)}
 
@@ -30,11 +30,16 @@ class Adaptive:
 
     Args:
         method: "bosh3", "dopri5", "tsit5" or "dopri8", or a `Butcher` with embedded weights.
-        rtol, atol: the relative and absolute tolerance of z = x / c.
+        rtol, atol: the relative tolerance, and the absolute one in units of z = x / c; both in [0, 1), not both 0.
         frame: the coordinates; a name in `diffsolve.tableau.frames.FRAMES`. "trig" and "straight" suit every path.
-        first_step, max_step: in units of the frame's variable; found from the problem, and unbounded, if None.
+        first_step: the first step, in units of the frame's variable; chosen from the problem if None.
+        max_step: the largest step, in the same units; unbounded if None.
         max_nfe: the most network calls per sample.
         pid: (kP, kI, kD) of the controller.
+
+    Raises:
+        ValueError: if an option is out of range or a name is unknown.
+        TypeError: if `method` is neither a name nor a Butcher.
 
     Sources: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.4; Soderlind, ACM Trans. Math.
     Softw. 29 (2003), for the controller.
@@ -72,8 +77,15 @@ class Adaptive:
         return METHODS[self.method] if isinstance(self.method, str) else self.method
 
 
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Raise a ValueError unless both are in [0, 1), and one of them above 0."""
+    number("rtol", rtol, low=0, below=1)
+    number("atol", atol, low=0, below=1)
+    required(rtol > 0 or atol > 0, "rtol", rtol, f"> 0 with atol={atol!r}")
+
+
 def warn(status: Sequence[Status], t: np.ndarray, h: np.ndarray, what: str = "samples", clock: str = "t") -> None:
-    """Say which samples did not get to the end, and why."""
+    """Warn which samples stopped before the end, and why."""
     for reason in (Status.NON_FINITE, Status.STEP_TOO_SMALL, Status.BUDGET_SPENT):
         those = [i for i, s in enumerate(status) if s == reason]
         if those:

@@ -1,7 +1,7 @@
-"""The accepted steps of a solve made once more, with a graph.
+"""Repeat the accepted steps of a solve, with a graph.
 
-The steps are found without one, so that they are constants of it, and what was rejected leaves nothing behind: not its
-memory, nor the NaN that a rejected step's output may have been. The n-th step of all samples that have one is one
+The steps are chosen without a graph, so they are constants of it, and a rejected step leaves nothing behind: neither
+its memory nor a NaN that its output may have held. The n-th step of all samples that have one is one
 batch. With m_n samples in it and G of their steps in a graph at a time, the states between the graphs are sum m_n^2 / G
 in all; G = (sum m_n^2)^(1/2) makes both least: the square root of N steps for each sample if all have as many, and
 near the sum of their roots if one has many more than the others.
@@ -27,15 +27,15 @@ __all__ = ["retrace"]
 
 
 def retrace(
-    field: Field, start: Parts, found: Solution, method: Butcher, outputs: np.ndarray, checkpointed: bool
+    field: Field, start: Parts, solution: Solution, method: Butcher, outputs: np.ndarray, checkpointed: bool
 ) -> Solution:
-    """A solution, bit for bit, with a graph back to `start` and to whatever the field depends on.
+    """A solution, bit for bit, with a graph back to `start` and to all that the field depends on.
 
     Args:
-        outputs: those of the solution's dense output.
-        checkpointed: keep states, and make the graph again in the backward pass, a stretch at a time.
+        outputs: the values of v of the solution's dense output.
+        checkpointed: keep states only, and rebuild the graph in the backward pass, one stretch at a time.
     """
-    steps = found.steps
+    steps = solution.steps
     work = _Retrace(field, FloatTable(method), steps, outputs)
     sizes = np.array([len(s.rows) for s in steps])
     bounds = [0, len(steps)]
@@ -44,26 +44,26 @@ def retrace(
         bounds = [0, *(np.flatnonzero(np.diff(graph)) + 1).tolist(), len(steps)]
     rows = steps[0].rows if steps else np.empty(0, dtype=np.int64)
     idle = np.setdiff1d(np.arange(len(start[0])), rows)
-    order, gone, dense = [idle], [take(start, idle)], []
+    order, ended, dense = [idle], [take(start, idle)], []
     state = take(start, rows)
     for first, last in zip(bounds[:-1], bounds[1:], strict=True):
         if checkpointed:
-            made: Any = checkpoint(work.stretch, first, last, *state, use_reentrant=False)
+            result: Any = checkpoint(work.stretch, first, last, *state, use_reentrant=False)
         else:
-            made = work.stretch(first, last, *state)
-        state = made[0]
-        gone.extend(made[1])
-        dense.extend(made[2])
+            result = work.stretch(first, last, *state)
+        state = result[0]
+        ended.extend(result[1])
+        dense.extend(result[2])
     order.extend(s.rows[~work.staying(n)] for n, s in enumerate(steps))
-    back = np.argsort(np.concatenate(order), kind="stable")
-    whole = take(tuple(torch.cat(pieces) for pieces in zip(*gone, strict=True)), back)
-    found = replace(found, parts=tuple(map(_valued, whole, found.parts)))
-    if found.dense is None or not dense:
-        return found
-    way = 1.0 if steps[0].h[0] > 0 else -1.0
-    at = [(which, s.rows[who]) for s in steps for who, which in [inside(outputs, way, s.v, s.end)]]
-    slots = [torch.from_numpy(np.concatenate(i)).to(found.dense.device) for i in zip(*at, strict=True)]
-    return replace(found, dense=_valued(found.dense.index_put(tuple(slots), torch.cat(dense)), found.dense))
+    inverse = np.argsort(np.concatenate(order), kind="stable")
+    whole = take(tuple(torch.cat(pieces) for pieces in zip(*ended, strict=True)), inverse)
+    solution = replace(solution, parts=tuple(map(_valued, whole, solution.parts)))
+    if solution.dense is None or not dense:
+        return solution
+    direction = 1.0 if steps[0].h[0] > 0 else -1.0
+    at = [(which, s.rows[who]) for s in steps for who, which in [inside(outputs, direction, s.v, s.end)]]
+    slots = [torch.from_numpy(np.concatenate(i)).to(solution.dense.device) for i in zip(*at, strict=True)]
+    return replace(solution, dense=_valued(solution.dense.index_put(tuple(slots), torch.cat(dense)), solution.dense))
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,25 @@ class _Retrace:
 
     def stretch(self, first: int, last: int, *parts: Tensor) -> tuple[Parts, list[Parts], list[Tensor]]:
         """The steps from `first` up to `last`: the state of those that go on, of those that ended, and the outputs."""
-        gone, dense = [], []
+        ended, dense = [], []
         for n in range(first, last):
-            made, stay = self.steps[n], self.staying(n)
-            stage = partial(self.stage, made.rows)
-            stages, new = step(stage, self.table, parts, made.v, made.h, made.end)
-            who, which = inside(self.outputs, 1.0 if made.h[0] > 0 else -1.0, made.v, made.end)
+            current, stay = self.steps[n], self.staying(n)
+            stage = partial(self.stage, current.rows)
+            stages, new = step(stage, self.table, parts, current.v, current.h, current.end)
+            who, which = inside(self.outputs, 1.0 if current.h[0] > 0 else -1.0, current.v, current.end)
             if len(who):
                 slopes = [take(k[:1], who)[0] for k in stages]
                 if self.table.dense:
                     few, back = np.unique(who, return_inverse=True)
-                    end = self.field(take(new, few), made.end[few], made.rows[few])
+                    end = self.field(take(new, few), current.end[few], current.rows[few])
                     slopes.append(take(end[:1], back)[0])
                 (y0,), (y1,) = take(parts[:1], who), take(new[:1], who)
-                dense.append(values(self.table, slopes, y0, y1, made.v[who], made.end[who], self.outputs[which]))
+                dense.append(values(self.table, slopes, y0, y1, current.v[who], current.end[who], self.outputs[which]))
             if not stay.all():
-                gone.append(take(new, np.flatnonzero(~stay)))
+                ended.append(take(new, np.flatnonzero(~stay)))
                 new = take(new, np.flatnonzero(stay))
             parts = new
-        return parts, gone, dense
+        return parts, ended, dense
 
 
 class _Valued(torch.autograd.Function):
@@ -117,5 +117,5 @@ class _Valued(torch.autograd.Function):
 
 
 def _valued(graph: Tensor, value: Tensor) -> Tensor:
-    found: Tensor = _Valued.apply(graph, value)  # type: ignore[no-untyped-call]
-    return found
+    attached: Tensor = _Valued.apply(graph, value)  # type: ignore[no-untyped-call]
+    return attached

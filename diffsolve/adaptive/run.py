@@ -13,6 +13,7 @@ from torch import Tensor
 from diffsolve.adaptive.flow import Flow, Origin, RegularInterval, make_step, regular_interval
 from diffsolve.adaptive.integrate import Parts, Solution, integrate
 from diffsolve.adaptive.options import Adaptive, Status, warn
+from diffsolve.common.checks import required
 from diffsolve.common.result import one_line
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute.watch import Watch
@@ -33,24 +34,24 @@ class AdaptiveRun:
     """What `ds.solve` returns for an adaptive solver; numbers per sample are arrays of shape (B,)."""
 
     x: Tensor
-    """The result; of a sample that did not get to the end, its state at `t`."""
+    """(B, ..): the result; for a sample that stopped early, its state at `t`."""
     status: tuple[Status, ...]
     """How each sample's solve ended."""
     nfe: np.ndarray
-    """Network calls of each sample. The batch was called as often as its largest."""
+    """Network calls of each sample. The batch was called as often as the largest of them."""
     t: np.ndarray
-    """Where each sample stopped, on the path's clock."""
+    """The time at which each sample stopped, on the path's clock."""
     h: np.ndarray
-    """The step that it would have tried next, in the frame's variable."""
+    """The step that each sample would have tried next, in units of the frame's variable."""
     times: np.ndarray | None
     """The times of the trajectory."""
     trajectory: Tensor | None
-    """(n + 1, B, ..): the states at `times`; NaN where a sample did not get. None unless asked for."""
+    """(n + 1, B, ..): the states at `times`, NaN beyond where a sample stopped; None unless asked for."""
     seed: int | Sequence[int] | Key | None = None
 
     @property
     def done(self) -> bool:
-        """Whether every sample got to the end."""
+        """Whether every sample reached the end."""
         return all(status == Status.DONE for status in self.status)
 
     def __repr__(self) -> str:
@@ -73,17 +74,20 @@ def solve_ode(
 ) -> AdaptiveRun:
     """Solve the probability-flow ODE from x at `start` to `stop`, in either direction.
 
-    Where the frame is singular at an end, or the network does not determine the flow there, that end is one step of
-    first order (see `diffsolve.adaptive.flow.ends`).
+    Where the frame is singular at an end, or the network does not determine the flow there, a first-order step replaces
+    the method at that end (see `diffsolve.adaptive.flow.regular_interval`).
 
     Args:
         times: strictly monotone, from `start` to `stop`: where the trajectory is kept.
-        gradient: "direct" or "checkpoint", of x and of the trajectory; see `diffsolve.gradients`. Or
-        watch: sees every output of the network.
-        adjoint: what gives the result the gradient of an adjoint equation.
+        gradient: "direct" or "checkpoint": differentiate x and the trajectory; see `diffsolve.gradients`.
+        adjoint: gives the result the gradient of an adjoint equation instead.
+        watch: is shown every output of the network.
+
+    Raises:
+        ValueError: if an end or one of the times is refused.
 
     Warns:
-        RuntimeWarning: if some samples do not get to the end, saying why and where.
+        RuntimeWarning: if some samples stop early, saying why and where.
     """
     with torch.set_grad_enabled(gradient is not None or adjoint is not None):
         flow = Flow(model, FRAMES[options.frame], len(x), x.dim(), cond or {}, guidance, watch)
@@ -101,36 +105,36 @@ def _run(
     adjoint: Adjoint | None,
 ) -> AdaptiveRun:
     model, frame = flow.model, flow.frame
-    way = regular_interval(model, frame, start, stop)
-    before, after = int(way.first != way.start), int(way.last != way.stop)
-    kept = _Kept(times, way, x)
-    kept.at(way.start, x)
+    interval = regular_interval(model, frame, start, stop)
+    before, after = int(interval.first != interval.start), int(interval.last != interval.stop)
+    kept = _Kept(times, interval, x)
+    kept.at(interval.start, x)
     if before:
-        x = make_step(flow, x, way.start, way.first)
-        kept.at(way.first, x)
+        x = make_step(flow, x, interval.start, interval.first)
+        kept.at(interval.first, x)
     status, nfe = np.zeros(len(x), dtype=int), np.full(len(x), before)
-    t, h = np.full(len(x), float(way.last)), np.zeros(len(x))
-    if way.first != way.last:
-        x, solution = _between(flow, x, way, options, before, after, kept, gradient, adjoint)
+    t, h = np.full(len(x), float(interval.last)), np.zeros(len(x))
+    if interval.first != interval.last:
+        x, solution = _between(flow, x, interval, options, before, after, kept, gradient, adjoint)
         status, nfe, h = solution.status, nfe + solution.nfe, solution.h
         with np.errstate(all="ignore"):
             t = np.asarray(frame.time(model.path, solution.v))
-        t = np.where(status == Status.DONE, way.last, t)
+        t = np.where(status == Status.DONE, interval.last, t)
     if after and (rows := np.flatnonzero(status == Status.DONE)).size:
-        done = torch.from_numpy(rows).to(x.device)
-        finished = make_step(flow, x[done], way.last, way.stop, rows)
-        x, missing = x.index_copy(0, done, finished), torch.full_like(x, torch.nan)
-        nfe, t = nfe + (status == Status.DONE), np.where(status == Status.DONE, way.stop, t)
-        kept.at(way.stop, missing.index_copy(0, done, finished))
-    answers = tuple(Status(int(code)) for code in status)
-    warn(answers, t, h)
-    return AdaptiveRun(x, answers, nfe, t, h, kept.times, kept.states)
+        finished = torch.from_numpy(rows).to(x.device)
+        result = make_step(flow, x[finished], interval.last, interval.stop, rows)
+        x, missing = x.index_copy(0, finished, result), torch.full_like(x, torch.nan)
+        nfe, t = nfe + (status == Status.DONE), np.where(status == Status.DONE, interval.stop, t)
+        kept.at(interval.stop, missing.index_copy(0, finished, result))
+    outcome = tuple(Status(int(code)) for code in status)
+    warn(outcome, t, h)
+    return AdaptiveRun(x, outcome, nfe, t, h, kept.times, kept.states)
 
 
 def _between(
     flow: Flow,
     x: Tensor,
-    way: RegularInterval,
+    interval: RegularInterval,
     options: Adaptive,
     before: int,
     after: int,
@@ -138,11 +142,11 @@ def _between(
     gradient: str | None,
     adjoint: Adjoint | None,
 ) -> tuple[Tensor, Solution]:
-    """The part of the way that the method itself makes: the state where each sample stopped, and how it got there."""
+    """The interval that the method itself covers: the state where each sample stopped, and how it got there."""
     path, frame = flow.model.path, flow.frame
-    nodes = path.nodes(np.array([way.first, way.last]))
+    nodes = path.nodes(np.array([interval.first, interval.last]))
     (v0, v1), (c0, _) = np.asarray(frame.v(nodes)).tolist(), np.asarray(frame.c(nodes)).tolist()
-    exact_times = ((v0, way.first), (v1, way.last))
+    exact_times = ((v0, interval.first), (v1, interval.last))
 
     def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
         (z,) = parts
@@ -150,7 +154,7 @@ def _between(
         y = point.c * z
         return (point.rate(y),)
 
-    inside = kept.inside(path, way)
+    inside = kept.inside(path, interval)
     outputs = np.asarray(frame.v(path.nodes(inside))) if len(inside) else inside
     z = x / c0
     with torch.set_grad_enabled(gradient is not None):
@@ -173,15 +177,15 @@ def _between(
 class _Kept:
     """The states at the times asked for."""
 
-    def __init__(self, times: Sequence[float] | np.ndarray | None, way: RegularInterval, x: Tensor) -> None:
+    def __init__(self, times: Sequence[float] | np.ndarray | None, interval: RegularInterval, x: Tensor) -> None:
         self.times, self.states = None if times is None else np.asarray(times, dtype=np.float64), None
         if self.times is None:
             return
         steps = np.diff(self.times)
-        if self.times.ndim != 1 or len(steps) == 0 or not ((steps > 0).all() or (steps < 0).all()):
-            raise ValueError(f"grid={self.times.tolist()}: strictly rising or strictly falling times are accepted")
-        if self.times[0] != way.start or self.times[-1] != way.stop:
-            raise ValueError(f"grid={self.times.tolist()}: it must go from start={way.start} to stop={way.stop}")
+        monotone = self.times.ndim == 1 and len(steps) > 0 and bool((steps > 0).all() or (steps < 0).all())
+        required(monotone, "grid", self.times.tolist(), "strictly rising or strictly falling times")
+        whole = self.times[0] == interval.start and self.times[-1] == interval.stop
+        required(whole, "grid", self.times.tolist(), f"times from start={interval.start!r} to stop={interval.stop!r}")
         self.states = torch.full((len(self.times), *x.shape), torch.nan, dtype=x.dtype, device=x.device)
 
     def at(self, t: float, x: Tensor) -> None:
@@ -189,23 +193,23 @@ class _Kept:
             for i in np.flatnonzero(self.times == t):
                 self.states[i] = x
 
-    def inside(self, path: Any, way: RegularInterval) -> np.ndarray:
-        """The times strictly after the first and up to the last of the method's own."""
+    def inside(self, path: Any, interval: RegularInterval) -> np.ndarray:
+        """The times in the method's own interval: after `first`, up to `last`."""
         if self.times is None:
             return np.empty(0)
-        if way.last > way.first:
-            inside = (self.times > way.first) & (self.times <= way.last)
-            left_out = ((self.times > way.start) & (self.times < way.first)) | (
-                (self.times > way.last) & (self.times < way.stop)
+        if interval.last > interval.first:
+            inside = (self.times > interval.first) & (self.times <= interval.last)
+            left_out = ((self.times > interval.start) & (self.times < interval.first)) | (
+                (self.times > interval.last) & (self.times < interval.stop)
             )
         else:
-            inside = (self.times < way.first) & (self.times >= way.last)
-            left_out = ((self.times < way.start) & (self.times > way.first)) | (
-                (self.times < way.last) & (self.times > way.stop)
+            inside = (self.times < interval.first) & (self.times >= interval.last)
+            left_out = ((self.times < interval.start) & (self.times > interval.first)) | (
+                (self.times < interval.last) & (self.times > interval.stop)
             )
         if left_out.any():
             raise ValueError(
-                f"grid: the times {self.times[left_out].tolist()} lie in a first-order step at an end, from "
-                f"{way.start} to {way.first} or from {way.last} to {way.stop}, where there is nothing between"
+                f"grid must have no times inside the first-order steps at the ends, from {interval.start} to "
+                f"{interval.first} and from {interval.last} to {interval.stop}, got {self.times[left_out].tolist()}"
             )
         return self.times[inside]

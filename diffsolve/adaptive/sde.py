@@ -58,9 +58,12 @@ class AdaptiveSDE:
     1; it is doubled where that is below 1/8, and halved, once or more, where it is rejected.
 
     Args:
-        tau: how much noise the SDE renews; above 0 (for the probability flow there is `ds.Adaptive`).
-        rtol, atol: the relative and absolute tolerance of x.
-        max_nfe: the most network calls per sample.
+        tau: the noise level of the SDE, > 0: 1 is the reverse SDE (tau = 0 is the probability flow: use `ds.Adaptive`).
+        rtol, atol: the relative tolerance, and the absolute one in units of x; both in [0, 1), not both 0.
+        max_nfe: the most network calls per sample, at least 3.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     tau: float = 1.0
@@ -92,16 +95,22 @@ def solve_sde(
 ) -> AdaptiveRun:
     """Solve the SDE from x at `start` to `stop`, from the noise to the data.
 
-    Out of alpha = 0 the first step is exact in lambda, to alpha = 1e-3; where `stop` is the data the last is the
-    denoised estimate, from the path's last time or from sigma = min(1e-3, atol) alpha.
+    From alpha = 0 the first step, exact in lambda, goes to alpha = 1e-3. Where `stop` is the data, the last step is the
+    denoised estimate, taken at the path's last time or at sigma = min(1e-3, atol) alpha.
+
+    Raises:
+        ValueError: if `stop` is not nearer to the data than `start`.
 
     Warns:
-        RuntimeWarning: if some samples do not get to the end, saying why and where.
+        RuntimeWarning: if some samples stop early, saying why and where.
     """
     path = model.path
     lam = path.lam([start, stop]).tolist()
     if not lam[0] < lam[1]:
-        raise ValueError(f"start={start!r}, stop={stop!r}: an SDE is run from the noise to the data only")
+        raise ValueError(
+            f"stop must be nearer to the data than start={start!r} with an SDE, which is solved from the noise to the "
+            f"data only, got {stop!r}"
+        )
     first = start if math.isfinite(lam[0]) else first_call(path)
     last = stop if math.isfinite(lam[1]) else last_call(path, max(CUT, -math.log(options.atol or 1.0)))
     solve = _Solve(model, x, options, first, last, key, cond or {}, guidance, brownian, watch)
@@ -110,28 +119,28 @@ def solve_sde(
     solve.go(reserve=int(last != stop))
     if last != stop:
         solve.denoise(stop)
-    answers = tuple(Status(int(code)) for code in solve.status)
-    warn(answers, solve.t, solve.h)
-    return AdaptiveRun(solve.x, answers, solve.nfe, solve.t, solve.h, None, None)
+    outcome = tuple(Status(int(code)) for code in solve.status)
+    warn(outcome, solve.t, solve.h)
+    return AdaptiveRun(solve.x, outcome, solve.nfe, solve.t, solve.h, None, None)
 
 
 @dataclass
 class _Batch(Batch):
-    """Where the samples under way stand."""
+    """The state of the unfinished samples."""
 
     tick: np.ndarray
-    """The place in the range of lambda, in units of 2^-LEVELS of it."""
+    """The position in the range of lambda, in units of 2^-LEVELS of it."""
     level: np.ndarray
-    """The next step to try has 2^level ticks."""
+    """The next step to try is 2^level ticks long."""
     s: Position[np.ndarray]
-    """The position of the tick."""
+    """The path at the tick."""
     x: Tensor
     D: Tensor
     """The denoised estimate at x."""
 
 
 class _Solve:
-    """The samples of a run: states, and per sample the tick that it stands at and the level of its step."""
+    """A solve as a loop over the unfinished samples."""
 
     def __init__(
         self,
@@ -159,7 +168,7 @@ class _Solve:
         self.t, self.h = np.full(len(x), last), np.zeros(len(x))
 
     def at(self, tick: np.ndarray) -> Position[np.ndarray]:
-        """Where ticks stand; the ends exactly."""
+        """The path at ticks; exact at the ends."""
         low, high = self.lam
         t = self.model.path.time(low + (high - low) * tick / 2**LEVELS).numpy()
         t = np.where(tick == 0, self.ends[0], np.where(tick == 2**LEVELS, self.ends[1], t))
@@ -176,19 +185,19 @@ class _Solve:
         pairs, which = np.unique(clocks, axis=0, return_inverse=True)
         z = torch.empty_like(self.x[: len(rows)])
         for k, (q, r) in enumerate(pairs.tolist()):  # few: the steps are cells of one tree
-            mine = np.flatnonzero(which.ravel() == k)
-            z[torch.from_numpy(mine)] = self.path(q, r)[torch.from_numpy(rows[mine])].to(z) / math.sqrt(r - q)
+            samples = np.flatnonzero(which.ravel() == k)
+            z[torch.from_numpy(samples)] = self.path(q, r)[torch.from_numpy(rows[samples])].to(z) / math.sqrt(r - q)
         return z
 
     def leave(self, start: float) -> None:
-        """The step out of alpha = 0, which forgets x."""
+        """The step from alpha = 0, whose result does not depend on x."""
         rows, ends = np.arange(len(self.x)), (np.full(len(self.x), start), np.full(len(self.x), self.ends[0]))
         s, t = (self.model.path.nodes(end) for end in ends)
         alpha, sigma = float(t.alpha[0]), float(t.sigma[0])
         self.x = alpha * self.denoised(self.x, s, rows) + sigma * self.noise(s, t, rows)
 
     def denoise(self, stop: float) -> None:
-        """The last step of the samples that have come to its start."""
+        """The last step, for the samples that reached its start."""
         rows = np.flatnonzero(self.status == Status.DONE)
         if len(rows):
             p = self.model.path.nodes(np.full(len(rows), self.ends[1]))
@@ -212,7 +221,7 @@ class _Solve:
                 self.advance(batch)
 
     def ended(self, batch: _Batch, reserve: int) -> np.ndarray:
-        """The `Status` of the samples that end here, -1 of those that go on."""
+        """The `Status` of each sample that ends here, -1 for one that goes on."""
         status = np.full(len(batch), -1)
         status[~finite((batch.D,))] = Status.NON_FINITE
         status[(status < 0) & (self.nfe[batch.rows] + 1 + reserve > self.options.max_nfe)] = Status.BUDGET_SPENT
@@ -221,7 +230,7 @@ class _Solve:
         return status
 
     def record(self, batch: _Batch, status: np.ndarray) -> None:
-        """The last state of the samples that end, into their rows."""
+        """Write the last state of the samples that end into their rows."""
         ended = status >= 0
         rows = batch.rows[ended]
         self.status[rows], self.t[rows] = status[ended], batch.s.t[ended]
@@ -229,7 +238,7 @@ class _Solve:
         self.x[torch.from_numpy(rows)] = batch.x[torch.from_numpy(ended)]
 
     def advance(self, batch: _Batch) -> None:
-        """Try a step of each sample, and take those that are accurate enough."""
+        """Try one step of each sample, and accept those that are accurate enough."""
         options, x, s, level = self.options, batch.x, batch.s, batch.level
         end = batch.tick + 2**level
         t = self.at(end)

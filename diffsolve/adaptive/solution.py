@@ -1,4 +1,4 @@
-"""What an adaptive solve gives back, and the steps that it took."""
+"""The result of an adaptive solve, and its steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BatchStep", "Solution", "packed"]
 
 @dataclass(frozen=True)
 class BatchStep:
-    """One step of each of n samples: which they are, where it begins, its size and its end; arrays of shape (n,)."""
+    """One step of each of n samples: the sample, the start v, the size h and the end; arrays of shape (n,)."""
 
     rows: np.ndarray
     v: np.ndarray
@@ -26,11 +26,11 @@ class BatchStep:
         return BatchStep(self.rows[which], self.v[which], self.h[which], self.end[which])
 
 
-def packed(made: Sequence[BatchStep]) -> list[BatchStep]:
-    """Steps as they were made, one after another, as the n-th steps of all samples that have one, for n = 0, 1, .."""
-    if not made:
+def packed(steps: Sequence[BatchStep]) -> list[BatchStep]:
+    """Steps in the order of the solve, regrouped: the n-th step of every sample that has one, for n = 0, 1, .."""
+    if not steps:
         return []
-    every = BatchStep(*(np.concatenate([getattr(s, name) for s in made]) for name in ("rows", "v", "h", "end")))
+    every = BatchStep(*(np.concatenate([getattr(s, name) for s in steps]) for name in ("rows", "v", "h", "end")))
     order = np.argsort(every.rows, kind="stable")
     counts = np.bincount(every.rows)
     number = np.empty(len(order), dtype=np.int64)
@@ -42,20 +42,20 @@ def packed(made: Sequence[BatchStep]) -> list[BatchStep]:
 
 @dataclass(frozen=True)
 class Solution:
-    """What `integrate` returns: for each sample of the batch its last state, and how it got there."""
+    """What `integrate` returns: the last state of each of B samples, and how it was reached."""
 
     parts: Parts
     v: np.ndarray
-    """(B,): where it stopped."""
+    """(B,): the v at which the sample stopped."""
     h: np.ndarray
-    """(B,): the step that it would have tried next."""
+    """(B,): the step that it would have tried next, signed."""
     nfe: np.ndarray
     """(B,): its network calls."""
     status: np.ndarray
     """(B,): a `Status`."""
     error: np.ndarray
-    """(B,): the sum over its steps of the estimated error of the last part, the mean over its numbers."""
+    """(B,): the estimated error of the last part, averaged over its numbers and summed over the steps."""
     dense: Tensor | None
-    """(m, B, ..): the first part at the values of v asked for; NaN where it did not get."""
+    """(m, B, ..): the first part at the outputs; NaN beyond where a sample stopped."""
     steps: list[BatchStep]
     """steps[n] is the n-th accepted step of every sample that has one."""

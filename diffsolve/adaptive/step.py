@@ -21,7 +21,7 @@ Field = Callable[[Parts, np.ndarray, np.ndarray], Parts]
 
 
 class FloatTable:
-    """A Butcher table in floats, with what a solve asks of it."""
+    """A Butcher tableau in floats, with what a solve derives from it."""
 
     def __init__(self, method: Butcher) -> None:
         self.a = [in_order(row) for row in method.a]
@@ -45,10 +45,10 @@ def step(
     stage: Callable[[int, Parts, np.ndarray], Parts], table: FloatTable, parts: Parts, v: np.ndarray, h: np.ndarray,
     end: np.ndarray,
 ) -> tuple[list[Parts], Parts]:  # fmt: skip
-    """The derivatives of one step, by stage(number, parts, v), and where it leads.
+    """The derivatives of one step, from stage(number, parts, v), and the state at its end.
 
     Args:
-        end: v + h, as it is rounded.
+        end: v + h, as rounded.
     """
     stages: list[Parts] = []
     for i, (row, c) in enumerate(zip(table.a, table.c, strict=True)):
@@ -65,9 +65,9 @@ def _moved(parts: Parts, stages: list[Parts], weights: Terms, h: np.ndarray) -> 
     )
 
 
-def inside(outputs: np.ndarray, way: float, v: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(who, which): that the output `which` lies in the step of `who`, after v and up to its end; way is 1 or -1."""
-    first, last = (np.searchsorted(way * outputs, way * at, side="right") for at in (v, end))
+def inside(outputs: np.ndarray, direction: float, v: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(who, which): output `which` lies in the step of `who`, in (v, end]; direction is 1 or -1."""
+    first, last = (np.searchsorted(direction * outputs, direction * at, side="right") for at in (v, end))
     count = last - first
     before = np.cumsum(count) - count
     who = np.repeat(np.arange(len(v)), count)
@@ -79,8 +79,8 @@ def values(
 ) -> Tensor:
     """The states at `at` in steps from v to `end`.
 
-    By the polynomial through both ends, their slopes, and the middle where the method has one; a method without dense
-    output ends its steps there.
+    They lie on the polynomial through both ends, their slopes, and the middle where the method has one. A method
+    without dense output ends its steps at the outputs.
 
     Args:
         slopes: of the stages, and at the end.
@@ -99,12 +99,12 @@ def values(
 
 
 def index(mask: np.ndarray, like: Tensor) -> Tensor:
-    """Where a mask is true, on the device of a tensor."""
+    """The indices at which a mask is true, on the device of `like`."""
     return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
 
 
 def take(parts: Parts, which: np.ndarray) -> Parts:
-    """Some samples of a state."""
+    """The samples `which` of a state."""
     if np.array_equal(which, np.arange(len(parts[0]))):
         return parts
     where = torch.from_numpy(which).to(parts[0].device)
@@ -112,5 +112,5 @@ def take(parts: Parts, which: np.ndarray) -> Parts:
 
 
 def tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    """Numbers in the dtype and on the device of a tensor."""
+    """An array as a tensor of the dtype and device of `like`."""
     return torch.from_numpy(np.asarray(values)).to(like.device, like.dtype)

@@ -39,9 +39,13 @@ class Langevin:
     """How to make Langevin steps; as `ds.solve(..., corrector=ds.Langevin(snr=0.16))` a predictor-corrector sampler.
 
     Args:
-        steps: how many, at each node.
-        step: h = step sigma^2; or
-        snr: h = 2 (snr |z| / |score|)^2, sample by sample (2011.13456 uses 0.16 for VE, 0.01 to 0.05 for VP).
+        steps: the number of steps at each node.
+        step: > 0, without unit: h = step sigma^2, where x has the unit of sigma. Or
+        snr: > 0, without unit: h = 2 (snr |z| / |score|)^2, sample by sample (2011.13456 uses 0.16 for VE, 0.01
+            to 0.05 for VP).
+
+    Raises:
+        ValueError: if an option is out of range, or not exactly one of step and snr is given.
     """
 
     steps: int = 1
@@ -59,7 +63,7 @@ class Langevin:
             h = self.step * sigma**2
             return torch.add(x, score, alpha=h).add_(z, alpha=math.sqrt(2 * h))
         assert self.snr is not None
-        # A score of 0 is at a mode: then the largest step that the signal allows has no meaning, and none is made.
+        # A score of 0 is at a mode, where the ratio gives no step: x stays.
         ratio = _norm(z) / _norm(score).where(_norm(score) > 0, math.inf)
         h_root = per_sample(math.sqrt(2) * self.snr * ratio, x)  # sqrt(h)
         return x + h_root**2 * score + math.sqrt(2) * h_root * z
@@ -73,9 +77,9 @@ class Chain:
     nfe: int
     """Network calls made."""
     seed: Key
-    """Of its noise: `seed=chain.seed` repeats it."""
+    """The key of its noise: `seed=chain.seed` repeats the chain."""
     acceptance: Tensor | None
-    """(B,): the share of each sample's proposals that was accepted; None without a `log_density`."""
+    """(B,): the fraction of each sample's proposals that was accepted; None without a `log_density`."""
 
     key = deprecated_alias("seed")
 
@@ -118,21 +122,24 @@ def langevin(
     which keeps that density exactly, whatever the step, and even where the network's score is not its gradient.
 
     Args:
-        x: (B, *): where to start; it is not written to.
+        x: (B, *): the start; it is not modified.
         t: on the path's clock; sigma(t) must be above 0.
-        steps, step, snr: as in `ds.Langevin`. A snr makes the step depend on x: only without `log_density`.
+        steps, step, snr: as in `ds.Langevin`. snr makes the step depend on x, so it excludes `log_density`.
         log_density: of x, up to a constant, with shape (B,): `lambda x: mixture.log_prob(x, alpha, sigma)`, say.
         seed, index: as in `ds.solve`; sample i depends on its own key alone.
         first: the number of the first step: a chain of 5 steps, and 3 more with `first=5`, are a chain of 8.
         cond: keyword arguments for the network.
 
     Raises:
-        ValueError, TypeError: for bad arguments, by name.
+        ValueError: if an option is out of range, sigma(t) is 0, snr is given with log_density, or log_density returns
+            another shape.
     """
     how = Langevin(steps, step, snr)
     sigma = _level(model, t)
     if log_density is not None and snr is not None:
-        raise ValueError(f"snr={snr!r} with log_density: a step that depends on x is not reversible; use step=")
+        raise ValueError(
+            f"snr must be None with log_density, as a step that depends on x is not reversible, got {snr!r}; use step="
+        )
     key, cond = Key.of(seed, index), cond or {}
 
     def draw(i: int, stream: Stream, shape: Sequence[int]) -> Tensor:
@@ -181,13 +188,13 @@ def annealed_langevin(
     epsilon is 2 step sigma_L^2. From one level to the next x / alpha is kept, as on their path (alpha = 1).
 
     Args:
-        shape: of the batch; it starts from the noise that `ds.sample` starts from.
-        levels: times on the path's clock, noise first; or how many, evenly spaced in lambda from the noise end.
-        denoise: end with the denoised estimate at the last level (2006.09011), one more call.
+        shape: of the batch, which starts from the same noise as in `ds.sample`.
+        levels: times on the path's clock, noise first; or their number, evenly spaced in lambda from the noise end.
+        denoise: end with the denoised estimate at the last level (2006.09011), at the cost of one more call.
         seed, index, cond: as in `ds.solve`.
 
     Raises:
-        ValueError, TypeError: for bad arguments, by name.
+        ValueError: if an option is out of range, or the levels are not in order from the noise to the data.
     """
     path = model.path
     if isinstance(levels, int):
@@ -205,7 +212,7 @@ def annealed_langevin(
     alphas, calls = path.alpha(times).tolist(), 0
     for i, t in enumerate(times):
         if i:
-            # Where alpha = 0 all is noise, and that is what is kept.
+            # Where alpha = 0 all is noise, and x / sigma is kept.
             x = x * (alphas[i] / alphas[i - 1] if alphas[i - 1] else sigmas[i] / sigmas[i - 1])
         chain = langevin(model, x, t, steps=steps, step=step, seed=key, first=i * steps, cond=cond)
         x, calls = chain.x, calls + chain.nfe

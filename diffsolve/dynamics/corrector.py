@@ -21,14 +21,14 @@ __all__ = ["Correction"]
 
 
 class Correction:
-    """Langevin steps at the grid nodes of a run, for `ds.solve`: at every node that a network call is made from,
-    but for the first, before that call.
+    """Langevin steps at the grid nodes of a run, for `ds.solve`: before the network call at every node but the first.
 
     The corrected state must be all that the next step starts from, up to kept predictions: one-step methods and
     multistep methods without a corrector of their own. Others, whose state at a node is two tensors, are refused.
 
     Raises:
-        ValueError: for such a tableau, or a network that does not determine the score at a node.
+        ValueError: if the tableau is such a one, or the network does not determine the score at a node.
+        TypeError: if `how` is not a `ds.Langevin`.
     """
 
     def __init__(self, how: Langevin, model: Model, tableau: Tableau, guidance: Guidance) -> None:
@@ -46,14 +46,17 @@ class Correction:
         with np.errstate(divide="ignore"):
             score = PREDICTIONS["score"](at, model.sigma_data)
         p, q = conversion(score, model, at)
-        # A row's number here is that of the call before the node; the score is of the call at it.
+        # Keyed by the call before the node; the score is that of the call at the node.
         self.weights = {i: (float(p[i + 1]), float(q[i + 1]), float(at.sigma[i + 1])) for i in nodes}
         for i, weights in self.weights.items():
             if not all(map(math.isfinite, weights)):
-                raise ValueError(f"corrector={how}: the network does not determine the score at t={at.t[i + 1]:.6g}")
+                raise ValueError(
+                    f"grid must have no node where the network does not determine the score with corrector={how}, got "
+                    f"t={at.t[i + 1]:.6g}"
+                )
 
     def __call__(self, ex: Executor, cond: Mapping[str, Any]) -> None:
-        """Correct the executor's state in place if it has just come to a node."""
+        """Correct the executor's state in place if it has just reached a node."""
         row = ex.call - 1
         if row not in self.weights:
             return

@@ -4,12 +4,12 @@
 
 Each sample has its own steps, which are chosen by the errors of its z and a. a enters divided by its root mean square,
 sample by sample, so that the unit of the loss does not matter to the tolerances. What the samples share, the network's
-parameters and the conditions p, is no part of that state. Its gradient is the integral
+parameters and the conditions p, is not part of that state. Its gradient is the integral
 
     dL/dp = -integral of (dd/dp)^T a dv
 
-along the steps that were accepted, by the weights of the method, in a second pass over them: as accurate as if it were
-part of the state, without a copy of it per sample, and never the reason for a smaller step (Kidger, Chen and Lyons,
+along the accepted steps, by the weights of the method, in a second pass over them: as accurate as if it were part of
+the state, without a copy of it per sample, and never a reason for a smaller step (Kidger, Chen and Lyons,
 2009.09457, on leaving it out of the error's norm).
 """
 
@@ -35,7 +35,7 @@ __all__ = ["attached"]
 
 
 def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
-    """`end`, what a solve made of z, with the gradient of the adjoint.
+    """`end`, the result of a solve from z, with the gradient of the adjoint.
 
     Raises:
         ValueError: if the network depends on tensors that no gradient would reach.
@@ -43,12 +43,12 @@ def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
     leaves = leaves_of(origin.flow.model, origin.flow.cond, origin.flow.guidance)
     rows = np.arange(len(z))
     check_leaves(origin.derivative(np.full(len(z), origin.start), rows), z, leaves)
-    found: Tensor = _Backwards.apply(z, end, origin, *leaves)  # type: ignore[no-untyped-call]
-    return found
+    with_gradient: Tensor = _Backwards.apply(z, end, origin, *leaves)  # type: ignore[no-untyped-call]
+    return with_gradient
 
 
 class _Backwards(torch.autograd.Function):
-    """Nothing but the last state is kept."""
+    """Only the last state is kept."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, end: Tensor, origin: Origin, *leaves: Tensor) -> Tensor:
@@ -69,14 +69,14 @@ class _Backwards(torch.autograd.Function):
             return d, -pulled
 
         start = (end, a / size)
-        found = integrate(field, start, origin.ended, origin.start, origin.options)
-        warn([Status(int(code)) for code in found.status], found.v, found.h, "adjoints", "v")
-        done = per_sample(torch.from_numpy(found.status == Status.DONE).to(a.device), a)
-        lost = 0.0 if bool(done.all()) else torch.nan
-        totals = [torch.full_like(leaf, lost) for leaf in leaves]
+        solution = integrate(field, start, origin.ended, origin.start, origin.options)
+        warn([Status(int(code)) for code in solution.status], solution.v, solution.h, "adjoints", "v")
+        finished = per_sample(torch.from_numpy(solution.status == Status.DONE).to(a.device), a)
+        fill = 0.0 if bool(finished.all()) else torch.nan
+        totals = [torch.full_like(leaf, fill) for leaf in leaves]
         if leaves:
-            _quadrature(origin, start, found.steps, FloatTable(origin.options.table), size, leaves, totals)
-        return torch.where(done, found.parts[1] * size, torch.nan), None, None, *totals
+            _quadrature(origin, start, solution.steps, FloatTable(origin.options.table), size, leaves, totals)
+        return torch.where(finished, solution.parts[1] * size, torch.nan), None, None, *totals
 
 
 def _quadrature(
@@ -85,21 +85,21 @@ def _quadrature(
 ) -> None:  # fmt: skip
     """Add dL/dp along the steps to the totals."""
     rows = np.arange(len(size))
-    for made in steps:
-        state, rows = take(state, np.searchsorted(rows, made.rows)), made.rows
-        weight = per_sample(tensor(made.h, size), size) * take((size,), rows)[0]
+    for current in steps:
+        state, rows = take(state, np.searchsorted(rows, current.rows)), current.rows
+        weight = per_sample(tensor(current.h, size), size) * take((size,), rows)[0]
 
-        def stage(i: int, parts: Parts, v: np.ndarray, made: BatchStep = made, weight: Tensor = weight) -> Parts:
+        def stage(i: int, parts: Parts, v: np.ndarray, current: BatchStep = current, weight: Tensor = weight) -> Parts:
             z, a = parts
-            derivative = origin.derivative(v, made.rows)
+            derivative = origin.derivative(v, current.rows)
             if not table.b[i]:
                 d, pulled = pull(derivative, z, a)
                 return d, -pulled
             # One pass through the network for both: in p the samples are summed with their weights.
             share = table.b[i] * weight
-            d, pulled, *found = pull(derivative, z, share * a, leaves)
-            for total, g in zip(totals, found, strict=True):
+            d, pulled, *gradients = pull(derivative, z, share * a, leaves)
+            for total, g in zip(totals, gradients, strict=True):
                 total.sub_(g)
             return d, -pulled / share
 
-        _, state = step(stage, table, state, made.v, made.h, made.end)
+        _, state = step(stage, table, state, current.v, current.h, current.end)

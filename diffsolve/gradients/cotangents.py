@@ -1,4 +1,4 @@
-"""Cotangents through one derivative: in the state, and in whatever else the network depends on.
+"""Pull cotangents back through one derivative: to the state, and to all else that the network depends on.
 
 The adjoint of dz/dv = d(z, p) is a = dL/dz with (Pontryagin; Chen et al., 1806.07366)
 
@@ -20,7 +20,7 @@ __all__ = ["check_leaves", "leaves_of", "pull"]
 
 
 def leaves_of(model: Model, cond: Mapping[str, Any], guidance: Guidance | None) -> list[Tensor]:
-    """What a gradient is wanted for: tensors in the conditions, at any depth, and the network's parameters."""
+    """The tensors that need a gradient: those in the conditions, at any depth, and the network's parameters."""
     weights = model.net.parameters() if isinstance(model.net, nn.Module) else ()
     given = [cond, {} if guidance is None else guidance.uncond, list(weights)]
     return list({id(t): t for t in _tensors(given) if t.requires_grad}.values())
@@ -39,10 +39,10 @@ def pull(
 
 
 def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequence[Tensor]) -> None:
-    """That a gradient can reach all that the network depends on, by one call of it.
+    """Check, by one call, that a gradient can reach all that the network depends on.
 
     Raises:
-        ValueError: if it depends on another tensor that requires a gradient, one of a closure say.
+        ValueError: if it depends on another tensor that requires a gradient, such as one in a closure.
     """
     with torch.enable_grad():
         d = derivative(x.detach())
@@ -55,11 +55,12 @@ def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequ
             continue
         seen.add(node)
         queue.extend(before for before, _ in node.next_functions)
-        found = getattr(node, "variable", None)
-        if found is not None and id(found) not in known:
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
             raise ValueError(
-                f"gradient='adjoint': the network depends on a tensor of shape {tuple(found.shape)} that is neither in "
-                "cond nor among the parameters of the nn.Module given as net; make it one, or use gradient='checkpoint'"
+                "gradient must be 'direct' or 'checkpoint' with this network, got 'adjoint': it depends on a tensor of "
+                f"shape {tuple(leaf.shape)} that is neither in cond nor among the parameters of the nn.Module given as "
+                "net; or make it one of these"
             )
 
 

@@ -11,15 +11,15 @@ their values are those of a run without gradients, bit for bit. The adjoint (Che
 
     dz/dv = d,    da/dv = -(dd/dz)^T a,    dg/dv = -(dd/dp)^T a
 
-backwards with the same solver on the grid turned round, for the network's parameters and conditions p. With a solver
+backwards with the same solver on the reversed grid, for the network's parameters and conditions p. With a solver
 whose steps can be undone (`reversible-heun`) it undoes them, and is exact but for their rounding: of a row
 
     [s', y'] = w [s, y, d(y)]
 
 the combination of s' and y' that is free of d gives y, one call of the network d, and either of them s.
 
-An adaptive solve (`diffsolve.adaptive`) finds its steps without a graph and makes the accepted ones once more with it:
-one more call each; its adjoint is solved with steps of its own.
+An adaptive solve (`diffsolve.adaptive`) chooses its steps without a graph and repeats the accepted ones with one, at
+the cost of one more call each; its adjoint is solved with steps of its own.
 """
 
 from __future__ import annotations
@@ -69,9 +69,12 @@ def differentiable(
     """s and y after the last call of a run from x, with a graph.
 
     Args:
-        solver: what wrote the tableau, which the adjoint runs backwards.
+        solver: the solver that wrote the tableau; the adjoint runs it backwards.
         gradient: one of `GRADIENTS`.
-        look: sees every call, those of the forward pass first: (number, input, output, the next input).
+        look: called after every call, those of the forward pass first: (number, input, output, next input).
+
+    Raises:
+        ValueError: if the adjoint cannot run this solver backwards, or a gradient would not reach a tensor.
     """
     rows = _PureProgram(bind(tableau, model), Network.of(model, tableau, guidance, x), cond, key, look)
     with torch.enable_grad():
@@ -93,7 +96,7 @@ class _PureProgram:
     look: Look | None
 
     def result(self, x: Tensor, segment: int = 0) -> tuple[Tensor, Tensor]:
-        """The last s and y; with checkpoints between segments of so many calls."""
+        """The last s and y; with checkpoints between segments of `segment` calls, if it is not 0."""
         state: tuple[Tensor, ...] = self.begin(x)
         calls = self.program.tableau.nfe
         if not segment:
@@ -120,7 +123,7 @@ class _PureProgram:
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
             if self.program.depth:
-                kept = y if row.keep is None else weighted_sum(row.kept, live)  # y in a place that no row reads
+                kept = y if row.keep is None else weighted_sum(row.kept, live)  # y where no row reads it
                 history = (kept, *history)[: self.program.depth]
                 live.extend(history)
             s, y = self._update(live, row)
@@ -130,7 +133,7 @@ class _PureProgram:
 
     @staticmethod
     def _update(live: Sequence[Tensor], row: Row) -> tuple[Tensor, Tensor]:
-        """`kernels.linear_update` with new tensors; each sum begins with what it overwrites there."""
+        """`kernels.linear_update` with new tensors; each sum begins with the tensor that is overwritten there."""
         if row.s is None:
             both = weighted_sum(beginning_with(row.y, row.target), live)
             return both, both
@@ -167,7 +170,7 @@ def _adjoint(
             f"{tableau.solver!r}"
         )
     times, last = tableau.times, len(tableau.times) - 1
-    if not model.determined(float(times[-1])):  # the last step, from which there is no way back, has a graph of its own
+    if not model.determined(float(times[-1])):  # the last step cannot be run backwards: it has a graph
         last -= 1
     if last == 0:
         return rows.result(x)
@@ -192,7 +195,7 @@ def _adjoint(
 
 @dataclass(frozen=True)
 class _Field:
-    """The derivatives that the calls of a tableau give."""
+    """The derivatives at the calls of a tableau."""
 
     tableau: Tableau
     flow: Flow
@@ -207,7 +210,7 @@ class _Field:
 
 
 class _Backwards(torch.autograd.Function):
-    """The run up to a node; backwards, the augmented equation. Nothing but the node's state is kept."""
+    """Forward the run up to a node, backward the augmented equation. Only the state at the node is kept."""
 
     @staticmethod
     def forward(
@@ -226,8 +229,8 @@ class _Backwards(torch.autograd.Function):
 
         def slopes(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             z, a = parts
-            d, pulled, *found = pull(field.derivative(i, z, float(rows.units[i])), z, a, leaves)
-            for total, g in zip(totals, found, strict=True):
+            d, pulled, *gradients = pull(field.derivative(i, z, float(rows.units[i])), z, a, leaves)
+            for total, g in zip(totals, gradients, strict=True):
                 total.sub_(g, alpha=shares[i])
             return d, -pulled
 
@@ -236,7 +239,7 @@ class _Backwards(torch.autograd.Function):
 
 
 class _Undoing(torch.autograd.Function):
-    """Rows that can be undone; backwards they are, one after another. Nothing but the last s and y is kept."""
+    """Rows that can be undone; the backward pass undoes them one after another. Only the last s and y are kept."""
 
     @staticmethod
     def forward(

@@ -35,10 +35,10 @@ def combine(
         weights: (M, K), or (B, M, K) with weights of its own for each sample. Sums are in float32, or in float64 if an
             input or an output has it.
         dtypes: of the M outputs; that of the first input by default.
-        draw: standard normals as one more input, which the last column of the weights belongs to.
+        draw: standard normals as one more input, whose weights are the last column.
 
     Raises:
-        ValueError: if shapes or devices disagree, or for more than 12 inputs or outputs.
+        ValueError: if shapes or devices disagree, or there are more than 12 inputs or outputs.
     """
     _check(inputs, weights, dtypes, draw)
     M = weights.shape[-2]

@@ -15,7 +15,7 @@ from diffsolve import native
 __all__ = ["CHOICES", "fused"]
 
 CHOICES = {"torch": None, "triton": "diffsolve.kernels.launch", "native": "diffsolve.kernels.loop"}
-"""DIFFSOLVE_KERNELS -> the module that it means."""
+"""DIFFSOLVE_KERNELS -> the module that it selects."""
 
 
 def fused(device: torch.device, what: str) -> Any | None:
@@ -23,10 +23,10 @@ def fused(device: torch.device, what: str) -> Any | None:
 
     A CUDA or ROCm device goes to Triton, everything else to torch. DIFFSOLVE_KERNELS forces one: "torch"; "triton",
     which on the CPU exists only as its interpreter (TRITON_INTERPRET=1), for tests; "native", a loop for the CPU that
-    is compiled when it is first wanted.
+    is compiled on first use.
 
     Raises:
-        ValueError: for another value of DIFFSOLVE_KERNELS, or one that the device does not have.
+        ValueError: if DIFFSOLVE_KERNELS has another value, or one that the device does not support.
     """
     choice = os.environ.get("DIFFSOLVE_KERNELS", "")
     if choice not in ("", *CHOICES):

@@ -1,4 +1,4 @@
-"""What the fused implementations share: accumulation, layouts and the counters of noise."""
+"""Shared by the fused implementations: accumulation, layouts and the counters of noise."""
 
 from __future__ import annotations
 

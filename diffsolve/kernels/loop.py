@@ -1,7 +1,7 @@
-"""The update by the compiled loop: one pass over memory on a CPU, noise made on the way.
+"""The update by the compiled loop: one pass over memory on a CPU, which draws the noise too.
 
 A row's loop does what the in-place chain does, term by term and with the same roundings, so the bits of a run do not
-depend on which of them it took.
+depend on which of them ran.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Recipe", "combine", "recipe", "run_recipe"]
 Sum = Sequence[tuple[int, float]]
 """(place, weight): a place below the number of inputs is one of them, those above are the results before."""
 NOBODY = (0,) * 6
-"""In the place of a draw."""
+"""The address of no draw."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the results are made of, as the loop reads it."""
+    """The sums that give the results, in the form that the loop reads."""
 
     places: tuple[int, ...]
     """The live tensors that are the inputs, the noise last."""
@@ -36,7 +36,7 @@ class Recipe:
 
 
 def recipe(places: Sequence[int], sums: Sequence[Sum]) -> Recipe | None:
-    """The sums as the loop reads them; None if they are too many for it."""
+    """The sums in the form that the loop reads; None if there are too many for it."""
     if len(places) > native.INPUTS or len(sums) > native.RESULTS:
         return None
     terms = [term for one in sums for term in one]
@@ -45,11 +45,11 @@ def recipe(places: Sequence[int], sums: Sequence[Sum]) -> Recipe | None:
     return Recipe(tuple(places), len(sums), rule)
 
 
-def run_recipe(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw: Draw | None) -> bool:
-    """Whether the loop could do it: for memory that is one type's and one layout's, and PyTorch's own affair nowhere.
+def run_recipe(instructions: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor], draw: Draw | None) -> bool:
+    """Run the loop and return True, or return False where it cannot: it needs one dtype, one layout and plain memory.
 
     Args:
-        inputs: without the noise of `draw`, which is the last then.
+        inputs: without the noise of `draw`, which comes last.
     """
     like = results[0]
     dtype, shape, stride = like.dtype, like.shape, like.stride()
@@ -72,7 +72,7 @@ def run_recipe(made: Recipe, inputs: Sequence[Tensor], results: Sequence[Tensor]
     if draw is not None:
         at.append(0)
     words = (batch, size, len(at), len(results), native.threads(count), 0, 0, draw is not None, *who, *at)
-    loops.update(native.record(*words, *(y.data_ptr() for y in results)) + made.rule)
+    loops.update(native.record(*words, *(y.data_ptr() for y in results)) + instructions.rule)
     del seeds  # they had to stay until now
     native.mark_mutated(*results)
     return True
@@ -84,7 +84,7 @@ def combine(inputs: Sequence[Tensor], weights: Tensor, outputs: Sequence[Tensor]
     loops = native.library(acc)
     assert loops is not None
     given = [t.to(acc) for t in same_layout(like, inputs)]
-    made = [t if t.dtype == acc else torch.empty_like(t, dtype=acc) for t in outputs]
+    sums = [t if t.dtype == acc else torch.empty_like(t, dtype=acc) for t in outputs]
     M, K = weights.shape[-2:]
     rows = weights.dim() == 3 or draw is not None
     batch = len(like) if rows else 1
@@ -94,9 +94,9 @@ def combine(inputs: Sequence[Tensor], weights: Tensor, outputs: Sequence[Tensor]
     at = [x.data_ptr() for x in given] + [0] * (draw is not None)
     where = weights.data_ptr(), M * K if weights.dim() == 3 else 0
     words = (batch, size, K, M, native.threads(like.numel()), *where, draw is not None, *who, *at)
-    loops.update(native.record(*words, *(y.data_ptr() for y in made), *[K] * M, *list(range(K)) * M))
+    loops.update(native.record(*words, *(y.data_ptr() for y in sums), *[K] * M, *list(range(K)) * M))
     del seeds
-    native.mark_mutated(*made)
-    for target, source in zip(outputs, made, strict=True):
+    native.mark_mutated(*sums)
+    for target, source in zip(outputs, sums, strict=True):
         if target is not source:
             target.copy_(source)

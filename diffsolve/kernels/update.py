@@ -48,7 +48,7 @@ class Guided:
         return out
 
     def factor(self) -> Tensor | None:
-        """What each sample is multiplied by; None for 1."""
+        """The factor of each sample; None for 1."""
         if not self.rescale:
             return None
         return 1 - self.rescale + self.rescale * spread(self.cond, self.uncond, self.scale)
@@ -67,7 +67,7 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Row:
-    """One call's work: what to keep of it, and the two combinations."""
+    """The work of one call: the prediction to keep, and the two combinations."""
 
     keep: tuple[float, float] | None
     """(p, q): the history gets p y + q out; None if no later row needs this call."""
@@ -76,7 +76,7 @@ class Row:
     y: Terms
     noise: bool
     scale: float = 1.0
-    """What the network wants y' multiplied by."""
+    """The factor on y' that the network expects in its input."""
     lowered: Lowered | None = None
     recipe: Recipe | None = None
 
@@ -91,17 +91,17 @@ class Row:
 
     @property
     def target(self) -> int:
-        """Where y' is written if s' is y': over y if it is made of that and not of s, else over s."""
+        """Where y' is written if s' is y': over y if the sum uses y and not s, else over s."""
         places = {place for place, _ in self.y}
         return Y if Y in places and S not in places else S
 
 
 def backend_for(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
-    """What makes rows ready for such a state: `compile_for_launch`, `compile_for_loop`, or None for the chain."""
+    """What prepares rows for a state like this: `compile_for_launch`, `compile_for_loop`, or None for the chain."""
     if torch.compiler.is_compiling():
         return None
-    found = fused(like.device, "combine")
-    if found not in (None, combine):
+    implementation = fused(like.device, "combine")
+    if implementation not in (None, combine):
         return compile_for_launch
     return compile_for_loop if like.device.type == "cpu" and native.library(like.dtype) is not None else None
 
@@ -186,7 +186,7 @@ def linear_update(
     Args:
         live: the tensors at S, Y, OUT, Z, then the history. S and Y may be the same tensor; both are overwritten, and
             so is what stands at D if the row keeps its prediction. OUT may be `Guided`, Z a `Draw`.
-        row: what to do.
+        row: the row to apply.
         scratch: a tensor of the state's shape that may be overwritten, if there is one.
         network_input: gets `row.scale` y', in a dtype of its own.
     """

@@ -13,7 +13,7 @@ from diffsolve.kernels.dispatch import fused
 __all__ = ["Window", "window_update"]
 
 Window = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""s, y, d and change, as `window_update` gives them."""
+"""s, y, d and change, as `window_update` returns them."""
 
 
 def window_update(
@@ -28,7 +28,7 @@ def window_update(
     *,
     used: Sequence[Sequence[bool]] | None = None,
 ) -> Window:
-    r"""Rows of a tableau one after another, with the network's part given: one pass over a window of L calls.
+    r"""Rows of a tableau one after another, with the derivatives given: one pass over a window of L calls.
 
         d_l = p_l y_l + q_l f_l,        [s_{l+1}, y_{l+1}] = W_l [s_l, y_l, d_l, .., d_{l-K+1}, z_l]
 
@@ -39,7 +39,7 @@ def window_update(
         d: (K - 1, B, n), of the calls before, oldest first.
         f: (L, B, n).
         z: (L, B, n), or None where its weight is 0.
-        old: (L, B, n), the y_1 .. y_L before.
+        old: (L, B, n), the previous y_1 .. y_L.
         used: (2, K + 3), which weights are not 0 in some call; all by default.
 
     Returns:
@@ -65,8 +65,8 @@ def window_update(
     run = fused(y.device, "window_update")
     if run is not None:
         masks = tuple(sum(1 << c for c in range(columns) if side[c]) for side in used)
-        found: Window = run(weights, keep, s, y, d, f, z, old, masks)
-        return found
+        window: Window = run(weights, keep, s, y, d, f, z, old, masks)
+        return window
     return _window_update(weights, keep, s, y, d, f, z, old, used)
 
 

@@ -33,22 +33,22 @@ __all__ = ["BitsPerDim", "bits_per_dim"]
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """A bound on -log2 P(n) per number, from above; arrays of shape (B,)."""
+    """An upper bound on -log2 P(n) per number; arrays of shape (B,)."""
 
     value: Tensor
     """(B,), float64."""
     stderr: Tensor
-    """(B,): the standard error by the trace's estimates; the dequantisation's own spread is not in it."""
+    """(B,): the standard error from the trace estimates; the spread of the dequantisation is not included."""
     nfe: np.ndarray
     """Network calls of each sample."""
     jvps: np.ndarray
     """Jacobian-vector products of each sample."""
     runs: tuple[LogProb, ...]
-    """The K log-densities, with their early-stopping time and solver's error."""
+    """The K log-densities, with their early-stopping time and solver error."""
 
     @property
     def mean(self) -> tuple[float, float]:
-        """(mean over the samples, its standard error by their spread)."""
+        """(mean over the samples, its standard error from their spread)."""
         count = len(self.value)
         return float(self.value.mean()), float(self.value.std()) / math.sqrt(count) if count > 1 else math.nan
 
@@ -73,13 +73,17 @@ def bits_per_dim(
 
     Args:
         n: (B, ..), integers from 0 to levels - 1.
-        levels, data_range: the bins: `levels` of them, side by side between the ends of the range.
+        levels, data_range: `levels` bins of equal width fill the range of x.
         dequantisation: "uniform", or "truncated-normal": u normal around the middle of the bin, cut to the bin.
         spread: the deviation of that normal, in bins.
         samples: K, the values of u per sample; with several the bound is importance-weighted.
-        stop: the early-stopping time, as in `ds.log_prob`; it moves the result, so say it with the number.
-        seed, index: of u and of the probes, as in `ds.solve`; None draws a seed.
+        stop: the early-stopping time, as in `ds.log_prob`; it changes the result, so report it with the number.
+        seed, index: for u and the probes, as in `ds.solve`; None draws a seed.
         cond, options: as in `ds.log_prob`.
+
+    Raises:
+        ValueError: if an option is out of range or a value of n is outside the levels.
+        TypeError: if n is not a tensor of integers, or an option is unknown.
     """
     refuse_unknown("bits_per_dim", options, DensityOptions)
     model = as_model(model)
@@ -103,7 +107,7 @@ def bits_per_dim(
     nats = torch.stack(weights)
     unit = 1 / (runs[0].dim * math.log(2))
     bound = nats.logsumexp(0) - math.log(samples)
-    # The runs share their probes: their errors add up as the weights of the samples say.
+    # The runs share their probes, so their errors add up, weighted like the samples.
     stderr = (nats.detach().softmax(0) * torch.stack([run.stderr for run in runs])).sum(0)
     return BitsPerDim(
         -bound * unit,
@@ -115,7 +119,7 @@ def bits_per_dim(
 
 
 def _place(key: Key, n: Tensor, k: int, dequantisation: str, spread: float) -> tuple[Tensor, Tensor]:
-    """(u, log q(u)): where in its bin each number stands, in float64, and the log-density of each sample's."""
+    """(u, log q(u)): float64: the position of each number in its bin, and the log-density of each sample."""
     uniform = torch.special.ndtr(
         key.normal(n.shape, row=k, stream=Stream.DEQUANTISE, dtype=torch.float64, device=n.device)
     )

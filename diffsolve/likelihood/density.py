@@ -5,15 +5,15 @@ In a frame z = x / c, dz/dv = d (`diffsolve.tableau.frames`), the linear drift o
     log p(x_s) = log p(x_t) + D log(c_t / c_s) + integral of div_z d dv from v_s to v_t
 
 where x_t, at the noise end, is a normal of the prior's deviation. Of div_z d only the divergence of the network itself
-has to be found (`diffsolve.likelihood.traces`).
+has to be computed or estimated (`diffsolve.likelihood.traces`).
 
-Where the network cannot be called at the data, the way begins at its last time t with alpha x, and the rest is
+Where the network cannot be called at the data, the solve starts at its last time t from alpha x, and the rest is
 extrapolated: along z = x / alpha the density obeys the heat equation in rho^2 / 2, so that to first order in rho^2
 
     log p_0(x) = log p_t(alpha x) + D log alpha + sigma div_x(eps) / 2 - |eps|^2 / 2
 
-with one more call. The error of what is left out is of order rho^4; without the extrapolation it is of order rho^2.
-A solver whose frame is singular at the data (deis, dpmpp) begins likewise at rho = 1 / 1000.
+with one more call. The error is of order rho^4; without the extrapolation it is of order rho^2.
+A solver whose frame is singular at the data (deis, dpmpp) likewise starts at rho = 1 / 1000.
 
 Sources: Chen et al., 1806.07366, and Grathwohl et al., 1810.01367 (FFJORD); Song et al., 2011.13456, appendix D.2.
 """
@@ -91,7 +91,7 @@ def log_prob(
     progress: bool = False,
     check: bool = False,
 ) -> LogProb:
-    """The log-density of samples under the model: of what `ds.sample` draws with an exact solver.
+    """The log-density of samples under the model, that is, under the law of `ds.sample` with an exact solver.
 
     Args:
         x: (B, ..), data; float32 or float64.
@@ -99,19 +99,20 @@ def log_prob(
             from the data to the noise.
         trace: "exact", "hutchinson(probes=8)", "hutch++" or a `diffsolve.likelihood.traces.Trace`. By default exact
             for samples of at most 128 numbers, and 8 Rademacher probes beyond.
-        stop: the early-stopping time: the density is that of x_stop / alpha, data with a little noise. If None, that of
-            the data itself; see above for a network that cannot be called there.
-        seed, index: of the probes, as those of the noise in `ds.solve`.
+        stop: the early-stopping time: the density is that of x_stop / alpha, slightly noisy data. If None, it is that
+            of the data itself, extrapolated where the network cannot be called there.
+        seed, index: for the probes, as for the noise in `ds.solve`.
         cond, guidance: as in `ds.solve`.
         gradient: keep the graph of the solve, to differentiate `value` in x, cond and the network's parameters.
         progress, check: as in `ds.solve`.
 
     Raises:
-        ValueError, TypeError: for bad arguments, by name.
+        ValueError: if an option is out of range or unknown, or the solver has no density at the data.
+        TypeError: if x is not a floating tensor, or cond not a mapping.
 
     Warns:
-        RuntimeWarning: where the error of the solver exceeds the error bar; for a network in half precision; and for
-            samples that did not get to the end.
+        RuntimeWarning: if the solver's error exceeds the error bar, the network is in half precision, or some samples
+            stop before the end.
     """
     model = as_model(model)
     required(isinstance(x, Tensor) and x.is_floating_point(), "x", x, "a floating tensor of shape (B, ...)", TypeError)
@@ -137,7 +138,7 @@ def log_prob(
 def _backwards(
     model: Model, solver: AnySolver, stop: float | None, *, steps: int | None, nfe: int | None, grid: GridLike | None
 ) -> tuple[Adaptive | Tableau, float]:
-    """What solves from the data end to the noise, and the time at which it begins."""
+    """The solver or tableau from the data end to the noise, and the time at which it starts."""
     path = model.path
     first = last_time(model) if stop is None else float(stop)
     if not path.within(first) or not model.determined(first):
@@ -154,8 +155,8 @@ def _backwards(
             tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=float(path.time(CUT)))
     if _singular(tableau):
         raise ValueError(
-            f"solver={tableau.solver!r}: its frame {tableau.frame[0]!r} is singular at the data, where a step "
-            "has no density; begin the grid before it, or take a solver in the frame 'straight' or 'trig'"
+            f"solver must be in the frame 'straight' or 'trig' on a grid from the data, got {tableau.solver!r}: its "
+            f"frame {tableau.frame[0]!r} is singular at the data, where a step has no density; begin the grid off it"
         )
     if tableau.times[-1] != path.t_noise:
         raise ValueError(f"grid must end at the noise end t={path.t_noise}, got t={tableau.times[-1]}")
@@ -178,20 +179,20 @@ def sample_with_density(
 ) -> tuple[Tensor, LogProb]:
     """(samples, their log-densities) from x at the noise end, in one pass.
 
-    Where the network cannot be called at the data, or the solver's frame is singular there, the samples are, as ever,
-    the denoised estimate at the last time t, at which by the same extrapolation as in `log_prob`
+    Where the network cannot be called at the data, or the solver's frame is singular there, the samples are the
+    denoised estimate at the last time t, as in any run, and by the same extrapolation as in `log_prob`
 
         log p_0(D(x_t)) = log p_t(x_t) + D log alpha + sigma div_x(eps) / 2 + |eps|^2 / 2
 
-    So it is with a tableau that ends in a step onto the denoised estimate, from wherever that is made; of one that
-    stops short of the data, log p_t(x_t) is what is given.
+    The same holds for a tableau that ends with a step onto the denoised estimate, from any time; for one that stops
+    short of the data, the result is log p_t(x_t).
     """
     path, last = model.path, last_time(model)
     density = Density.of(model, x, solver, trace, key, cond, guidance, watch)
     extrapolated, stop = last != path.t_data, path.t_data
     if isinstance(solver, Adaptive):
         refuse("an adaptive solver", steps=steps, nfe=nfe, grid=grid)
-        way = density.follow(x, path.t_noise, last, solver)
+        flow = density.follow(x, path.t_noise, last, solver)
     else:
         if isinstance(solver, Tableau):
             refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid)
@@ -204,26 +205,26 @@ def sample_with_density(
                 last, extrapolated = float(path.time(CUT)), True
                 tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last)
         if tableau.times[0] != path.t_noise:
-            raise ValueError(f"grid begins at t={tableau.times[0]}: the noise end, {path.t_noise}, is accepted")
-        way = density.follow(x, path.t_noise, last, tableau)
-    values, end, extra = density.prior(x)[:, None] - way.growth, way.x, 0
+            raise ValueError(f"grid must begin at the noise end t={path.t_noise}, got t={tableau.times[0]}")
+        flow = density.follow(x, path.t_noise, last, tableau)
+    values, end, extra = density.prior(x)[:, None] - flow.growth, flow.x, 0
     if extrapolated:
         alpha, sigma = float(path.alpha(last)), float(path.sigma(last))
         noise, half = density.at_end(end, last)
         squares = noise.double().square().view(len(x), -1).sum(1, keepdim=True)
         values, extra = values + density.dim * math.log(alpha) + half + squares / 2, 1
         end = (end - sigma * noise) / alpha
-    return end, density.result(values, way, x, extra, stop)
+    return end, density.result(values, flow, x, extra, stop)
 
 
 def _singular(tableau: Tableau) -> bool:
-    """Whether it begins at the data, in a frame in which a step from there has no density."""
+    """Whether the tableau starts at the data, in a frame where a step from there has no density."""
     return bool(tableau.calls[0, 2] == 0 and tableau.frame[0] in ("noise", "denoised", "lambda"))
 
 
 @dataclass(frozen=True)
-class Follow:
-    """A stretch of the flow, with log |det dx_end / dx_start|."""
+class FlowResult:
+    """The end of a solve along the flow, with log |det dx_end / dx_start|."""
 
     x: Tensor
     growth: Tensor
@@ -235,7 +236,7 @@ class Follow:
 
 @dataclass(frozen=True)
 class Density:
-    """What follows samples and their log-densities along the flow of a model."""
+    """Carries samples and their log-densities along the flow of a model."""
 
     flow: Flow
     trace: Trace
@@ -276,8 +277,8 @@ class Density:
         v = self.directions
         if v is not None and rows is not None and len(rows) < v.shape[1]:
             v = v[:, torch.from_numpy(rows).to(v.device)]
-        out, found = self.trace(point.output, x, v)
-        return point.derivative(x, point.seen(out)), point.divergence(found, self.dim)
+        out, estimates = self.trace(point.output, x, v)
+        return point.derivative(x, point.seen(out)), point.divergence(estimates, self.dim)
 
     def prior(self, x: Tensor) -> Tensor:
         """The log-density of x at the noise end."""
@@ -292,15 +293,15 @@ class Density:
         noise, divergence = self.rates(point, x)
         return noise, divergence * (float(self.flow.model.path.sigma(t)) / 2)
 
-    def follow(self, x: Tensor, start: float, stop: float, solver: Adaptive | Tableau) -> Follow:
-        """From `start` to `stop`, at neither of which sigma is 0 unless the network may be called there."""
+    def follow(self, x: Tensor, start: float, stop: float, solver: Adaptive | Tableau) -> FlowResult:
+        """Solve from `start` to `stop`; sigma may be 0 at either only where the network may be called there."""
         return self._adaptive(x, start, stop, solver) if isinstance(solver, Adaptive) else self._fixed(x, solver)
 
-    def _fixed(self, x: Tensor, tableau: Tableau) -> Follow:
+    def _fixed(self, x: Tensor, tableau: Tableau) -> FlowResult:
         rows = augmented(tableau)
         at = self.flow.model.path.nodes(tableau.calls[:, 0])
-        # The part of d along x is known, and large at an end in the exponential frames: what it does to volumes, from
-        # one end to the other (alpha^2 + sigma^2)^(D / 2), is not left to the weights. In "trig" there is none.
+        # The part of d along x is known, and large at an end in the exponential frames. Its effect on volumes, from end
+        # to end (alpha^2 + sigma^2)^(D / 2), is exact and not left to the weights. In "trig" there is no such part.
         _, alpha, sigma = tableau.calls.T
         along = self.dim * rows.units[:-1] * (alpha * rows.d[:, 0] + sigma * rows.d[:, 1]) / (alpha**2 + sigma**2)
 
@@ -311,38 +312,40 @@ class Density:
             return derivative, divergence - along[i]
 
         z, growth = rows.run(field, (x, self._none(x)))
-        regular_interval = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
-        growth = growth + self.dim * math.log(regular_interval[1] / regular_interval[0])
+        radii = np.hypot(tableau.grid[[0, -1], 1], tableau.grid[[0, -1], 2])
+        growth = growth + self.dim * math.log(radii[1] / radii[0])
         calls = np.full(len(x), tableau.nfe)
-        return Follow(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
+        return FlowResult(z * rows.units[-1], growth, calls, np.full(len(x), math.nan), (Status.DONE,) * len(x))
 
-    def _adaptive(self, x: Tensor, start: float, stop: float, options: Adaptive) -> Follow:
+    def _adaptive(self, x: Tensor, start: float, stop: float, options: Adaptive) -> FlowResult:
         frame, path = self.flow.frame, self.flow.model.path
-        way = regular_interval(self.flow.model, frame, start, stop)
-        growth, made = self._none(x), 0
-        if way.first != way.start:
-            (x, growth), made = self._step(x, growth, way.start, way.first), made + 1
-        nodes = path.nodes(np.array([way.first, way.last]))
+        interval = regular_interval(self.flow.model, frame, start, stop)
+        growth, before = self._none(x), 0
+        if interval.first != interval.start:
+            (x, growth), before = self._step(x, growth, interval.start, interval.first), before + 1
+        nodes = path.nodes(np.array([interval.first, interval.last]))
         v, c = np.asarray(frame.v(nodes)), np.asarray(frame.c(nodes))
-        exact_times = ((float(v[0]), way.first), (float(v[1]), way.last))
+        exact_times = ((float(v[0]), interval.first), (float(v[1]), interval.last))
 
         def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
             point = self.flow.point(v, parts[0], rows, exact_times)
             return self.rates(point, point.c * parts[0], rows)
 
-        left = int(way.last != way.stop)
-        found = integrate(field, (x / c[0], growth), float(v[0]), float(v[1]), options, spent=made, reserve=left)
-        x, growth = found.parts[0] * c[1], found.parts[1] + self.dim * math.log(c[1] / c[0])
-        if left:
-            x, growth = self._step(x, growth, way.last, way.stop)
-        status = tuple(Status(int(code)) for code in found.status)
+        after = int(interval.last != interval.stop)
+        solution = integrate(field, (x / c[0], growth), float(v[0]), float(v[1]), options, spent=before, reserve=after)
+        x, growth = solution.parts[0] * c[1], solution.parts[1] + self.dim * math.log(c[1] / c[0])
+        if after:
+            x, growth = self._step(x, growth, interval.last, interval.stop)
+        status = tuple(Status(int(code)) for code in solution.status)
         with np.errstate(all="ignore"):
-            warn(status, np.asarray(frame.time(path, found.v)), found.h)
-        done = torch.from_numpy(found.status == Status.DONE).to(x.device)
-        return Follow(x, torch.where(done[:, None], growth, torch.nan), found.nfe + made + left, found.error, status)
+            warn(status, np.asarray(frame.time(path, solution.v)), solution.h)
+        finished = torch.from_numpy(solution.status == Status.DONE).to(x.device)
+        return FlowResult(
+            x, torch.where(finished[:, None], growth, torch.nan), solution.nfe + before + after, solution.error, status
+        )
 
     def _step(self, x: Tensor, growth: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
-        """The step of first order of the rule for the ends, with its growth to first order."""
+        """The first-order step at an end, with its growth to first order."""
         point, ratio, gain = first_order(self.flow, x, s, t)
         d, divergence = self.rates(point, x)
         return ratio * x + gain * d, growth + self.dim * math.log(ratio) + gain / ratio * divergence
@@ -350,20 +353,20 @@ class Density:
     def _none(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), self.trace.estimates, dtype=torch.float64, device=x.device)
 
-    def result(self, values: Tensor, way: Follow, latent: Tensor, extra: int, stop: float) -> LogProb:
-        """From estimates (B, m) to their mean and error; `extra` calls were made beside the way's."""
+    def result(self, values: Tensor, flow: FlowResult, latent: Tensor, extra: int, stop: float) -> LogProb:
+        """The mean and error of estimates (B, m); `extra` calls were made besides those of the solve."""
         stderr = self.trace.stderr(values.detach(), self.dim)
-        nfe = way.nfe + extra
+        nfe = flow.nfe + extra
         bars = stderr.detach().cpu().numpy()
-        over = (bars > 0) & (way.error > bars)
+        over = (bars > 0) & (flow.error > bars)
         if over.sum() > len(over) / 2:
             warnings.warn(
-                f"the solver's own error, {np.median(way.error):.2g} nats, exceeds the error bar, {np.median(bars):.2g}"
-                ": lower its tolerance",
+                f"the solver's own error, {np.median(flow.error):.2g} nats, exceeds the error bar, "
+                f"{np.median(bars):.2g}: lower its tolerance",
                 RuntimeWarning,
                 stacklevel=3,
             )
         return LogProb(
-            values.mean(1), stderr, latent, nfe, nfe * self.trace.count(self.dim), way.error, way.status, stop,
+            values.mean(1), stderr, latent, nfe, nfe * self.trace.count(self.dim), flow.error, flow.status, stop,
             self.dim,
         )  # fmt: skip

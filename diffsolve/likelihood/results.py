@@ -1,4 +1,4 @@
-"""What a density costs and is."""
+"""Log-densities and their cost."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class LogProb:
     value: Tensor
     """(B,), float64: the log-density of each sample, differentiable if asked for."""
     stderr: Tensor
-    """(B,), float64: its standard error by the spread of the trace's estimates: 0 if exact, NaN of one probe."""
+    """(B,), float64: its standard error from the spread of the trace estimates: 0 if exact, NaN for one probe."""
     latent: Tensor
-    """What the samples became at the noise end, or came from."""
+    """(B, ..): the states at the noise end."""
     nfe: np.ndarray
     """Network calls of each sample."""
     jvps: np.ndarray
     """Jacobian-vector products of each sample."""
     solver_error: np.ndarray
-    """What an adaptive solver believes its own error to be, at most; NaN for a fixed grid."""
+    """The adaptive solver's own estimate of its error, in nats; NaN for a fixed grid."""
     status: tuple[Status, ...]
-    """How each sample's solve ended; the value is NaN where not at the end."""
+    """How each sample's solve ended; the value is NaN unless it is DONE."""
     stop: float
     """The time on the path's clock at which the density is taken: the data end, or the early-stopping time."""
     dim: int
@@ -55,8 +55,8 @@ class LogProb:
         """-log2 of the probability of a bin, per number: -value / (D ln 2) - log2(bin_width).
 
         Args:
-            bin_width: of the integer values that were dequantised, in units of x: 2 / 256 for 8 bits in [-1, 1], which
-                adds 7, and 1 / 256 in [0, 1], which adds 8.
+            bin_width: the width of the bins of the dequantised integers, in units of x: 2 / 256 for 8 bits in [-1, 1],
+                which adds 7, and 1 / 256 in [0, 1], which adds 8.
         """
         number("bin_width", bin_width, above=0)
         return -self.value / (self.dim * math.log(2)) - math.log2(bin_width)
@@ -69,7 +69,7 @@ class DensityRun:
     x: Tensor
     """The samples."""
     log_prob: LogProb
-    """Their log-densities under the model, and what they cost."""
+    """Their log-densities under the model, and their cost."""
     seed: Seed
 
     @property

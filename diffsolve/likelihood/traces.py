@@ -1,7 +1,7 @@
 r"""The divergence of a network: the trace of its Jacobian J, exactly or by random directions.
 
-Every estimate here is made of m equally good ones, (n, m) for n samples: their mean is the trace, or an unbiased
-estimate of it, and their spread says how good. The directions are drawn once and kept along the whole path, so that an
+Every method gives m exchangeable estimates, (n, m) for n samples: their mean is the trace, or an unbiased estimate of
+it, and their spread measures its error. The directions are drawn once and kept along the whole path, so that an
 adaptive solver sees a smooth right-hand side.
 
 The variance of one estimate v^T J v is 2 (|S|^2 - sum S_ii^2) with Rademacher directions and 2 |S|^2 with Gaussian
@@ -29,14 +29,14 @@ Network = Callable[[Tensor], Tensor]
 
 
 class Trace(ABC):
-    """How the trace is found."""
+    """A method for the trace."""
 
     chunk: int
     """The most directions in one forward pass: memory grows with it."""
 
     @abstractmethod
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
-        """(m, B, ..): what is drawn once for a whole path; None if nothing is."""
+        """(m, B, ..): the directions, drawn once for a whole path; None if there are none."""
 
     @abstractmethod
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ class Trace(ABC):
 
     @abstractmethod
     def count(self, dim: int) -> int:
-        """Jacobian-vector products per network call, for so many numbers in a sample."""
+        """Jacobian-vector products per network call, for samples of `dim` numbers."""
 
     @property
     @abstractmethod
@@ -52,7 +52,7 @@ class Trace(ABC):
         """m, the number of estimates."""
 
     def stderr(self, values: Tensor, dim: int) -> Tensor:
-        """The standard error of the mean of the estimates, (n, m), of traces for so many numbers in a sample."""
+        """The standard error of the mean of the estimates (n, m), for samples of `dim` numbers."""
         count = values.shape[1]
         return values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
 
@@ -100,10 +100,10 @@ class Hutchinson(Trace):
     """v^T J v for `probes` directions of independent numbers of mean 0 and variance 1.
 
     Args:
-        probes: how many; the standard error falls with their root, and cannot be told from one.
+        probes: the number of directions; the standard error falls with its root, and is unknown for one.
         kind: "rademacher", +1 or -1; "gaussian"; or "sphere", Gaussian directions scaled to length sqrt(D), which keeps
-            the estimate unbiased and takes the variance of the isotropic part of J away.
-        chunk: the most in one forward pass.
+            the estimate unbiased and removes the variance from the isotropic part of J.
+        chunk: the most directions in one forward pass.
 
     Sources: Hutchinson, Commun. Stat. Simul. 19 (1990); frozen along the path as in FFJORD, 1810.01367.
     """
@@ -189,26 +189,26 @@ class HutchPP(Trace):
 
 @dataclass(frozen=True)
 class Deflated(Trace):
-    r"""Hutchinson's estimate with Rademacher directions, each relieved of the outliers that the others see in J.
+    r"""Hutchinson's estimate with Rademacher directions, each corrected for the outliers of J that the others reveal.
 
         e_j = v_j^T (J - B_j) v_j + tr B_j
 
-    is unbiased whatever B_j is, if it is made of the other directions V alone. It is a Nystrom approximation of
-    J - c I, from J V, which is there anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on the
+    is unbiased for any B_j that depends on the other directions V alone. Here it is a Nystrom approximation of J - c I,
+    from J V, which is computed anyway: with (c + d_i, V u_i) the Ritz pairs of the symmetric part of J on the
     span of V, and c the median of their values,
 
         B_j = sum_i w_i g_i g_i^T,    g_i = (J - c I) V u_i,    w_i = d_i^5 / (d_i^6 + tau^6),
 
-    where tau is 5 times the median of |d_i|: what does not stand out of the bulk is left alone. So it is exact, to
-    rounding, for a multiple of the identity plus a few eigenvectors, fewer than about a third of the probes; it is
-    Hutchinson's estimate where nothing stands out, at the price of probes eigenvalue problems of size probes per sample
-    and call. B is not differentiated: gradients are those of Hutchinson's estimate.
+    where tau is 5 times the median of |d_i|: what does not stand out from the bulk is left alone. So the estimate is
+    exact, to rounding, for a multiple of the identity plus a few eigenvectors, fewer than about a third of the probes;
+    it is Hutchinson's estimate where nothing stands out, at the cost of `probes` eigenvalue problems of size
+    `probes` - 1 per sample and call. B is not differentiated: gradients are those of Hutchinson's estimate.
 
     Args:
-        probes: how many, at most the numbers of a sample; of fewer than 4 nothing can stand out.
-        chunk: the most in one forward pass.
+        probes: the number of directions, at most the numbers of a sample; among fewer than 4 nothing can stand out.
+        chunk: the most directions in one forward pass.
 
-    Source: leaving one out, Epperly, Tropp and Webber, 2301.07825; the shift and the cut are of this library.
+    Source: leaving one out, Epperly, Tropp and Webber, 2301.07825; the shift and the cut are this library's own.
     """
 
     probes: int = 16
@@ -226,12 +226,12 @@ class Deflated(Trace):
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
         assert directions is not None
         out, pushed = _chunked(net, x, directions, self.chunk)
-        found = _dot(directions, pushed).T
+        estimates = _dot(directions, pushed).T
         if self.probes > 3:
             with torch.no_grad():
                 v, jv = (part.reshape(*part.shape[:2], -1).permute(1, 2, 0).double() for part in (directions, pushed))
-                found = found + _outliers(v.mT @ v, v.mT @ jv, jv.mT @ jv)
-        return out, found
+                estimates = estimates + _outliers(v.mT @ v, v.mT @ jv, jv.mT @ jv)
+        return out, estimates
 
     def count(self, dim: int) -> int:
         return self.probes
@@ -278,7 +278,7 @@ def _outliers(gram: Tensor, h: Tensor, squares: Tensor) -> Tensor:
     others = torch.tensor([[i for i in range(m) if i != j] for j in range(m)], device=h.device)
     rows, columns = others[:, :, None], others[:, None]
     gram_, h_, squares_ = (part[:, rows, columns] for part in (gram, h, squares))  # (n, m, m - 1, m - 1)
-    # Directions that depend on each other, as there are for few numbers, are no reason to fail.
+    # Linearly dependent directions, which samples of few numbers can have, must not make this fail.
     ridge = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None, None]
     inverse = torch.linalg.inv(torch.linalg.cholesky(gram_ + ridge * torch.eye(m - 1).to(gram)))
     values, vectors = torch.linalg.eigh(inverse @ ((h_ + h_.mT) / 2) @ inverse.mT)
@@ -305,8 +305,8 @@ def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         out, pushed = jvp(net, (x,), (v,))[:2]
         return out, pushed
 
-    found: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
-    return found
+    both: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
+    return both
 
 
 def _chunked(net: Network, x: Tensor, directions: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ A row of a tableau that adds noise is a Gaussian transition from all network inp
     log p = -|y_{i+1} - mean_i|^2 / (2 w_i^2) - n log w_i - (n / 2) log 2 pi,
 
 with w_i the weight of the row's noise in y and n the elements of a sample. A row without noise is a function of what
-was before, and counts 0. The sum over rows is the log-density of the path of network inputs, which is
+came before, and counts 0. The sum over rows is the log-density of the path of network inputs, which is
 what DDPO (Black et al., 2305.13301, eq. 4) and Flow-GRPO (Liu et al., 2505.05470) differentiate.
 """
 
@@ -38,7 +38,7 @@ def transition_log_prob(
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
 ) -> Tensor:
-    """log p(y_{i+1} | y_0 .. y_i) of a stored run, again and with gradients.
+    """log p(y_{i+1} | y_0 .. y_i) of a stored run, recomputed with gradients.
 
         run = ds.solve(model, shape, solver="ddim(eta=1.0)", steps=10, seed=0, trajectory="calls", log_prob=True)
         now = ds.transition_log_prob(model, run.trajectory, run.tableau)      # == run.log_prob, with gradients
@@ -50,15 +50,15 @@ def transition_log_prob(
     Args:
         trajectory: (N + 1, B, ...), every network input and the result: `Run.trajectory` of `trajectory="calls"`.
         tableau: `Run.tableau`.
-        rows: only these rows, in rising order. The network is called for them and for what they depend on: for
-            nothing else by methods of one call and no history, for all rows before them by others.
+        rows: only these rows, in rising order. The network is called for them and for the rows they depend on: none for
+            methods of one call and no history, all earlier ones for others.
         cond, guidance: as in `solve`.
 
     Returns:
         (N, B), or (len(rows), B): 0 in rows without noise.
 
     Raises:
-        ValueError: if the trajectory has not N + 1 states, or a row does not exist.
+        ValueError: if the trajectory does not have N + 1 states, a row does not exist, or the tableau does not fit.
     """
     n = tableau.nfe
     whole = isinstance(trajectory, Tensor) and trajectory.dim() > 1 and len(trajectory) == n + 1
@@ -91,6 +91,6 @@ def transition_log_prob(
 
 
 def _combined(weights: np.ndarray, live: Sequence[Tensor]) -> Tensor:
-    """The row without its noise. Each product is rounded on its own, not by the executor's fused sums."""
+    """The row without its noise. Each product is rounded separately, unlike in the executor's fused sums."""
     products = [weight * tensor for weight, tensor in zip(weights[:-1].tolist(), live, strict=False) if weight]
     return sum(products, torch.zeros_like(live[0]))

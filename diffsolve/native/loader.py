@@ -1,6 +1,6 @@
 """The loops in C beside this file, compiled for this machine and kept: noise, and the update, in one pass over memory.
 
-They are compiled when they are first wanted, in less than a second, by the compiler that CC names (`cc` by default),
+They are compiled on first use, in less than a second, by the compiler that CC names (`cc` by default),
 and kept in the user's cache ($XDG_CACHE_HOME or ~/.cache, diffsolve/), under a name made of all that the machine code
 depends on; every later process loads the file and starts no compiler. Where the cache cannot be written, or others
 could write to it, they are compiled into a temporary folder, once per process.
@@ -36,7 +36,7 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-shar
 ATTEMPTS = (("-fopenmp",), ())  # one thread where the compiler has no OpenMP
 REAL = {torch.float32: "float", torch.float64: "double"}
 PATIENCE = 60.0
-"""Seconds after which a compiler is given up."""
+"""Seconds after which the compiler is stopped."""
 PARALLEL = 2**16
 """Elements from which on PyTorch's number of threads is used."""
 
@@ -45,7 +45,7 @@ def library(dtype: torch.dtype = torch.float32) -> Any | None:
     """The loops for sums in float32 or float64; None where DIFFSOLVE_KERNELS forbids them or there is no compiler.
 
     Warns:
-        RuntimeWarning: once, if DIFFSOLVE_KERNELS=native asks for them and they cannot be had.
+        RuntimeWarning: once, if DIFFSOLVE_KERNELS=native asks for them and they cannot be compiled or loaded.
     """
     choice = os.environ.get("DIFFSOLVE_KERNELS", "")
     return _found(dtype, choice == "native") if choice in ("", "native") and dtype in REAL else None
@@ -75,7 +75,7 @@ def is_plain(*tensors: Tensor, graph: bool = False) -> bool:
     """Whether memory is all there is to these tensors, so that a loop unknown to PyTorch may read and write it.
 
     Not while something traces or records what is done (torch.compile, autograd, torch.func, dispatch modes), nor for
-    subclasses, for values that wait for their sign, and for dual tensors of forward-mode differentiation. The answer
+    subclasses, for lazily negated values, and for dual tensors of forward-mode differentiation. The answer
     depends on this thread and these tensors alone: the loop and torch differ in the last bits of noise.
 
     PyTorch has public questions for the first and the last of these. `torch.library.custom_op` would ask them all, at
@@ -106,7 +106,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def mark_mutated(*tensors: Tensor) -> None:
-    """Tell autograd that a loop wrote to these: a graph that needs what stood there says so instead of being wrong."""
+    """Tell autograd that a loop wrote to these, so that a graph that needs the old values raises an error."""
     for x in tensors:
         if not x.is_inference():  # which have no version to count
             torch.autograd.graph.increment_version(x)
@@ -118,12 +118,12 @@ def _struct(words: int) -> Struct:
 
 
 def record(*words: int) -> bytes:
-    """The argument of a loop."""
+    """The argument of a loop, packed."""
     return _struct(len(words)).pack(*words)
 
 
 def threads(elements: int) -> int:
-    """How many share the work."""
+    """The number of threads for that many elements."""
     return torch.get_num_threads() if elements >= PARALLEL else 1
 
 
@@ -139,8 +139,8 @@ def _load(dtype: torch.dtype) -> Any:
     if compiler is None:
         raise RuntimeError(f"there is no compiler {command[0]}")
     command = [compiler, *command[1:], *FLAGS, f"-DREAL={REAL[dtype]}"]
-    made_of = [source.read_text(), *command, str(ATTEMPTS), *_identity(compiler), _processor()]
-    name = f"native-{_digest(repr(made_of).encode())}"
+    parts = [source.read_text(), *command, str(ATTEMPTS), *_identity(compiler), _processor()]
+    name = f"native-{_digest(repr(parts).encode())}"
     folder = _cache()
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -153,21 +153,21 @@ def _load(dtype: torch.dtype) -> Any:
 
 
 def _compiled(command: Sequence[str], source: Path, folder: Path, name: str) -> Path:
-    """The library in the folder, there as a whole or not at all, however many processes make it at once."""
+    """Compile the library into the folder, atomically, however many processes do so at once."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        made = Path(temporary) / f"{name}.so"
+        built = Path(temporary) / f"{name}.so"
         for extra in ATTEMPTS:
             try:
-                full = [*command, *extra, str(source), "-o", str(made)]
+                full = [*command, *extra, str(source), "-o", str(built)]
                 subprocess.run(full, check=True, capture_output=True, text=True, timeout=PATIENCE)
                 break
             except (OSError, subprocess.SubprocessError) as error:
-                said = getattr(error, "stderr", None) or str(error)
-                failure = RuntimeError(f"{command[0]} cannot compile {source.name}: {said.strip()}")
+                message = getattr(error, "stderr", None) or str(error)
+                failure = RuntimeError(f"{command[0]} cannot compile {source.name}: {message.strip()}")
         else:
             raise failure
-        target = folder / f"{name}-{_digest(made.read_bytes())}.so"
-        os.replace(made, target)
+        target = folder / f"{name}-{_digest(built.read_bytes())}.so"
+        os.replace(built, target)
     return target
 
 
@@ -195,15 +195,15 @@ def _cache() -> Path | None:
 
 def _own(path: Path) -> bool:
     """Whether it belongs to this user and nobody else may write to it: it is going to be executed."""
-    found = path.stat()
-    return hasattr(os, "getuid") and found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    about = path.stat()
+    return hasattr(os, "getuid") and about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _identity(compiler: str) -> tuple[str, int, int]:
     """Which compiler it is: another version is another file. Asking it for its version would take a process."""
     real = os.path.realpath(compiler)
-    found = os.stat(real)
-    return real, found.st_size, found.st_mtime_ns
+    about = os.stat(real)
+    return real, about.st_size, about.st_mtime_ns
 
 
 def _processor() -> str:

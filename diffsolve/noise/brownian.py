@@ -1,4 +1,4 @@
-r"""Brownian paths that are a function of (seed, sample, element, time): nothing is stored, nothing is drawn in turn.
+r"""Brownian paths that are a function of (seed, sample, element, time): nothing is stored or drawn sequentially.
 
 The clock [0, inf) is cut into octaves [2^k, 2^{k+1}). Their increments are independent normals, and each octave is
 refined by a binary tree of Brownian bridges: with :math:`W_l, W_r` at the ends of a cell of length h,
@@ -7,7 +7,7 @@ refined by a binary tree of Brownian bridges: with :math:`W_l, W_r` at the ends 
 
 where u = 1/2 gives the middle of each cell for `depth` levels, and u = the place of t ends the descent inside the
 finest cell, of 2^-depth of its octave. So the resolution is relative to the time, over all its orders of magnitude.
-Each n is keyed by its node, hence by nothing that was asked before; a batch of times shares the nodes above them.
+Each n is keyed by its node, so it does not depend on earlier queries; a batch of times shares the nodes above them.
 
 References:
     Levy, "Processus stochastiques et mouvement brownien", 1948 (the construction by midpoints).
@@ -48,7 +48,7 @@ class Brownian:
         w([0.1, 0.2], [0.2, 0.7])     # two increments, shape (2, 64, 2)
 
     Row i depends on (seed, index + i), or on its own seed, as in `ds.Key`; and the value at a time on that time
-    alone: not on the batch, the shard, the step count or the order of queries, up to rounding. A flat shape and
+    alone, not on the batch, the shard, the number of steps or the order of queries, up to rounding. A flat shape and
     an image's are the same path, element by element.
 
     The law of any set of times is exactly Brownian if no two of them lie in one finest cell, that is, if they
@@ -56,26 +56,27 @@ class Brownian:
     smoother than Brownian. Each n is a normal rounded to 2^16 quantiles (the first and last beyond 4.3): sums of a
     path's many levels have no such limit.
 
-    A query costs depth + 1 normals per time and element at most; fewer where times share nodes, where a time is
-    a multiple of a power of two, and along the nodes of the query before, which are kept (depth + 1 tensors of
-    `shape`, or of 1 MB each, whatever was asked). Large batches of times are worked on in chunks. One thread at a
+    A query costs at most depth + 1 normals per time and element, and fewer where times share nodes, where a time is
+    a multiple of a power of two, and along the nodes of the previous query, which are kept (depth + 1 tensors of
+    `shape`, or of 1 MB each). Large batches of times are processed in chunks. One thread at a
     time may query a path; a path of the same seed in another thread has the same values.
 
     Args:
         shape: (B, *): the batch first.
         seed: an int, one per row, or a `ds.Key`, which may be antithetic or shared.
-        index: where row 0 stands in the whole batch.
-        t0: where the path starts. There is no end.
+        index: the index of row 0 in the whole batch.
+        t0: the time at which the path starts, in the unit of the queries; it has no end.
         depth: the finest cell is 2^-depth of its octave: 0 to 30.
-        dtype: of the values. Half precisions are computed in float32, float64 in float64 throughout.
+        dtype: of the values. Half precision is computed in float32, float64 in float64 throughout.
         device: of the values. The normals are the same bits on every device.
 
     Raises:
-        ValueError, TypeError: for bad arguments, by name.
+        ValueError: if depth, t0, dtype, or the value of seed, index or shape is out of range.
+        TypeError: if seed, index or shape is of the wrong kind.
     """
 
     levy_area_approximation = "none"
-    """What torchsde asks of its `bm`: no Levy areas here, so not for its methods "srk" and "log_ode"."""
+    """What torchsde reads of its `bm`: there are no Levy areas, so its methods "srk" and "log_ode" cannot be used."""
 
     def __init__(
         self,
@@ -116,9 +117,14 @@ class Brownian:
 
         Args:
             ta, tb: numbers, or two lists, arrays or tensors of one length, in any order, each at least t0.
-            return_U, return_A: torchsde's words for Levy areas, which this path does not have: only False.
+            return_U, return_A: torchsde's flags for Levy areas, which this path does not have: only False.
+
+        Raises:
+            ValueError: if a time is before t0 or not finite, or ta and tb differ in length.
+            TypeError: if a time is not a number.
         """
         if return_U or return_A:
+            name = "return_U" if return_U else "return_A"
             raise ValueError(
                 "return_U and return_A must be False: a ds.Brownian has no Levy areas. Of torchsde's methods "
                 "'euler', 'milstein', 'heun', 'midpoint', 'euler_heun' and 'reversible_heun' need none"
@@ -129,8 +135,11 @@ class Brownian:
     def normal_between(self, s: Times, t: Times) -> Tensor:
         """(W(t) - W(s)) / sqrt(t - s): a standard normal for s < t, with the sign of W(t) - W(s) for s > t.
 
-        Over disjoint intervals these are independent, and over [s, u] it is what [s, t] and [t, u] make together:
-        the noise of a long step is that of the short steps in it. Neither overflows nor underflows.
+        Over disjoint intervals these are independent, and the increment over [s, u] is the sum of those over [s, t]
+        and [t, u]: the noise of a long step is that of the short steps in it. Nothing overflows or underflows.
+
+        Raises:
+            ValueError: if an interval has length 0, and as in a call.
         """
 
         def scale(s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -175,13 +184,19 @@ class Brownian:
     def _values(self, octave: np.ndarray, place: np.ndarray, origin: int) -> Tensor:
         """W at the times 2^k (1 + place), sorted, over 2^(k/2): from W = 0 at the octave `origin`."""
         last, self._last = self._last, NOWHERE  # until the end, should this be interrupted
-        way = _Descent(octave, place, self.depth, last)
-        normals = self._rows(way.octaves, way.nodes, way.scale)
+        descent = _Descent(octave, place, self.depth, last)
+        normals = self._rows(descent.octaves, descent.nodes, descent.scale)
         cells = self._cells
         base, zero = None, torch.zeros(self._numel, dtype=self._wide, device=self.device)
         value = zero.new_empty(len(octave), self._numel)
         for w, k, cell, u, known, needed in zip(
-            value.unbind(), octave.tolist(), way.cell.tolist(), way.u.tolist(), way.known, way.needed, strict=True
+            value.unbind(),
+            octave.tolist(),
+            descent.cell.tolist(),
+            descent.u.tolist(),
+            descent.known,
+            descent.needed,
+            strict=True,
         ):
             if base is None or k != last[0]:
                 base = self._start(k, origin)
@@ -199,13 +214,13 @@ class Brownian:
             last = k, cell, needed
         self._last, self._cells = last, cells
         inside = list(normals)
-        for w, i, spread in zip(value.unbind(), way.which, way.spread, strict=True):
+        for w, i, spread in zip(value.unbind(), descent.which, descent.spread, strict=True):
             if spread:
                 w.add_(inside[i], alpha=spread)
         return value
 
     def _rows(self, octaves: np.ndarray, nodes: np.ndarray, scale: np.ndarray) -> Iterator[Tensor]:
-        """The scaled normals of the nodes one by one, drawn some at a time."""
+        """The scaled normals of the nodes one by one, drawn in chunks."""
         starts = self._starts(octaves, nodes)
         step = max(1, CHUNK // max(self._numel, 1))
         for i in range(0, len(nodes), step):
@@ -274,7 +289,7 @@ class Brownian:
         return out
 
     def _clock(self, name: str, times: Times) -> tuple[np.ndarray, bool]:
-        """Times since t0, float64, and whether it was one number."""
+        """Times since t0, float64, and whether a single number was given."""
         if isinstance(times, Tensor):
             times = times.detach().cpu()
         try:
@@ -296,7 +311,7 @@ class Brownian:
 
 
 class _Descent:
-    """What sorted times need of the trees: every middle that the time before them has not passed."""
+    """The nodes that sorted times need: every middle that the previous time has not passed."""
 
     def __init__(self, octave: np.ndarray, place: np.ndarray, depth: int, last: tuple[int, int, int]) -> None:
         x = np.ldexp(place, depth)

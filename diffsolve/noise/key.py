@@ -85,18 +85,22 @@ def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tu
 
 @dataclass(frozen=True)
 class Key:
-    r"""Who each row of a batch is, for the noise.
+    r"""The identity of each row of a batch, which its noise is a function of.
 
     Args:
         seed: an int (row i of the batch is keyed (seed, index + i)), or a sequence or 1-D integer tensor of
             ints, one per row (row i is keyed (seed_i, 0)). Each in [0, 2**64).
-        index: where row 0 of this shard stands in the whole batch; 0 where every row has its own seed.
+        index: the index of row 0 of this shard in the whole batch; 0 where every row has its own seed.
         antithetic: rows 2j and 2j + 1 of the whole batch have opposite noise, that of row 2j. Averages of odd
             functions of the noise are then exact in each pair; their variance is smaller for monotone ones.
         shared: every row has the noise of row 0. With both, that of row 0 and its opposite in turn.
 
     The seed s and the seeds (s,) name the same first row. Antithetic and shared rows need an int seed: with one
-    seed per row the seeds alone say which rows agree.
+    seed per row the seeds alone decide which rows agree.
+
+    Raises:
+        ValueError: if a seed or the index is out of range, or an option does not go with one seed per row.
+        TypeError: if an argument is of the wrong kind.
     """
 
     seed: int | Sequence[int]
@@ -130,8 +134,8 @@ class Key:
 
         Args:
             seed: an integer of Python, NumPy or torch; one for each row, as a sequence, an array or a tensor; a
-                `torch.Generator`, or one for each row, from which a seed is drawn, so that it moves on as it does with
-                torch's own functions; None, for a seed that nobody knows before; or a Key, which is itself.
+                `torch.Generator`, or one for each row, from which a seed is drawn, so that it advances as it does with
+                torch's own functions; None, for a random seed; or a Key, which is returned as it is.
         """
         if isinstance(seed, Key):
             if index:
@@ -175,7 +179,11 @@ class Key:
             stream: what the draw is for.
             dtype: a real floating type; float32, or that of `out`.
             device: the CPU, or that of `out`.
-            out: a tensor of this shape to write to; if not contiguous, by way of one that is.
+            out: a tensor of this shape to write to; if it is not contiguous, through one that is.
+
+        Raises:
+            ValueError: if an argument is out of range, or does not fit the shape or `out`.
+            TypeError: if row or shape is of the wrong kind.
         """
         batch, *inner = sizes = sizes_of(shape)
         size = math.prod(inner)
@@ -233,7 +241,7 @@ class Key:
         return seeds, (0, seeds.data_ptr(), 0, 0)
 
     def check(self, sizes: Sequence[int]) -> None:
-        """That there is a key for every row of a batch of this shape, else a ValueError."""
+        """Raise a ValueError unless there is a key for every row of a batch of this shape."""
         if isinstance(self.seed, int):
             if self.index + sizes[0] > 2**32:
                 raise ValueError(f"index must be <= 2**32 - rows, got {self.index} with {sizes[0]} rows")
@@ -241,7 +249,7 @@ class Key:
             raise ValueError(f"seed must be one, or {sizes[0]} for shape={tuple(sizes)}, got {len(self.seed)}")
 
     def flip(self, x: Tensor) -> None:
-        """Turn the sign of the rows that have the opposite noise of the row before."""
+        """Flip the sign of the rows whose noise is opposite to that of the previous row."""
         if self.antithetic:
             x[1 - self.index % 2 :: 2].neg_()
 
@@ -260,12 +268,12 @@ class Key:
 
 
 SeedLike = int | Sequence[int] | np.ndarray | Tensor | torch.Generator | Sequence[torch.Generator] | Key
-"""What `seed=` means everywhere, None aside: see `Key.of`."""
+"""What `seed=` accepts everywhere, None aside: see `Key.of`."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Noise not yet drawn: what a kernel generates on the way, and torch with `tensor`."""
+    """Noise not yet drawn: a kernel generates it as it goes, torch by `tensor`."""
 
     key: Key
     row: int
@@ -273,7 +281,7 @@ class Draw:
 
     @property
     def plain(self) -> bool:
-        """Whether the key is its seed and index and nothing more: such draws can be made in a kernel."""
+        """Whether the key is a seed and index only: such draws can be made in a kernel."""
         return not (self.key.antithetic or self.key.shared)
 
     def address(self) -> tuple[Tensor | None, tuple[int, int, int, int, int, int]]:
@@ -287,7 +295,7 @@ class Draw:
 
 
 def _drawn(generator: torch.Generator) -> int:
-    """A seed from a generator, which moves on."""
+    """A seed drawn from a generator, which advances."""
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 

@@ -1,8 +1,8 @@
 """Parallel in time: many network calls of one run at once.
 
 A run is a strictly lower-triangular system: call i of the network depends on earlier calls alone. So it has one
-solution, and iterations that guess all calls of a window at once reach it in finitely many rounds. They drive *any*
-tableau, multistep and stochastic ones included, because noise is a function of its row and known beforehand.
+solution, and iterations that guess all calls of a window at once reach it in finitely many rounds. This works for *any*
+tableau, multistep and stochastic ones included, because the noise is a function of its row and known beforehand.
 """
 
 from diffsolve.common.deprecation import deprecated_names

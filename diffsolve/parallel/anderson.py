@@ -17,19 +17,22 @@ __all__ = ["Anderson", "Mixer"]
 class Anderson:
     r"""Anderson mixing of the points of a window, restricted to the triangle (ParaTAA, Tang et al., 2402.09970).
 
-    With the points x evaluated in a sweep, what it made of them g, and r = g - x, the next ones are
+    With the points x evaluated in a sweep, its results g, and r = g - x, the next points are
 
     .. math:: x_l' = g_l - \sum_i \gamma_{l,i} \Delta_i g_l, \qquad
               \gamma_l = \Big(\sum_{j \le l} \Delta r_j^T \Delta r_j / v_j + \mu I\Big)^{-1}
                          \sum_{j \le l} \Delta r_j^T r_j / v_j,
 
-    Delta_i the differences of the last sweeps, v_j the variance that the tolerance is relative to: the sums of point
-    l run over it and *earlier* points alone, so that a point that is done is not disturbed by what is not. Only guesses
-    are mixed: what a window has passed is the plain sweep's, so that the iteration ends whatever the mixing does.
+    with Delta_i the differences of the last sweeps and v_j the variance that the tolerance is relative to. The sums for
+    point l run over it and *earlier* points alone, so that unconverged points do not disturb a converged one. Only
+    guesses are mixed: points that a window has passed come from the plain sweep, so that the iteration always ends.
 
     Args:
-        memory: how many differences.
+        memory: the number of differences kept.
         ridge: mu, relative to the mean of the diagonal.
+
+    Raises:
+        ValueError: if memory or ridge is out of range.
     """
 
     memory: int = 2
@@ -41,7 +44,7 @@ class Anderson:
 
 
 class Mixer:
-    """The memory of an Anderson iteration: what earlier sweeps did, at the points of the window of now."""
+    """The memory of an Anderson iteration: earlier sweeps, at the points of the current window."""
 
     def __init__(self, options: Anderson) -> None:
         self.options = options
@@ -49,7 +52,7 @@ class Mixer:
         self._deltas: list[tuple[Tensor, Tensor]] = []  # of r and g, newest first
 
     def __call__(self, r: Tensor, g: Tensor, variance: Tensor) -> Tensor:
-        """The next points, from the change r and the result g (L, B, n) of this sweep, and (L, B) variances."""
+        """The next points, from the change r and the result g (L, B, n) of this sweep, and the variances (L, B)."""
         if self._last is not None:
             self._deltas.insert(0, (r - self._last[0], g - self._last[1]))
             del self._deltas[self.options.memory :]
@@ -72,7 +75,7 @@ class Mixer:
         mixed = g.clone()
         for i, (_, dg) in enumerate(self._deltas):
             mixed.addcmul_(dg, gamma[..., i, :], value=-1)
-        # The safeguard: where mixing gave nothing sensible, the plain sweep.
+        # The safeguard: where mixing is not finite, the plain sweep.
         return torch.where(mixed.isfinite().all(-1, keepdim=True), mixed, g)
 
     def slide(self, index: Tensor, samples: Tensor) -> None:

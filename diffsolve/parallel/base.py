@@ -1,4 +1,4 @@
-"""What the drivers of a run in parallel share: the network called for many rows at once, and the counts."""
+"""Shared by the parallel drivers: the network called for many rows at once, and the count of its calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Parallel(ABC):
     ranks: Ranks | None
 
     def _check(self, *counts: str, bounds: tuple[str, ...] = ("tol", "atol")) -> None:
-        """That these counts and bounds, and the ranks, are what they should be."""
+        """Check these counts and bounds, and the ranks."""
         for name in counts:
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 1)
@@ -44,13 +44,13 @@ class Parallel(ABC):
     def run(
         self, ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None = None
     ) -> tuple[Executor, Rounds]:
-        """Bring a run from its first call to its end.
+        """Run from the first call to the end.
 
         Args:
-            ex: at call 0; it gives the start, the noise and the program.
+            ex: the executor at call 0, with the start, the noise and the program.
             calls: the network.
-            moved: told, after each round, by how many calls the slowest sample has moved on.
-            points: (N + 1, B, n), whose rows 1 .. N are filled with the later network inputs and the result.
+            moved: called after each round with the number of calls by which the slowest sample has advanced.
+            points: (N + 1, B, n); rows 1 .. N are filled with the later network inputs and the result.
         """
 
 
@@ -58,7 +58,7 @@ class Calls:
     """The network of a run, called for any samples at any rows of its tableau, and counted.
 
     A tensor among the conditioning arguments (in mappings, lists and tuples too) whose first dimension is the batch
-    size has one entry per sample, which is repeated for each of the sample's calls; all else is passed unchanged.
+    size has one entry per sample, repeated for each of the sample's calls; all else is passed unchanged.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Calls:
         self.made = self.depth = 0
 
     def _at(self, tableau: Tableau, like: Tensor) -> None:
-        """Be the network of this tableau's calls."""
+        """Switch to the calls of this tableau."""
         self.tableau, self._network = tableau, Network.of(self.model, tableau, self._guidance, like)
         guided = torch.tensor(self._guidance.active(tableau))
         self._mixed = None if guided.all() or not guided.any() else guided.to(like.device)
 
     def of(self, tableau: Tableau, like: Tensor) -> Calls:
-        """The same network at the calls of another tableau, counted apart."""
+        """The same network at the calls of another tableau, with a count of its own."""
         other = copy(self)
         other._at(tableau, like)
         other.made = other.depth = 0
@@ -104,7 +104,7 @@ class Calls:
         return self.ranks.gather(lambda: self._batches(row[mine], sample[mine], y[mine]), share, y)
 
     def _batches(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
-        if not len(row):  # no share for this rank
+        if not len(row):  # nothing for this rank to do
             return torch.empty_like(y)
         size = self.max_batch or len(row)
         parts = [

@@ -1,4 +1,4 @@
-"""A deterministic run of few calls, one after another: what guesses are made of."""
+"""A deterministic run of few calls, one after another: the source of guesses."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def one_by_one(rows: Rows, calls: Calls, sample: Tensor, x: Tensor) -> tuple[Ten
 
     Args:
         calls: the network at the rows' tableau.
-        sample: (B,), which samples these are.
+        sample: (B,), the indices of the samples.
     """
     tableau = rows.tableau
     s, y = (x * float(weight) for weight in tableau.entry[:, 0])
     d = x.new_zeros(tableau.history - 1, *x.shape)
-    found = []
+    derivatives = []
     for i in range(tableau.nfe):
         row = torch.full_like(sample, i)
-        found.append(rows.fixed(row, y, calls(row, sample, y)))
-        ss, ys, ds, _ = advance_window(rows, row[None], s, y, d, found[-1][None], None)
+        derivatives.append(rows.fixed(row, y, calls(row, sample, y)))
+        ss, ys, ds, _ = advance_window(rows, row[None], s, y, d, derivatives[-1][None], None)
         s, y, d = ss[1], ys[1], ds[1:]
-    return torch.stack(found), y
+    return torch.stack(derivatives), y

@@ -1,4 +1,4 @@
-"""The calls of a window, shared out over the ranks of `torch.distributed`."""
+"""The calls of a window, divided among the ranks of `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ __all__ = ["Ranks"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks that share the network calls of a run; each has the network, and each gets all samples.
+    """The ranks that share the network calls of a run; each has the network, and each returns all samples.
 
     Every round is one all-gather of the network's outputs, from which each rank computes the same sweep. So all ranks
-    must make the same call of `ds.sample`, with the same seed, on devices of one kind; that they do is checked at the
-    start, and that they stay together in each round.
+    must make the same call of `ds.sample`, with the same seed, on devices of one kind; this is checked at the start
+    and in each round.
 
     Args:
         group: a process group; the default one of `torch.distributed.init_process_group` (gloo or nccl) if None.
         timeout: seconds to wait for the other ranks in each round. With gloo this is exact; with nccl the timeout
-            that the group was made with applies as well, whichever is shorter.
+            of the group applies too, whichever is shorter.
+
+    Raises:
+        ValueError: if the timeout is not > 0, or torch.distributed is not initialized.
     """
 
     group: Any = None
@@ -38,7 +41,9 @@ class Ranks:
     def __post_init__(self) -> None:
         number("timeout", self.timeout, above=0)
         if not (dist.is_available() and dist.is_initialized()):
-            raise ValueError("ranks: torch.distributed.init_process_group is to be called first")
+            raise ValueError(
+                "ds.Ranks must be made after torch.distributed.init_process_group, which has not been called"
+            )
 
     @property
     def size(self) -> int:
@@ -52,7 +57,7 @@ class Ranks:
         """The rows of all ranks' work, at most `share` from each, in order; `like` (M, n) has the shape of them all.
 
         Raises:
-            RuntimeError: if another rank failed, died, is somewhere else in the run, or did not answer in time.
+            RuntimeError: if another rank failed, died, is at another point of the run, or did not answer in time.
         """
         mine = like.new_zeros(share * like.shape[1] + 2, dtype=torch.promote_types(like.dtype, torch.float32))
         failure: BaseException | None = None
@@ -72,10 +77,10 @@ class Ranks:
         return torch.cat([part[2:] for part in parts]).view(-1, like.shape[1])[: len(like)].to(like.dtype)
 
     def agree(self, ex: Executor) -> None:
-        """Check that all ranks are to make the same run: the same tableau, noise and start.
+        """Check that all ranks have the same run: the same tableau, noise and start.
 
         Raises:
-            RuntimeError: if not, or as in `gather`.
+            RuntimeError: if they do not, and as in `gather`.
         """
         parts = [
             ex.tableau.calls.tobytes(),

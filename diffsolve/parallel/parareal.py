@@ -33,18 +33,20 @@ class Parareal(Parallel):
 
     .. math:: u_{b+1}^{k+1} = F(u_b^k) + \big[G(u_b^{k+1}) - G(u_b^k)\big].
 
-    F of all blocks is computed at once, G block after block. After k rounds the first k ends are exact. A sample is
-    done up to the first end that changed by more than `tol` and `atol` allow (as in `Picard`). Each round takes the
-    calls of the longest block, and those of G, one after another.
+    F of all blocks is computed at once, G block after block. After k rounds the first k ends are exact. A sample has
+    converged up to the first end that changed by more than `tol` and `atol` allow (as in `Picard`). The depth of a
+    round is the calls of the longest block plus those of G.
 
     Args:
-        blocks: how many, of lengths as equal as the solver's steps allow; the square root of the calls if None. Fewer
-            where there are fewer steps.
-        coarse: the solver of G, a deterministic one by name or as an object, with one step over a block. If None, the
-            run itself with the first derivative of a block held to its end: one call, and for stochastic solvers too
-            the run's own noise.
+        blocks: the number of blocks, of lengths as equal as the solver's steps allow, and fewer if there are fewer
+            steps; the square root of the calls if None.
+        coarse: the solver of G, which must be deterministic, with one step per block. If None, the run itself with the
+            first derivative of each block held to its end: one call, and the run's own noise.
         tol, atol, max_batch, ranks: as in `Picard`.
-        frame: whose derivative is held where one is.
+        frame: the frame whose derivative is held when coarse is None.
+
+    Raises:
+        ValueError: if an option is out of range or a name is unknown.
     """
 
     blocks: int | None = None
@@ -90,7 +92,7 @@ class _State:
 class _Blocks:
     """The iteration. `ends[b]` is the state where block b begins; a sample's blocks before `at` are done.
 
-    `points` is told of every point of F, and of the ends.
+    `points` receives every point of F, and the ends.
     """
 
     def __init__(self, options: Parareal, ex: Executor, calls: Calls, points: Tensor | None = None) -> None:
@@ -137,13 +139,13 @@ class _Blocks:
         return executor_at_end(self.ex.program, s, y, self.ex.key), statistics
 
     def round(self, first: int) -> None:
-        """F of all blocks not done, then the correction, block after block."""
+        """F of all unconverged blocks, then the correction, block after block."""
         fine = self.fine(first)
         change = torch.zeros_like(self.limit.expand(-1, len(self.at)))
         for b in range(first, self.n):
             who = (self.at <= b).nonzero()[:, 0]
             new = fine[b]
-            # Up to a sample's first block that is not done nothing moved, and the bracket is 0.
+            # Up to a sample's first unconverged block nothing changed, and the bracket is 0.
             late = (self.at[who] < b).nonzero()[:, 0]
             if len(late):
                 G = self.guess(b, self.ends[b].of(who[late]), who[late])
@@ -159,7 +161,7 @@ class _Blocks:
         self.at = (within.int().cumprod(0).sum(0) + 1).clamp(max=self.n)
 
     def fine(self, first: int) -> dict[int, _State]:
-        """F of each block not done, of the samples for which it is not: one call after another, blocks side by side."""
+        """F of each unconverged block, for its unconverged samples: call after call, all blocks at once."""
         columns = [(b, (self.at <= b).nonzero()[:, 0]) for b in range(first, self.n)]
         sample = torch.cat([who for _, who in columns])
         block = torch.cat([torch.full_like(who, b) for b, who in columns])
@@ -188,8 +190,8 @@ class _Blocks:
             row = torch.full_like(who, first)
             f, y = self.rows.fixed(row, start.y, self.calls(row, who, start.y)), None
         else:
-            found, y = one_by_one(*self.coarse[b], who, start.y)
-            f = found[0]
+            derivatives, y = one_by_one(*self.coarse[b], who, start.y)
+            f = derivatives[0]
         row = torch.arange(first, last, device=who.device)[:, None].expand(-1, len(who))
         end = self.follow(row, start, f.expand(last - first, -1, -1), who)
         return end if y is None else _State(end.s + (y - end.y), y, end.d)
@@ -200,7 +202,7 @@ class _Blocks:
         return _State(s[-1], y[-1], d[len(d) - len(start.d) :])
 
     def noise(self, row: Tensor, who: Tensor) -> Tensor | None:
-        """Drawn anew each time: kept, it would be as large as all states of the run."""
+        """Drawn again each time: stored, it would be as large as all states of the run."""
         if not any(self.rows.noisy):
             return None
         z = self.ex.y.new_zeros(*row.shape, self.ex.y[0].numel())

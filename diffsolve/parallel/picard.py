@@ -29,42 +29,46 @@ __all__ = ["Picard"]
 class Picard(Parallel):
     r"""Sweeps over a window of calls, all of which are made at once (ParaDiGMS, Shih et al., 2305.16317).
 
-    A sweep calls the network at the guesses x_l of all points of the window, holds what it says fixed, as the
-    derivative of `frame`, and runs the tableau's recurrence exactly: points y_l. Then the window moves on, to the
-    first point that changed by more than was allowed,
+    A sweep calls the network at the guesses x_l of all points of the window, holds the derivatives of `frame` that it
+    gives fixed, and runs the tableau's recurrence exactly: points y_l. Then the window moves on, to the first point
+    that changed by more than is allowed,
 
     .. math:: |y_l - x_l|^2 / n > \mathrm{tol}^2 v_l + \mathrm{atol}^2,
 
     n the size of a sample and v_l the variance of ancestral noise in that step (`rows.step_variance`). The point that
     changed is itself good, for everything before it is: the window moves by at least one call in each round, and
-    after k rounds at least k points are what they would be in a run one after another. With tol = atol = 0 that is
-    the limit of all of them. Each sample has a window of its own. The host waits for the device once a round.
+    after k rounds at least k points equal those of the sequential run. With tol = atol = 0 all of them do in the
+    end. Each sample has a window of its own. The host waits for the device once a round.
 
-    What a window has passed stays as it is, and all that follows is made of it; the last stretch is made into nothing
-    more. So a sample is done as soon as its window reaches the end and of each point in it the *next* change, which
-    the sweep would have to be made for, is expected to be within `finish` times that bound: changes c_k that
-    shrink are followed by less than c_k (c_k / c_{k-1}).
+    Points that a window has passed are final, and all later ones depend on them; nothing depends on the last window. So
+    a sample is finished as soon as its window reaches the end and the expected *next* change of each point in it, the
+    one that another sweep would make, is within `finish` times that bound: shrinking changes c_k are followed by less
+    than c_k (c_k / c_{k-1}).
 
     Args:
-        window: calls of each sample in flight. 1 is the run one after another, bit for bit.
+        window: the calls of each sample per sweep. 1 is the sequential run, bit for bit.
         tol: allowed root mean square change of a point, relative to the step's noise.
-        atol: the same, absolute. Both are added in squares.
-        finish: how much more is allowed of the expected change of what is left. 0 is the published rule: every point
-            is to have changed by no more than tol and atol.
-        max_rounds: end after so many rounds in any case, with what there is by then; `Rounds.converged` says of
-            which samples it is what was asked for.
+        atol: the same, in units of x. The two are added in squares.
+        finish: the factor on the bound for the expected changes in the last window. 0 is the published rule: no point
+            may have changed by more than tol and atol allow.
+        max_rounds: stop after this many rounds in any case, with the current points; `Rounds.converged` says which
+            samples met the tolerance.
         frame: whose derivative is held fixed in a sweep, a name in `diffsolve.tableau.FRAMES`. The velocity of the
-            straight path changes least along a run. Where the network does not determine it, its output is held.
-        warm: the first guess of a point that enters the window: "extrapolate" runs on with the last derivative,
-            "copy" takes the last point (as ParaDiGMS does), and a Tableau is run first, one call after another, for
-            derivatives to interpolate: `ds.plan(model, "dpmpp-2m", steps=10)`.
+            straight path changes least along a run. Where the network does not determine it, the output itself is held.
+        warm: the first guess of a point that enters the window: "extrapolate" continues with the last derivative,
+            "copy" takes the last point (as ParaDiGMS does), and a Tableau is run first, sequentially, for derivatives
+            to interpolate: `ds.plan(model, "dpmpp-2m", steps=10)`.
         accelerate: "secant" lets f follow the point, f + j (y - x), with the slope j of its last two values along
             the last change of x, one number per call and sample: still a linear recurrence. Or Anderson mixing of
-            the guesses, `ds.Anderson()`; or None. What the window has passed is never mixed.
-        workers: how many calls of a sample can be made at once, if fewer than the window: the window is then swept
+            the guesses, `ds.Anderson()`; or None. Points that the window has passed are never mixed.
+        workers: the calls of a sample that can be made at once, if fewer than the window: the window is then swept
             in parts, each of which starts from the outputs of those before (Gauss-Seidel).
-        max_batch: the most samples that the network is called with at once.
+        max_batch: the largest batch for one network call.
         ranks: the `ds.Ranks` of torch.distributed that share the calls.
+
+    Raises:
+        ValueError: if an option is out of range or a name is unknown.
+        TypeError: if ranks is not a `ds.Ranks`.
     """
 
     window: int = 64
@@ -102,8 +106,8 @@ class Picard(Parallel):
 class _Window:
     """The iteration itself. Slot l of sample b is call `at[b] + l`; x has its points, those of slot W after the last.
 
-    Samples that are done leave: `who` says which samples the columns of all tensors are. `points` is told of every
-    point that was passed.
+    Finished samples leave: `who` holds the sample of each column of all tensors. `points` receives every point that a
+    window has passed.
     """
 
     def __init__(self, options: Picard, ex: Executor, calls: Calls, points: Tensor | None = None) -> None:
@@ -136,7 +140,7 @@ class _Window:
 
     @property
     def row(self) -> Tensor:
-        """(W, B): the calls in the window; N where it reaches past the end."""
+        """(W, B): the calls in the window; N beyond the end."""
         return (self.at + self.slot).clamp(max=self.N)
 
     def run(self, moved: Callable[[int], object]) -> tuple[Executor, Rounds]:
@@ -174,14 +178,14 @@ class _Window:
         for first in range(0, W, step):
             part, rest = slice(first, first + step), slice(first + step, W)
             self.evaluate(row, part)
-            *done, change = self.advance_window(row, part, here, z, self.x[1:][part])
-            here = done[0][-1], done[1][-1], done[2][len(done[2]) - len(self.d) :]
-            pieces.append((done[0][1:], done[1][1:], done[2][len(self.d) :]))
+            *swept, change = self.advance_window(row, part, here, z, self.x[1:][part])
+            here = swept[0][-1], swept[1][-1], swept[2][len(swept[2]) - len(self.d) :]
+            pieces.append((swept[0][1:], swept[1][1:], swept[2][len(self.d) :]))
             assert change is not None
             changes.append(change)
             if first + step < W:
                 self.x[first + step :] = self.advance_window(row, rest, here, z)[1]
-                change[-1] = 0.0  # the next part calls the network there as it is now
+                change[-1] = 0.0  # the next part calls the network at this very point
         ss, points, ds = (torch.cat(piece) for piece in zip(*pieces, strict=True))
         return ss, points, ds, self.stride(torch.cat(changes).double() / self.y.shape[1], self.limit[row])
 
@@ -190,7 +194,7 @@ class _Window:
         left = self.N - self.at
         within = change <= limit
         good = within.int().cumprod(0).sum(0) + 1
-        # What the next change is expected to be. A point that was not there before, with a past of 0, is not sure.
+        # The expected next change. A point new to the window, with a past of 0, is not sure.
         sure = within | (change * (change / self.past) <= self.options.finish**2 * limit)
         self.past = change
         return torch.where(sure.int().cumprod(0).sum(0) >= left, left, good.clamp(max=self.W).minimum(left))
@@ -209,7 +213,7 @@ class _Window:
         return advance_window(self.rows, row[part], *here, f, None if z is None else z[part], slope, old)
 
     def evaluate(self, row: Tensor, part: slice) -> None:
-        """Call the network at the points of some slots, short of the end, and take what it says as f."""
+        """Call the network at the points of some slots before the end, and keep the derivatives as f."""
         slots = (row[part] < self.N).nonzero()
         slot, column = slots.unbind(1)
         rows, x = row[part][slot, column], self.x[:-1][part][slot, column]
@@ -227,7 +231,7 @@ class _Window:
         return f, advance_window(self.rows, row, s[-1], y[-1], d, f, self.noise(row, self.who))
 
     def run_out(self, s: Tensor, y: Tensor, d: Tensor, stride: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s, y and the strides with which all samples are at their end, whether they are good or not."""
+        """s, y and the strides that take all samples to the end, converged or not."""
         left = self.N - self.at
         self.converged[self.who.cpu()] = (stride >= left).cpu()
         reach = int(left.max()) - self.W
@@ -242,12 +246,15 @@ class _Window:
         if self.points is not None:
             slot, column = (torch.arange(len(y) - 1, device=y.device)[:, None] < stride).nonzero().unbind(1)
             self.points[self.at[column] + slot + 1, self.who[column]] = y[slot + 1, column]
-        done = self.at + stride >= self.N
-        if done.any():
-            ended, last = self.who[done], stride[None]
-            self.end_s[ended], self.end_y[ended] = gather_slots(s, last)[0][done], gather_slots(y, last)[0][done]
+        finished = self.at + stride >= self.N
+        if finished.any():
+            ended, last = self.who[finished], stride[None]
+            self.end_s[ended], self.end_y[ended] = (
+                gather_slots(s, last)[0][finished],
+                gather_slots(y, last)[0][finished],
+            )
             self.each[ended.cpu()] = rounds
-        on = (~done).nonzero()[:, 0]
+        on = (~finished).nonzero()[:, 0]
         if len(on) == 0:
             self.at, self.who = self.at[on], self.who[on]
             return
@@ -272,7 +279,7 @@ class _Window:
 
 
 class _Noise:
-    """The noise of the rows in any sample's window: drawn once for the whole batch, and dropped when all passed."""
+    """The noise of the rows in any sample's window: drawn once for the whole batch, dropped when all have passed."""
 
     def __init__(self, ex: Executor, noisy: list[bool]) -> None:
         self.ex, self.noisy = ex, noisy

@@ -1,9 +1,9 @@
 """The tableau's recurrence for samples that stand at rows of their own, with some output of each call held fixed.
 
-Between two sweeps of an iteration only one thing is not exact: what the network would have said. What is held fixed
-is the derivative f of a *frame*, f = P y + Q out; the tableau's d is then p y + q f at the *current* y. Any frame has
-the same fixed point, and the choice of it is the choice of the splitting: what is close to constant along a run
-converges in the fewest sweeps.
+Between two sweeps of an iteration only the network's outputs are not exact. What is held fixed is the derivative f of a
+*frame*, f = P y + Q out; the tableau's d is then p y + q f at the *current* y. Every frame has the same fixed point,
+and the choice of the frame is the choice of the splitting: a derivative that is nearly constant along a run converges
+in the fewest sweeps.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def advance_window(
         row: (L, B), the rows.
         s, y: (B, n), the state and the network's input at the first of them.
         d: (K - 1, B, n), the derivatives of the calls before, oldest first.
-        f: (L, B, n), what is held fixed of the network's outputs.
+        f: (L, B, n), the derivatives held fixed.
         z: (L, B, n), the noise, or None.
-        slope: (L, B), if what is held fixed is f + slope y.
-        old: (L, B, n), the y_1 .. y_L of before.
+        slope: (L, B), if f + slope y is held fixed.
+        old: (L, B, n), the previous y_1 .. y_L.
 
     Returns:
         s and y, (L + 1, B, n) with the start first; d, (K - 1 + L, B, n); and with old, the squared changes (L, B). s
@@ -123,7 +123,7 @@ def gather_slots(slots: Tensor, index: Tensor) -> Tensor:
 
 
 def shifted(slots: Tensor, index: Tensor) -> Tensor:
-    """`take` from slots that are followed by zeros."""
+    """`gather_slots` from slots that are followed by zeros."""
     beyond = index >= len(slots)
     return gather_slots(slots, index.clamp(max=len(slots) - 1)).masked_fill_(beyond[..., None], 0.0)
 
@@ -145,8 +145,8 @@ def step_variance(tableau: Tableau) -> np.ndarray:
     good = np.flatnonzero(np.isfinite(variance) & (variance > 0))
     if not len(good):
         return np.ones(tableau.nfe)
-    found: np.ndarray = variance[good[np.maximum(np.searchsorted(good, i, side="right") - 1, 0)]]
-    return found
+    filled: np.ndarray = variance[good[np.maximum(np.searchsorted(good, i, side="right") - 1, 0)]]
+    return filled
 
 
 def _alike(entry: np.ndarray) -> bool:

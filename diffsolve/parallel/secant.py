@@ -1,4 +1,4 @@
-"""Slopes of what is held fixed in a sweep, one number per call and sample."""
+"""Slopes of the derivative held fixed in a sweep, one number per call and sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Slopes:
         self.seen = torch.zeros(f.shape[:2], dtype=torch.bool, device=f.device)
 
     def learn(self, part: slice, slot: Tensor, column: Tensor, x: Tensor, df: Tensor) -> None:
-        """The calls of these slots were made at x, and their f changed by df since they were last made."""
+        """Update the slopes: these slots were called at x, and their f changed by df since the last call."""
         dx = x - self.x[part][slot, column]
         size = (dx * dx).sum(-1)
         j = (dx * df).sum(-1) / size

@@ -1,4 +1,4 @@
-"""Guesses of what the network will say, for points that enter a window."""
+"""Guesses of the derivatives at points that enter a window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["InitialGuess"]
 
 
 class InitialGuess:
-    """The derivative of the frame ahead of the window: a base curve, plus what the last call found beside it.
+    """The derivative of the frame ahead of the window: a base curve, plus the last call's deviation from it.
 
     The base is 0 without a coarse run, so that the last derivative is carried on. With one it is linear in the angle
     atan(sigma / alpha) between its calls.
@@ -27,7 +27,7 @@ class InitialGuess:
         self._y, self._rows = y, rows
         self._curve: Tensor | None = None
         if isinstance(warm, Tableau):
-            bind(warm, calls.model)  # which checks that it is of this path
+            bind(warm, calls.model)  # to check that it is a tableau of this path
             coarse = calls.of(warm, y)
             everyone = torch.arange(len(y), device=y.device)
             self._curve, _ = one_by_one(Rows(warm, calls.model, rows.frame, y), coarse, everyone, y)

@@ -232,7 +232,7 @@ def test_grids_that_miss_the_noise_end_are_refused(mixture):
     x = mixture.sample(2, seed=0)
     with pytest.raises(ValueError, match=r"grid must end at the noise end t=.*, got t=0.5"):
         ds.log_prob(model, x, solver="rk4", grid=[0.001, 0.1, 0.5])
-    with pytest.raises(ValueError, match=r"grid begins at t=0.5"):
+    with pytest.raises(ValueError, match=r"grid must begin at the noise end t=.*, got t=0.5"):
         ds.solve(model, noise=x, solver=ds.plan(model, "rk4", grid=[0.5, 0.1]), log_prob="model")
     with pytest.raises(ValueError, match="is singular at the data"):
         ds.log_prob(mixture_model(mixture), x, solver="deis-2", grid=[1.0, 0.5, 0.0])

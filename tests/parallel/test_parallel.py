@@ -572,7 +572,7 @@ def test_what_cannot_go_together_is_refused_by_name():
         (lambda: ds.Picard(atol=math.nan), "atol must be a finite number >= 0, got nan"),
         (lambda: ds.Picard(finish=-1), "finish must be a finite number >= 0, got -1"),
         (lambda: ds.Picard(max_rounds=0), "max_rounds must be an integer >= 1, got 0"),
-        (lambda: ds.Picard(frame="x"), "frame='x' is unknown; accepted: denoised"),
+        (lambda: ds.Picard(frame="x"), "frame.*'x'"),
         (lambda: ds.Picard(warm="hot"), "warm must be 'extrapolate', 'copy' or a Tableau, got 'hot'"),
         (
             lambda: ds.Picard(warm=ds.plan("edm", "ddim(eta=1)", steps=3)),
@@ -584,7 +584,7 @@ def test_what_cannot_go_together_is_refused_by_name():
         (lambda: ds.Parareal(tol="a"), "tol must be a finite number >= 0, got 'a'"),
         (lambda: ds.Anderson(memory=0), "memory must be an integer >= 1, got 0"),
         (lambda: ds.Anderson(ridge=0), "ridge must be a finite number > 0, got 0"),
-        (lambda: ds.Ranks(), "torch.distributed.init_process_group is to be called first"),
+        (lambda: ds.Ranks(), "ds.Ranks must be made after torch.distributed.init_process_group"),
         (lambda: ds.Ranks(timeout=0), "timeout must be a finite number > 0, got 0"),
     ],
 )
