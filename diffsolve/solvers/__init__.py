@@ -26,7 +26,8 @@ from diffsolve.solvers.butcher import (
     Butcher,
 )
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
-from diffsolve.solvers.multistep import IPNDM, PNDM, DPMpp, Multistep, UniPC
+from diffsolve.solvers.multistep import Multistep
+from diffsolve.solvers.published import IPNDM, PNDM, DPMpp, UniPC
 from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Restart
 from diffsolve.solvers.reversible import ReversibleHeun
 from diffsolve.solvers.runge_kutta import RungeKutta
