@@ -1,4 +1,4 @@
-"""Multistep methods as published, where they are not quite points of `Multistep`: UniPC, DPM-Solver++, iPNDM, PNDM."""
+"""Multistep methods as published, where they differ from the `Multistep` of the same points, frame and variable."""
 
 from __future__ import annotations
 

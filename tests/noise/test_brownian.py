@@ -9,9 +9,10 @@ import torch
 from scipy import stats
 
 import diffsolve as ds
-from diffsolve.noise import Key, Stream, brownian
+from diffsolve.noise import Key, Stream, nodes
 from diffsolve.noise.brownian import Brownian
 from diffsolve.noise.key import philox
+from diffsolve.noise.nodes import NodeNormals
 
 QUANTILES = stats.norm.ppf((np.arange(2**16) + 0.5) / 2**16)
 QUANTILES /= math.sqrt(np.mean(QUANTILES**2))
@@ -138,8 +139,8 @@ def test_a_run_forward_and_backward_meets_the_same_increments():
 
 def test_the_cache_is_bounded_and_spares_nodes(monkeypatch):
     path, drawn = Brownian((2, 8), 0), []
-    starts = Brownian._starts
-    monkeypatch.setattr(Brownian, "_starts", lambda self, k, n: drawn.append(len(n)) or starts(self, k, n))
+    starts = NodeNormals.starts
+    monkeypatch.setattr(NodeNormals, "starts", lambda self, k, n: drawn.append(len(n)) or starts(self, k, n))
     grid = np.linspace(1.0, 1.999, 301)
     for s, t in zip(grid, grid[1:], strict=False):
         path(s, t)
@@ -187,10 +188,10 @@ def test_tensors_draw_the_same_bits_as_arrays(monkeypatch):
     queries = [lambda p: p(TIMES), lambda p: p(0.3, 7.1), lambda p: p(0.7)]
     makes = [lambda: Brownian((3, 5), [1, 2**64 - 1, 7]), lambda: Brownian((2, 9), 3, index=2**32 - 2)]
     arrays = [query(make()) for make in makes for query in queries]
-    monkeypatch.setattr(brownian, "IN_NUMPY", set())
-    brownian._gammas.cache_clear()
+    monkeypatch.setattr(nodes, "IN_NUMPY", set())
+    nodes._gammas.cache_clear()
     tensors = [query(make()) for make in makes for query in queries]
-    brownian._gammas.cache_clear()
+    nodes._gammas.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(arrays, tensors, strict=True))
 
 
