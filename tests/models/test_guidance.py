@@ -75,11 +75,11 @@ def test_hook_and_guidance(mixture):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: ds.Guidance("2"), "scale='2'"),
-        (lambda: ds.Guidance(float("nan")), "scale=nan"),
-        (lambda: ds.Guidance(2.0, uncond=3), "uncond=3"),
-        (lambda: ds.Guidance(2.0, interval=(3.0, 1.0)), r"interval=\(3.0, 1.0\)"),
-        (lambda: ds.sample(ds.adapt(Net(), "edm", "noise"), (1, 2), nfe=2, guidance="strong"), "scale='strong'"),
+        (lambda: ds.Guidance("2"), "scale must be a finite number, got '2'"),
+        (lambda: ds.Guidance(float("nan")), "scale must be a finite number, got nan"),
+        (lambda: ds.Guidance(2.0, uncond=3), "uncond must be a mapping of keyword arguments, got 3"),
+        (lambda: ds.Guidance(2.0, interval=(3.0, 1.0)), r"interval must be .*, got \(3.0, 1.0\)"),
+        (lambda: ds.sample(ds.adapt(Net(), "edm", "noise"), (1, 2), nfe=2, guidance="strong"), "scale must be a finite number, got 'strong'"),
         (
             lambda: ds.sample(
                 ds.adapt(Net(), "edm", "noise"),
@@ -88,7 +88,7 @@ def test_hook_and_guidance(mixture):
                 cond={"label": torch.ones(1)},
                 guidance=ds.Guidance(2.0, batched=True),
             ),
-            r"uncond=\[\]: batched guidance needs the arguments of cond=\['label'\]",
+            r"uncond must have the arguments of cond for batched guidance, \['label'\], got \[\]",
         ),
     ],
 )
