@@ -83,8 +83,7 @@ def sweep(
 ) -> Table:
     """Sample with every solver, budget of network calls and seed; measure the samples against the reference.
 
-    Sample i of a seed has the same noise and condition in every cell and for every batch size, so that solvers are
-    compared on the same draw. Each seed is completed for all solvers before the next.
+    Sample i of a seed has the same noise and condition in every cell, so that solvers are compared on the same draw.
 
     Args:
         model: as in `ds.solve`.
@@ -94,17 +93,16 @@ def sweep(
         solvers: names, solver objects, tableaux, `ds.Adaptive` or `ds.AdaptiveSDE`; or a mapping from labels to these,
             or to dicts with "solver" and other options of `ds.solve`, as {"heun, karras": {"solver": "heun",
             "grid": "karras"}}.
-        nfe: budgets of network calls; the actual calls are reported. A guided call counts once, though it evaluates
-            the network twice. Tableaux and adaptive solvers run once, with their own number of calls.
+        nfe: budgets of network calls (a guided call counts once); the actual calls are reported. Tableaux and adaptive
+            solvers run once, with their own number of calls.
         num: samples per cell. Their features are all held in memory: 4 num F bytes.
         batch: samples per batch; results depend on it only by rounding.
         seeds: the number of seeds, from 0; or the seeds themselves.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
             if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
         cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
-            i gets entry i modulo its length; likewise in the `uncond` of a Guidance. Anything else is passed
-            unchanged. Cycled labels are a stratified, not an independent, sample: KID is then biased downwards by an
-            amount of order 1 / num.
+            i gets entry i modulo its length; likewise in the `uncond` of a Guidance. Cycled labels are a stratified,
+            not an independent, sample: KID is then biased downwards by an amount of order 1 / num.
         guidance: as in `ds.solve`.
         decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
             bits. None if samples are images.
@@ -119,8 +117,7 @@ def sweep(
         A `Table` of the requested cells: print it, or `plot` it.
 
     Raises:
-        ValueError: before the network is called, if an argument is out of range, a solver does not fit into a budget,
-            or the file `out` has other settings.
+        ValueError: if an argument is out of range, a solver exceeds a budget, or `out` has other settings.
         TypeError: if an argument is of the wrong type.
     """
     num, exact = integer("num", num, 1), integer("exact", exact, 0)

@@ -12,6 +12,7 @@ import diffsolve as ds
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import random_means, ring
 from diffsolve.tuning import fit
+from diffsolve.tuning.fit import TuneOptions
 from diffsolve.tuning.student import Student, flattened
 
 RING = mixture_model(ring(), "condot")
@@ -420,4 +421,4 @@ def test_nothing_global_is_touched():
 
 
 def test_the_docstring_says_what_is_there():
-    assert all(re.search(rf"\b{name}\b", fit.__doc__) for name in fit.__kwdefaults__)
+    assert all(re.search(rf"\b{name}\b", fit.__doc__) for name in TuneOptions.__annotations__)
