@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from support.product import shares, shown
 from support.solvers import KINDS
 
 import diffsolve as ds
@@ -165,20 +167,22 @@ NETWORKS = [("edm", "noise"), ("condot", "velocity"), ("edm", "edm")]
 RUNS = [(name, *NETWORKS[i % 3]) for i, name in enumerate(ds.solvers.names())]
 
 
-@pytest.mark.product(
-    {"solver, path, predicts": RUNS}, some={"solver, path, predicts": [r for r in RUNS if r[0] in KINDS]}
-)
+SOME = [run for run in RUNS if run[0] in KINDS]
+
+
+@pytest.mark.product({"runs": shares(RUNS, 5)}, some={"runs": shares(SOME, 5)})
 @BOTH
-def test_every_solver(solver, path, predicts, monkeypatch, choice):
+def test_every_solver(runs, monkeypatch, choice):
     """A whole run, one launch per call, against the chain; the truth is the run in float64."""
-    model = ds.adapt(lambda x, t: torch.tanh(x) * 0.7, path, predicts)
-    run = lambda dtype: ds.sample(model, (3, 2, 5), solver=solver, steps=4, seed=[3, 1, 4], dtype=dtype)  # noqa: E731
-    monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")
-    exact = run(F64)
-    for dtype in (F32, BF16):
-        ours, theirs = both(monkeypatch, lambda: run(dtype), choice)  # noqa: B023
-        error, allowed = ((x.double() - exact).norm() for x in (ours, theirs))
-        assert error <= 2 * allowed + 64 * torch.finfo(dtype).eps * exact.norm()
+    for solver, path, predicts in shown(runs):
+        model = ds.adapt(lambda x, t: torch.tanh(x) * 0.7, path, predicts)
+        run = partial(ds.sample, model, (3, 2, 5), solver=solver, steps=4, seed=[3, 1, 4])
+        monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")
+        exact = run(dtype=F64)
+        for dtype in (F32, BF16):
+            ours, theirs = both(monkeypatch, partial(run, dtype=dtype), choice)
+            error, allowed = ((x.double() - exact).norm() for x in (ours, theirs))
+            assert error <= 2 * allowed + 64 * torch.finfo(dtype).eps * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F64])
