@@ -479,5 +479,5 @@ def test_a_key_makes_noise_antithetic_or_shared(tmp_path):
     assert torch.equal(rest.x, run.x)
     shared = ds.sample(model, (3, 2), seed=ds.Key(3, shared=True), **options)
     torch.testing.assert_close(shared, plain[:1].expand(3, 2), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="index=2"):
+    with pytest.raises(ValueError, match="index must be 0 with seed=Key"):
         ds.sample(model, (3, 2), seed=key, index=2, **options)

@@ -94,7 +94,7 @@ def test_own_times_are_used_bit_for_bit(mixture):
         (lambda: ds.plan("edm", "euler", grid=[80.0]), "at least 2 times"),
         (lambda: ds.plan("edm", "euler", grid=[80.0, float("nan"), 0.0]), "strictly"),
         (lambda: ds.plan("edm", "euler", grid=[80.0, 1.0, 0.0], steps=5), "steps must be 2, that of the given grid"),
-        (lambda: ds.plan("edm", "euler", grid=[80.0, 1.0, 0.0], nfe=5), "nfe=5 cannot be given with a grid"),
+        (lambda: ds.plan("edm", "euler", grid=[80.0, 1.0, 0.0], nfe=5), "nfe=5 cannot be given with a custom grid"),
         (lambda: ds.plan("edm", "euler", grid=object()), "grid must be a name, a Grid or a list of times, got <object"),
     ],
 )

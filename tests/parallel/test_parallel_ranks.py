@@ -147,5 +147,5 @@ def test_a_rank_that_differs_fails_or_dies_ends_the_run_for_all(tmp_path):
 
 def test_ranks_need_a_seed(monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="seed=None with ranks: the same seed is to be given on each"):
+    with pytest.raises(ValueError, match="seed must be given with ranks, the same on each of them, got None"):
         solve(elementwise, "picard", ds.Ranks(), seed=None)

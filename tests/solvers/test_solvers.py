@@ -325,10 +325,13 @@ def test_ddim_keeps_the_marginals_of_a_point(eta, path):
         (lambda: Butcher("bad", ((), (1,)), (1, 1), 2), "b must be weights of sum 1"),
         (lambda: Butcher("bad", ((), (1, 2)), (0, 1), 2), "rows of 0, 1"),
         (lambda: Butcher("bad", ((), (2,)), (0, 1), 2), "no stage leaves the step"),
-        (lambda: ds.plan("edm", "heun", nfe=0), "nfe=0"),
-        (lambda: ds.plan("condot", "rk4", nfe=3), "nfe=3: .* needs at least 4"),
-        (lambda: ds.plan("edm", "euler", steps=3, nfe=3), "steps=3, nfe=3: exactly one"),
-        (lambda: ds.plan("edm", "euler"), "steps=None, nfe=None: exactly one"),
+        (lambda: ds.plan("edm", "heun", nfe=0), "nfe must be an integer >= 1, got 0"),
+        (lambda: ds.plan("condot", "rk4", nfe=3), "nfe must be at least 4 for .* here, got 3"),
+        (
+            lambda: ds.plan("edm", "euler", steps=3, nfe=3),
+            "exactly one of steps and nfe must be given, got steps=3, nfe=3",
+        ),
+        (lambda: ds.plan("edm", "euler"), "exactly one of steps and nfe must be given, got none"),
         (lambda: ds.solvers.named("ddim(eta=1.0)")(paths.EDM(), [0.002, 80.0]), "only eta=0 runs from the data"),
     ],
 )
