@@ -210,6 +210,7 @@ def test_old_names_in_packages_and_classes(model):
 
 
 def test_an_old_option_of_begin(model):
-    with pytest.warns(DeprecationWarning, match="option takes of begin is now prediction"):
+    with pytest.warns(DeprecationWarning, match="option takes of begin is now prediction") as warned:
         old = ds.begin(model, (2, 2), solver="euler", steps=2, seed=0, takes="denoised")
     assert old.program.prediction == "denoised"
+    assert warned[0].filename == __file__

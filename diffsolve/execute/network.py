@@ -44,7 +44,7 @@ class Network:
         x = y if self.scales is None else y * self.scales[i]
         return self.outputs(i, x, self.times[i].expand(len(y)), *conditions)
 
-    def at_calls(self, rows: Tensor, y: Tensor, *conditions: Mapping[str, Any], example: int = 0) -> Tensor:
+    def at_calls(self, rows: Tensor, y: Tensor, *conditions: Mapping[str, Any], example: int) -> Tensor:
         """The outputs for states y (M, ...) at the calls `rows` (M,), all guided like the call `example`."""
         # The scale in the dtype of y, to which a Python number would be rounded too.
         x = y if self.scales is None else y * per_sample(self._scale_table[rows].to(y.dtype), y)

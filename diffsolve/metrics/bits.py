@@ -37,7 +37,7 @@ def evaluate(
     *,
     num: int | None = None,
     batch: int = 64,
-    conditional: bool = False,
+    conditional: bool,
     about: dict[str, Any],
     **options: Any,
 ) -> tuple[int, float, float]:

@@ -71,7 +71,7 @@ class Calls:
         *,
         max_batch: int | None = None,
         ranks: Ranks | None = None,
-        check: bool = False,
+        check: bool,
     ) -> None:
         self.model, self.max_batch, self.ranks, self.check = model, max_batch, ranks, check
         self._guidance, self._cond, self._shape = guidance, cond, like.shape

@@ -24,3 +24,19 @@ def test_a_derivative_that_is_the_state_itself_is_kept():
         terms = [s, y, *kept[: tableau.history]]
         s, y = (sum(float(w) * term for w, term in zip(side, terms, strict=False)) for side in row)
     torch.testing.assert_close(ds.sample(model, noise=x, solver=tableau), y, rtol=1e-10, atol=1e-10)
+
+
+def test_a_resumed_run_scales_the_input_of_its_first_call():
+    """A raw EDM network sees c_in x in every call, the first after a break too."""
+    seen = []
+
+    def net(x, t):
+        seen.append(x.clone())
+        return 0.3 * x
+
+    model = ds.adapt(net, "edm", "edm")
+    ds.sample(model, (2, 3), solver="euler", steps=4, seed=0)
+    whole, seen[:] = list(seen), []
+    run = ds.solve(model, (2, 3), solver="euler", steps=4, seed=0, max_calls=2)
+    ds.sample(model, solver=run.tableau, state=run.state)
+    assert all(torch.equal(a, b) for a, b in zip(whole, seen, strict=True))

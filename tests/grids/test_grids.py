@@ -114,3 +114,17 @@ def test_every_solver_on_every_grid(grid, path, steps):
     times = grids.named(grid)(path, steps)
     for name in ds.solvers.names():
         assert np.isfinite(ds.solvers.named(name)(path, times).weights).all(), name
+
+
+def test_defaults_of_a_class_are_those_of_its_name():
+    assert grids.Shifted() == grids.named("shifted")
+    assert grids.Power() == grids.named("polynomial")
+
+
+def test_one_step_that_does_not_move_is_refused():
+    class Halting(grids.Grid):
+        def nodes(self, path, steps, start, stop):
+            return np.array([start, 1.0, 1.0, 0.0])
+
+    with pytest.raises(ValueError, match="steps must be at most the distinct steps of .*, got 3"):
+        Halting()(paths.EDM(), 3)

@@ -382,3 +382,9 @@ def test_errors(make, error, words):
 def test_public_name():
     assert ds.Brownian is Brownian
     assert "seed=3" in repr(ds.Brownian((2,), 3))
+
+
+def test_words_of_64_bits_are_signed_from_the_middle():
+    assert nodes._signed(2**63 - 1) == 2**63 - 1
+    assert nodes._signed(2**63) == -(2**63)
+    assert nodes._signed(2**64 - 1) == -1

@@ -52,7 +52,7 @@ def solve(model, solver, parallel, shape=(3, 2), steps=9, seed=0, dtype=torch.fl
 def window(model, solver, parallel, shape, steps):
     """The iteration inside Picard.run, at its start."""
     ex = ds.begin(model, shape, solver=solver, steps=steps, seed=0, dtype=torch.float64)
-    return _Window(parallel, ex, Calls(model, ex.tableau, ex.y, ds.Guidance(1.0), {}))
+    return _Window(parallel, ex, Calls(model, ex.tableau, ex.y, ds.Guidance(1.0), {}, check=False))
 
 
 # The limit -------------------------------------------------------------------------------------------------------
@@ -502,7 +502,11 @@ def test_parareal_is_a_plain_loop_of_the_formula(rounds, monkeypatch):
     from diffsolve.parallel.parareal import _Blocks
 
     ex = ds.begin(model, (2, 4), solver="ddim", steps=12, seed=0, dtype=torch.float64)
-    it = _Blocks(ds.Parareal(blocks=4, coarse="ddim", tol=0), ex, Calls(model, ex.tableau, ex.y, ds.Guidance(1.0), {}))
+    it = _Blocks(
+        ds.Parareal(blocks=4, coarse="ddim", tol=0),
+        ex,
+        Calls(model, ex.tableau, ex.y, ds.Guidance(1.0), {}, check=False),
+    )
     assert it.bounds == [0, 3, 6, 9, 12]
     for k in range(rounds):
         it.round(k)

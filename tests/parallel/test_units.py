@@ -22,3 +22,19 @@ def test_atol_is_in_the_unit_of_the_state(method):
         assert torch.equal(256 * run.x, larger.x)
         rounds.add(run.parallel.rounds)
     assert len(rounds) > 1
+
+
+def test_one_bad_value_of_a_sample_is_found():
+    """In the second call alone, in one of two values."""
+
+    def net(x, t):
+        out = -x
+        return torch.where((t.view(-1, 1) > 0.2) & (torch.arange(2) == 1), torch.nan, out)
+
+    model = ds.adapt(net, "condot", "velocity")
+    with pytest.raises(FloatingPointError, match=r"first in call 1 of 4, at t=0.25"):
+        ds.sample(model, (3, 2), solver="euler", grid="uniform-t", steps=4, parallel=ds.Picard(window=4), check=True)
+
+
+def test_anderson_mixes_as_few_as_its_default_says():
+    assert ds.Anderson() == ds.Anderson(memory=2)

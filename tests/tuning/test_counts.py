@@ -37,3 +37,11 @@ def test_a_learning_begins_at_nothing():
     student = SimpleNamespace(parameters={"w": torch.nn.Parameter(torch.ones(2))})
     progress = Progress(student, {}, None)
     assert (progress.iteration, progress.calls, progress.losses, progress.best) == (0, 0, [], float("inf"))
+
+
+def test_ends_that_are_given_cost_no_calls():
+    model, noise = ds.adapt(lambda x, t: -x * (1 + t.view(-1, 1)), "condot", "velocity"), torch.randn(8, 2)
+    ends = ds.sample(model, noise=noise, nfe=50)
+    options = {"nfe": 2, "iterations": 1, "batch": 8, "seed": 0, "noise": noise}
+    given, taught = (fit(model, teacher=teacher, **options).calls for teacher in (ends, 50))
+    assert taught - given == 8 * 50
