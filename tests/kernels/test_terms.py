@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from diffsolve import kernels, native
@@ -29,7 +30,11 @@ def test_the_limits_are_those_of_the_loops_in_c():
     assert loop.recipe(range(native.INPUTS + 1), [one]) is None
 
 
-def test_results_have_the_layout_of_the_first_input():
-    first = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    (out,) = kernels.combine([first, torch.randn(2, 3, 4, 4)], torch.tensor([[1.0, 2.0]]))
-    assert out.stride() == first.stride()
+@pytest.mark.parametrize("choice", ["torch", "native", "triton"])
+def test_results_have_the_layout_of_the_first_input(choice, monkeypatch):
+    monkeypatch.setenv("DIFFSOLVE_KERNELS", choice)
+    plain = torch.randn(2, 3, 4, 4)
+    last = plain.to(memory_format=torch.channels_last)
+    for inputs in ([plain, last], [last, plain]):
+        (out,) = kernels.combine(inputs, torch.tensor([[1.0, 2.0]]))
+        assert out.stride() == inputs[0].stride()
