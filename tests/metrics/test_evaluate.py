@@ -1,6 +1,8 @@
 """Bits per dimension over a data set from the command line, resumed."""
 
 import json
+import re
+import statistics
 
 import pytest
 
@@ -36,6 +38,9 @@ def test_it_goes_on_where_it_was(tmp_path):
     entries = [json.loads(line) for line in whole.read_text().splitlines()[1:]]
     assert [entry["index"] for entry in entries] == list(range(4))
     assert all(0.5 < entry["bits_per_dim"] < 4 and entry["stderr"] > 0 for entry in entries)
+    bits = [entry["bits_per_dim"] for entry in entries]
+    shown = [float(number) for number in re.findall(r"\d+\.\d+", result.output.partition("per dimension")[0])]
+    assert shown[-2:] == pytest.approx([statistics.mean(bits), statistics.stdev(bits) / 2], abs=6e-4)
     run(part, "--num", "2")
     text = part.read_text()
     part.write_text(text + '{"index": 2, "bits')  # a line cut short

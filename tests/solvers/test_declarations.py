@@ -62,3 +62,8 @@ def test_rows_without_noise_have_no_clock():
 def test_the_variable_of_karras():
     at = paths.EDM().nodes([80.0, 2.0])
     assert VARIABLES["rho7"](at).tolist() == pytest.approx([80.0 ** (1 / 7), 2.0 ** (1 / 7)], rel=1e-15)
+
+
+def test_noise_is_not_added_towards_the_noise_however_short_the_step():
+    with pytest.raises(ValueError, match="from the (data to|noise)"):
+        ds.solvers.named("ddim(eta=0.5)")(paths.EDM(), [1.0, 1.5])
