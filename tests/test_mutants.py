@@ -65,6 +65,7 @@ def test_equivalents():
     assert mutations.equivalents(text) == {("m.py", "a < b", "a <= b")}
 
 
+@pytest.mark.slow
 def test_a_noticed_mutant_dies_and_the_others_are_listed(tmp_path: Path):
     """Of a tiny package with one test: what the test checks dies, what it does not check survives, or is excused."""
     pytest.importorskip("pytest_cov")

@@ -121,7 +121,7 @@ def exact_pair(mixture, p):
     return z, mixture.flow(z, *levels)
 
 
-@pytest.mark.product({"frame": list(FRAMES), "path": list(PREDICTS)}, each=2)
+@pytest.mark.product({"frame": list(FRAMES), "path": list(PREDICTS)})
 def test_agrees_with_the_exact_flow_in_both_directions(path, frame, mixture):
     if (path, frame) == ("ddpm", "native"):
         pytest.skip("a table is linear between its rows: its clock has 1000 kinks")
@@ -274,8 +274,7 @@ def test_a_zero_field_costs_few_calls():
     assert ds.solve(model, (0, 3), solver=Adaptive()).x.shape == (0, 3)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("path", ["condot", "edm"])
+@pytest.mark.product({"path": ["condot", "edm"], "name": list(METHODS)})
 def test_trajectory(path, name, mixture):
     """Dense output at the times asked for is as good as the solve; the ends are the start and the result."""
     model = mixture_model(mixture, path, PREDICTS[path])

@@ -37,6 +37,7 @@ def test_the_law_is_unbiased_though_steps_are_rejected(path, tau):
     assert run.nfe.min() < run.nfe.max()  # each at its own steps
 
 
+@pytest.mark.slow
 @pytest.mark.product({"path": ["edm", "vp"]}, some={"path": ["vp"]})
 def test_it_converges_along_the_path_that_fixed_steps_follow(path):
     model = mixture_model(TWO, path, "denoised")

@@ -286,8 +286,7 @@ def test_image_to_image(mixture):
             *(("condot", "velocity"), ("edm", "denoised"), ("ddpm", "noise"), ("vp", "v"), ("condot", "denoised"))
         ],
         "solver": ["rk4", "unipc-3", "dpmpp-2m", "ab-3"],
-    },
-    each=2,
+    }
 )
 def test_encode_is_the_way_back(path, predicts, solver, mixture):
     model = mixture_model(mixture, path, predicts)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # CI runs it by a line of its own
+
 REGISTERS = 96
 """The bound on registers per thread: at 128 threads a program, 20 programs of an H100 multiprocessor fit at once."""
 

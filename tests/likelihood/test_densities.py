@@ -73,6 +73,7 @@ def needed(curve, error):
 EQUAL = [("condot", 60, 0.6), ("edm", 60, 0.45), ("vp", 60, 0.7)]
 
 
+@pytest.mark.slow
 @pytest.mark.product({"path, calls, most": EQUAL}, some={"path, calls, most": EQUAL[1:2]})
 def test_calls_against_torchdiffeq_at_equal_error(path, calls, most):
     """In calls of the batch one after another, which all samples here have."""
@@ -87,6 +88,7 @@ def test_calls_against_torchdiffeq_at_equal_error(path, calls, most):
     assert calls <= most * needed(torchdiffeq_curve(model, x, expected, tolerances), error)
 
 
+@pytest.mark.slow
 @pytest.mark.product({"path": ["edm", "vp"]}, some={"path": ["vp"]})
 def test_half_the_calls_of_torchdiffeq_as_it_stands(path):
     """At the tolerance of the usual recipe, 1e-5, and on vp with no more error than that."""
@@ -172,6 +174,7 @@ def test_deflated_with_few_numbers():
         trace.directions(torch.Size([5, 3]), Key(0), x)
 
 
+@pytest.mark.slow
 def test_deflated_along_a_path():
     mixture = random_means(64)
     model = mixture_model(mixture, "vp", "v")
@@ -192,7 +195,7 @@ def deterministic():
 SOME = ["deis-3", "dpmpp-2m", "unipc-3", "pndm", "ipndm-2", "tab-1", "res-3s", "dpm-3s", "auto"]
 
 
-@pytest.mark.product({"path": list(PREDICTS), "solver": deterministic()}, some={"solver": SOME}, each=3)
+@pytest.mark.product({"path": list(PREDICTS), "solver": deterministic()}, some={"solver": SOME})
 def test_every_deterministic_solver_on_every_path(path, solver, mixture):
     """The error falls with the steps, and is small, in frames that are singular at the data or at the noise too."""
     model = mixture_model(mixture, path, "v")
@@ -209,7 +212,9 @@ def test_every_deterministic_solver_on_every_path(path, solver, mixture):
         assert fine < coarse or fine < 2e-6
 
 
-@pytest.mark.product({"path": list(PREDICTS), "solver": ["dpmpp-2m", "rk4", "unipc-3"]})
+@pytest.mark.product(
+    {"path": list(PREDICTS), "solver": ["dpmpp-2m", "rk4", "unipc-3"]}, some={"path": ["vp"], "solver": ["unipc-3"]}
+)
 def test_a_tableau_gives_samples_and_their_densities(path, solver, mixture):
     model = mixture_model(mixture, path, PREDICTS[path])
     tableau = ds.plan(model, solver, steps=60, grid="angle")

@@ -33,6 +33,7 @@ def test_exact_trace_to_1e_5_nats_in_130_calls(path):
     assert found.value.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_the_density_is_the_mixtures_where_the_noise_end_is_far_enough():
     mixture = ring()
     x = mixture.sample(16, seed=1)
@@ -83,7 +84,7 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
 
 
 @pytest.mark.parametrize(("make", "dim"), [(lambda: anisotropic(8), 8), (lambda: random_means(12), 12)])
-@pytest.mark.parametrize("shape", [(12,), (2, 6), (3, 2, 2), (8,), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(12,), (3, 2, 2), (2, 2, 2)])
 def test_any_rank(shape, make, dim):
     mixture = make()
     if math.prod(shape) != dim:
@@ -172,6 +173,7 @@ def test_hutch_plus_plus_is_exact_on_low_rank_and_unbiased_elsewhere():
     assert other.shape == (500, 12)
 
 
+@pytest.mark.slow
 def test_64_numbers_by_hutchinson():
     """The truth inside three standard errors, and error bars that shrink with the root of the probes."""
     mixture = anisotropic(64, 2)
@@ -239,6 +241,7 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
     assert found.nfe.mean() <= len(calls) * (1 if path == "condot" else 0.5), (found.nfe.mean(), len(calls), error)
 
 
+@pytest.mark.slow
 def test_early_stopping_is_the_density_of_noised_data(mixture):
     x = mixture.sample(5, seed=0)
     for path, predicts, stop in (("edm", "denoised", 0.3), ("vp", "noise", 0.1), ("condot", "velocity", 0.8)):

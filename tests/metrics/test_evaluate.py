@@ -29,6 +29,7 @@ def run(out, *options):
     return CliRunner().invoke(app, arguments)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(tmp_path):
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     result = run(whole, "--num", "4")

@@ -463,6 +463,7 @@ def test_compiled_by_the_first_process_and_by_no_other(elsewhere):
     assert elsewhere.compilations == 1
 
 
+@pytest.mark.slow
 def test_many_processes_at_once(elsewhere):
     with ThreadPoolExecutor(3) as pool:
         assert len(set(pool.map(python, [WORK] * 3))) == 1

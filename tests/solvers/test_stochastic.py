@@ -10,6 +10,7 @@ import torch
 from support import peers
 from support.gaussian import errors, moments, propagate
 from support.product import shown
+from support.solvers import KINDS
 
 import diffsolve as ds
 from diffsolve import paths
@@ -75,7 +76,10 @@ WEAK = [
 ]
 
 
-@pytest.mark.product({"spec": WEAK, "path": list(INTERIOR)})
+FEW = [spec for spec in WEAK if spec not in NAMES or spec in KINDS]
+
+
+@pytest.mark.product({"spec": WEAK, "path": list(INTERIOR)}, some={"spec": FEW})
 def test_weak_order_on_gaussian_data(spec, path):
     """|variance - exact| falls with the declared order: no sampling, the linear recursion is followed exactly."""
     start, stop = INTERIOR[path]
@@ -225,6 +229,7 @@ def test_a_sample_depends_on_its_seed_alone(spec):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_split_over_two_processes(tmp_path):
     program = """
 import sys, torch, diffsolve as ds

@@ -180,10 +180,12 @@ def carries(mixture, path, nfe, factor, n, size=torch.mean, **options):
     assert table.nfe == nfe
 
 
+@pytest.mark.slow
 def test_nearer_than_every_solver_in_the_plane():
     carries(ring(), "condot", 5, 0.3, 256, iterations=150, teacher=60)
 
 
+@pytest.mark.slow
 def test_nearer_than_every_solver_in_64_dimensions():
     carries(random_means(64), "condot", 5, 0.5, 160, iterations=120, teacher=40)
 
