@@ -49,7 +49,7 @@ def plan(
             None, the grid in the solver's name ("DPM++ 2M Karras"), else the path's own.
         start: the initial time, on the path's clock; the noise end if None.
         stop: the final time. If None the run ends on the data: the last update is the denoised estimate.
-        guidance: the scale of classifier-free guidance of the run; "auto" depends on it.
+        guidance: the scale of classifier-free guidance of the run; "auto" and "designed" depend on it.
 
     Raises:
         ValueError: if the solver or grid is unknown, not exactly one of steps and nfe is given (neither with custom
@@ -60,8 +60,8 @@ def plan(
         model = adapt(_nothing, model, "v")
     path, determined = model.path, model.determined
     method, its_grid = solvers.resolve(solver)
-    method = method.guided(guidance)
-    grid = its_grid if grid is None else grid
+    method = method.suited(model.predicts, guidance)
+    grid = its_grid or method.grid if grid is None else grid
     times = own_times(grid)
     if times is not None:
         refuse("a custom grid", start=start, stop=stop, nfe=nfe)
@@ -91,8 +91,8 @@ def plan_back(
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
-    method = method.guided(guidance)
-    grid = its_grid if grid is None else grid
+    method = method.suited(model.predicts, guidance)
+    grid = its_grid or method.grid if grid is None else grid
     begin = last_time(model) if begin is None else begin
     stop = None if begin == path.t_data else begin
     times = own_times(grid)

@@ -3,10 +3,11 @@
 from diffsolve.common.registry import Registry
 from diffsolve.grids.base import Grid
 from diffsolve.grids.spaced import Spaced
-from diffsolve.grids.warps import Angle, Beta, Karras, Power, Shifted, Uniform, Warp
+from diffsolve.grids.warps import Angle, Arc, Beta, Karras, Power, Shifted, Uniform, Warp
 
 __all__ = [
     "Angle",
+    "Arc",
     "Beta",
     "Grid",
     "Karras",
@@ -25,6 +26,7 @@ registry: Registry[Grid] = Registry(
     Grid,
     {
         "angle": Angle,
+        "arc": Arc,
         "beta": Beta,
         "exponential": lambda: Uniform("lambda"),
         "karras": Karras,

@@ -14,7 +14,7 @@ from diffsolve.paths import Path
 from diffsolve.tableau.ends import CUT, first_call, may_call
 from diffsolve.tableau.frames import VARIABLES
 
-__all__ = ["Angle", "Beta", "Karras", "Power", "Shifted", "Uniform", "Warp"]
+__all__ = ["Angle", "Arc", "Beta", "Karras", "Power", "Shifted", "Uniform", "Warp"]
 
 
 class Warp(Grid):
@@ -136,6 +136,30 @@ class Angle(Warp):
     def inverse(self, path: Path, w: np.ndarray) -> np.ndarray:
         # Rounding must not carry the angle beyond pi / 2, where alpha = 0.
         return path.time(-np.log(self.scale * np.tan(np.minimum(w**self.power, math.pi / 2)))).numpy()
+
+
+@dataclass(frozen=True)
+class Arc(Warp):
+    """Even steps in atan((sigma / (scale alpha))^power): finite at both ends of every path.
+
+    The steps per unit of lambda fall off as 1 / cosh(power (lambda + log scale)), alike on both sides of the level
+    sigma = scale alpha. power = 1 is uniform in theta, power -> 0 uniform in lambda.
+    """
+
+    scale: float = 1.0
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("scale", self.scale, above=0)
+        number("power", self.power, above=0)
+
+    def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
+        p = path.nodes(t)
+        return np.asarray(np.arctan2(p.sigma**self.power, (self.scale * p.alpha) ** self.power))
+
+    def inverse(self, path: Path, w: np.ndarray) -> np.ndarray:
+        # Rounding must not carry the angle beyond pi / 2, where alpha = 0.
+        return path.time(-np.log(self.scale) - np.log(np.tan(np.minimum(w, math.pi / 2))) / self.power).numpy()
 
 
 @dataclass(frozen=True)

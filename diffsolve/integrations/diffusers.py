@@ -105,9 +105,10 @@ class Scheduler:
         guidance: float = 1.0,
     ) -> None:
         self.scheduler, self.seed, self.guidance = scheduler, seed, guidance
-        self.solver, its_grid = resolve(solver)
-        self.grid = its_grid if grid is None else grid
         path, predicts, clock = meaning(scheduler)
+        method, its_grid = resolve(solver)
+        self.solver = method.suited(predicts, guidance)
+        self.grid = its_grid or self.solver.grid if grid is None else grid
         self.model = adapt(_not_called, path, predicts, clock=clock, sigma_data=scheduler.config.get("sigma_data", 0.5))
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None

@@ -25,6 +25,7 @@ from diffsolve.solvers.butcher import (
     TSIT5,
     Butcher,
 )
+from diffsolve.solvers.designed import Designed
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
 from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.published import IPNDM, PNDM, DPMpp, UniPC
@@ -46,6 +47,7 @@ __all__ = [
     "Churn",
     "Constant",
     "DPMpp",
+    "Designed",
     "Diffusion",
     "ExponentialRK",
     "Interval",
@@ -162,6 +164,7 @@ registry: Registry[Solver] = Registry(
         "bosh3": _runge_kutta(BOSH3),
         "ddim": DDIM,
         "ddpm": DDPM,
+        "designed": Designed,
         "dopri5": _runge_kutta(DOPRI5),
         "dopri8": _runge_kutta(DOPRI8),
         "dpm-2s": _dpm2s("noise"),
@@ -224,10 +227,9 @@ register = registry.register
 
 
 def resolve(solver: str | Solver) -> tuple[Solver, str | None]:
-    """The solver of that name or alias, and the grid that goes with it, if any."""
+    """The solver of that name or alias, and the grid that the alias names, if it does."""
     spec, grid = expand(solver, registry.entries) if isinstance(solver, str) else (solver, None)
-    method = registry.resolve(spec)
-    return method, grid or method.grid
+    return registry.resolve(spec), grid
 
 
 def named(solver: str | Solver) -> Solver:

@@ -1,21 +1,37 @@
-"""The solver that is used when none is named: one rule for every path, from the number of steps and the guidance."""
+"""The solver that is used when none is named: one rule, from the prediction, the number of steps and the guidance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
-from diffsolve.common.checks import number
+from diffsolve.common.checks import choice, number
+from diffsolve.grids import Grid
 from diffsolve.paths import Path
 from diffsolve.solvers.base import Solver
+from diffsolve.solvers.designed import ArcOf, Designed
 from diffsolve.solvers.multistep import Multistep
+from diffsolve.solvers.published import DPMpp
 from diffsolve.tableau import Draft, Tableau
+from diffsolve.tableau.frames import PREDICTIONS
 
 __all__ = ["Auto"]
+
+DESIGNED = {"noise": 24, "score": 17, "denoised": 6, "edm": 12, "v": 12, "velocity": 12}
+"""At most so many steps are made by weights designed for the prediction; more are Adams'."""
+
+ADAMS = {
+    "noise": Multistep(3, "straight", "lambda", corrector=3),
+    "score": Multistep(3, "straight", "lambda", corrector=3),
+    "denoised": Multistep(3, "straight", "lambda", corrector=4),
+}
+"""What more steps use where the error grows towards an end: three values in lambda, whatever their number."""
+
+STRONG = 5.0
+"""Above this scale of guidance differences of the field decide, not the network's error: nothing is designed for it."""
 
 POINTS = ((5, 1), (9, 2), (17, 3))
 """(at most so many steps, values of d): more steps bear a higher order, up to `MOST` values."""
@@ -26,33 +42,47 @@ MOST = 4
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Adams with a corrector (PEC) on the straight velocity, interpolated in the angle; the order grows with the steps.
+    """Designed weights in a few steps, Adams with a corrector (PEC) on the straight velocity in more.
 
-    `Multistep(p, "straight", "theta", corrector=p + 1)` on the grid "angle", p = 1 to 4. Each step makes one network
-    call. Guidance of scale w multiplies differences of the field by up to w, and extrapolation multiplies them
-    again: n steps then bear the order of n / sqrt(w) steps, and below two of those no corrector either.
-    docs/accuracy.md has the measurements behind the rule.
+    A trained network errs on what it predicts. In the straight velocity that error is multiplied by 1 / alpha at the
+    noise end (noise, score) or by 1 / sigma at the data end (denoised), so the prediction decides on the grid
+    (`ArcOf`: nearly even in lambda for those), on the variable (lambda for those, else theta) and on how many values
+    a step may use. docs/accuracy.md has the measurements behind the rule.
 
     Args:
         guidance: the scale w of classifier-free guidance. If None, that of the run: `ds.solve(guidance=...)`.
+        predicts: what the network predicts. If None, that of the run's model.
     """
 
     guidance: float | None = None
-
-    grid: ClassVar[str] = "angle"
+    predicts: str | None = None
 
     def __post_init__(self) -> None:
         if self.guidance is not None:
             number("guidance", self.guidance)
+        if self.predicts is not None:
+            choice("predicts", self.predicts, PREDICTIONS)
 
-    def guided(self, scale: float) -> Solver:
-        return replace(self, guidance=scale) if self.guidance is None else self
+    @property
+    def grid(self) -> Grid:  # type: ignore[override]
+        return ArcOf(self.predicts or "v")
 
-    def method(self, steps: int) -> Multistep:
+    def suited(self, predicts: str, guidance: float) -> Solver:
+        own = self.predicts or predicts, guidance if self.guidance is None else self.guidance
+        return replace(self, predicts=own[0], guidance=own[1])
+
+    def method(self, steps: int) -> Solver:
         """What a run of so many steps uses."""
-        w = 1.0 if self.guidance is None else self.guidance
-        # u + w (c - u) = c + (1 - w) (u - c): the larger of the two weights, and at least 1 in between.
-        worth = steps / math.sqrt(max(1.0, w, 1 - w))
+        predicts, w = self.predicts or "v", 1.0 if self.guidance is None else self.guidance
+        # u + w (c - u) = c + (1 - w) (u - c): the larger of the two weights, and at least 1 in between. It multiplies
+        # differences of the field, and the network's error: n steps are worth n / sqrt(w).
+        w = max(1.0, w, 1 - w)
+        worth = steps / math.sqrt(w)
+        if w <= STRONG and worth <= DESIGNED[predicts]:
+            return Designed(predicts, guidance=math.sqrt(w))
+        if predicts in ADAMS:
+            # DPM-Solver++ of two values amplifies least.
+            return ADAMS[predicts] if w <= STRONG else DPMpp(1 if steps <= 5 else 2, "denoised")
         points = next((p for most, p in POINTS if worth <= most), MOST)
         return Multistep(points, "straight", "theta", corrector=0 if worth < 2 else points + 1)
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from diffsolve.common.checks import choice, required
+from diffsolve.grids import Grid
 from diffsolve.paths import Path
 from diffsolve.tableau import Draft, Tableau
 from diffsolve.tableau.ends import may_call
@@ -21,8 +22,8 @@ __all__ = ["Solver", "frame_named"]
 class Solver(ABC):
     """A frozen dataclass of options; `solver(path, times)` is its tableau. It keeps nothing else."""
 
-    grid: ClassVar[str | None] = None
-    """The grid that goes with it, if it has one of its own."""
+    grid: ClassVar[str | Grid | None] = None
+    """The grid that goes with it, if it has one of its own; a property where it depends on the options."""
 
     def __init_subclass__(cls) -> None:
         cls.__repr__ = Solver.__repr__  # type: ignore[method-assign]  # dataclasses leave one of the class's own alone
@@ -46,8 +47,8 @@ class Solver(ABC):
         """Network calls in a step away from the ends."""
         return 1
 
-    def guided(self, scale: float) -> Solver:
-        """The solver for a run under classifier-free guidance of that scale: itself, unless its rule asks for it."""
+    def suited(self, predicts: str, guidance: float) -> Solver:
+        """The solver for a network of that prediction, guided at that scale: itself, unless its rule asks for them."""
         return self
 
     @abstractmethod

@@ -1,0 +1,172 @@
+"""Designed solvers: exact for constants, the least-squares solution of their world, and near the data's own flow."""
+
+import numpy as np
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve import paths
+from diffsolve.grids import Arc
+from diffsolve.reference.imperfect import imperfect_model
+from diffsolve.reference.mixture import random_means
+from diffsolve.solvers import Designed
+from diffsolve.solvers.designed import ARCS, MANY, ArcOf, rows
+from diffsolve.solvers.world import World, world
+
+CASES = {
+    "noise": "ddpm",
+    "score": "ve",
+    "denoised": "edm",
+    "edm": "edm",
+    "v": "cosine",
+    "velocity": "condot",
+}
+WORLD = (0.03, (0.03, 0.1, 0.3, 1.0), (0.0, 0.5, 1.0), 1.0)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    path = paths.named(CASES[request.param])
+    return world(path, request.param, *WORLD), path.nodes(ArcOf(request.param)(path, 7))
+
+
+def replay(problems, grid, weights):
+    """The particles at every node of a run with these weights."""
+    u = grid.sigma / (grid.alpha + grid.sigma)
+    states, outputs = [problems.at(u[0])], []
+    for i, row in enumerate(weights):
+        outputs.append(problems.velocity(states[-1], u[i]))
+        states.append(states[-1] + sum(w * v for w, v in zip(row, outputs, strict=False)))
+    return states
+
+
+def test_rows_are_exact_for_a_constant_and_short(case):
+    problems, grid = case
+    for history in (1, 2, 4, 7):
+        weights = rows(problems, grid, history)
+        u = grid.sigma / (grid.alpha + grid.sigma)
+        np.testing.assert_allclose(weights.sum(1), np.diff(u), rtol=0, atol=1e-15)
+        assert not np.triu(weights, 1).any()
+        assert not np.tril(weights, -history).any()
+
+
+def test_rows_are_the_least_squares_solution(case):
+    """No other weights of a row lead nearer to the flow: the gradient of the weighted squares is that of the ridge."""
+    problems, grid = case
+    weights = rows(problems, grid, 4)
+    u = grid.sigma / (grid.alpha + grid.sigma)
+    row = 3
+
+    def squares(change):
+        moved = weights[: row + 1].copy()
+        moved[row, 1] += change
+        moved[row, row] -= change
+        error = problems.weight * (replay(problems, grid, moved)[-1] - problems.at(u[row + 1]))
+        return (error**2).mean()
+
+    h = abs(u[row + 1] - u[row])
+    least = squares(0.0)
+    assert squares(0.3 * h) > least
+    assert squares(-0.3 * h) > least
+
+
+def test_a_run_is_the_replay(case):
+    """The tableau does to a state what the rows say, on the straight path and on every other."""
+    problems, grid = case
+    tableau = Designed(problems.predicts)(problems.path, grid.t)
+    weights = rows(problems, grid, 4)
+    c = grid.alpha + grid.sigma
+    i = 4
+    found = tableau.weights[i, 1]
+    assert found[1] == pytest.approx(c[i + 1] / c[i], rel=1e-14)
+    kept = found[2:-1]
+    np.testing.assert_allclose(kept, c[i + 1] * weights[i, i::-1][: len(kept)], rtol=1e-13, atol=0)
+
+
+def test_the_world_is_a_flow(case):
+    """Its states obey dy/du = V, by differences; twice as fine a solution is the same."""
+    problems, _ = case
+    low, high = problems.low, problems.high
+    for lam in np.linspace(low + 0.5, high - 0.5, 5):
+        u, e = 1 / (1 + np.exp(lam)), 1e-3
+        after, before = (problems.at(1 / (1 + np.exp(lam + d))) for d in (e, -e))
+        slope = (after - before) / (2 * e)
+        expected = -u * (1 - u) * problems.velocity(problems.at(u), u)
+        np.testing.assert_allclose(slope, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+
+
+def test_an_exact_world_is_exact():
+    """Without an error, one Gaussian's flow is y proportional to the square root of its variance."""
+    problems = World(paths.named("condot"), "v", 0.0, (0.3, 1.0), (0.0,))
+    for u in (0.9, 0.5, 0.1, 0.01):
+        expected = problems.z * np.hypot((1 - u) * problems.size, u)
+        np.testing.assert_allclose(problems.at(u), expected, rtol=1e-4)
+
+
+def test_guidance_leads_to_the_wanted_mode():
+    ends = [World(paths.named("condot"), "v", 0.0, (0.1,), (1.0,), guidance=w) for w in (1.0, 3.0)]
+    wanted = [float((np.sign(e.at(0.0)) == e.sign).mean()) for e in ends]
+    assert wanted[0] < 0.7
+    assert wanted[1] > 0.85
+
+
+@pytest.mark.parametrize("predicts", CASES)
+def test_better_than_every_named_solver_at_few_calls(predicts):
+    """On a mixture and a field of their own; named solvers on the designed ones' grid and on their own."""
+    model = imperfect_model(random_means(6, modes=4, std=0.2, seed=5), CASES[predicts], predicts, delta=0.05, seed=3)
+    x = torch.randn((64, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * model.path.prior_std()
+    exact = ds.sample(model, noise=x, solver="unipc-3", grid=ARCS[predicts], nfe=400)
+
+    def error(**options):
+        return float((ds.sample(model, noise=x, nfe=6, **options) - exact).norm(dim=1).mean())
+
+    named = [
+        error(solver=s, **g)
+        for s in ("ddim", "dpmpp-2m", "unipc-3", "deis-2", "heun")
+        for g in ({}, {"grid": ARCS[predicts]})
+    ]
+    assert error(solver="designed") < 1.15 * min(named)
+
+
+def test_both_ways_and_from_anywhere():
+    model = imperfect_model(random_means(4), "condot", "v", delta=0.0)
+    x = ds.sample(model, (16, 4), solver="designed", nfe=20, seed=0, dtype=torch.float64)
+    back = ds.encode(model, x, solver="designed", nfe=20)
+    again = ds.sample(model, noise=back, solver="designed", nfe=20)
+    assert (again - x).norm() < 0.02 * x.norm()
+    half = ds.plan(model, "designed", steps=6, start=0.3, stop=0.8)
+    assert half.times[0] == 0.3
+    assert half.times[-1] == 0.8
+
+
+def test_the_grid_goes_with_the_prediction():
+    assert Designed().grid == ArcOf("v")
+    assert Designed("noise").grid == ArcOf("noise")
+    path = paths.named("ddpm")
+    assert (ArcOf("noise")(path, MANY) == ARCS["noise"](path, MANY)).all()
+    assert (ArcOf("noise")(path, MANY + 1) == Arc(1.6, 0.2)(path, MANY + 1)).all()
+    assert (ArcOf("v")(path, 40) == ARCS["v"](path, 40)).all()
+
+
+def test_an_arc_is_between_theta_and_lambda():
+    path = paths.named("condot")
+    np.testing.assert_allclose(Arc(1.0, 1.0)(path, 9), ds.grids.named("uniform-theta")(path, 9), atol=1e-12)
+    path = paths.named("edm")
+    np.testing.assert_allclose(Arc(1.0, 1e-4)(path, 9), ds.grids.named("uniform-lambda")(path, 9), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"predicts": "data"}, "predicts must be .*, got 'data'"),
+        ({"delta": -1.0}, "delta must be .*, got -1.0"),
+        ({"history": 0}, "history must be an integer >= 1, got 0"),
+        ({"spread": ()}, "spread must be a tuple of numbers"),
+        ({"spread": (0.0,)}, "spread must be numbers > 0"),
+        ({"spread": (1.0,), "modes": (0.5,)}, "modes must be with 0 or some mode"),
+        ({"guidance": float("nan")}, "guidance must be"),
+    ],
+)
+def test_errors_name_what_is_wrong(options, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        Designed(**options)
