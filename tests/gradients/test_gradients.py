@@ -129,8 +129,15 @@ def test_a_reversible_solver_in_float32_and_half():
 MEMORY = """
 import resource, sys, torch, diffsolve as ds
 torch.set_num_threads(1)
-weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-model = ds.adapt(lambda x, t: torch.tanh(x * weight), "condot", "velocity")
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x, t):
+        return torch.tanh(x * self.weight)
+
+model = ds.adapt(Net(), "condot", "velocity")
 size = 2**19
 x = torch.linspace(-1, 1, size, dtype=torch.float64).view(1, size).requires_grad_()
 def peak(steps, gradient):
