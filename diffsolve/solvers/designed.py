@@ -57,6 +57,9 @@ class ArcOf(Grid):
         return (EVEN if even else ARCS[self.predicts]).nodes(path, steps, start, stop)
 
 
+LONG = 40
+"""More steps than that are Adams' of three values: their differences are too small to say what the world would have."""
+
 RIDGE = 1e-3
 DIGITS = 2.0**-40
 """Weights are multiples of this part of their step, so that machines whose solvers round differently agree."""
@@ -82,7 +85,9 @@ class Designed(Solver):
     history: int = 4
     guidance: float | None = None
 
-    order: ClassVar[int] = 1  # what is proved; the rows are better than it in their world
+    order: ClassVar[int] = (
+        2  # that of many steps, Adams' with an Euler step first; the world's rows are exact for constants
+    )
 
     def __post_init__(self) -> None:
         if self.predicts is not None:
@@ -133,7 +138,8 @@ def rows(problems: World, grid: Position[np.ndarray], history: int) -> np.ndarra
         h = u[i + 1] - u[i]
         # The flow ends at the path's last call where there is none beyond: from there the step is the last output's.
         last = beyond and grid.t[i + 1] == problems.path.t_data
-        share = np.zeros(0) if last else _shares(problems, y, [outputs[j] for j in used], u[i : i + 2], place[used])
+        v = [outputs[j] for j in used]
+        share = np.zeros(0) if last else _shares(problems, y, v, u[i : i + 2], place[used], steps > LONG)
         share = np.round(share / DIGITS) * DIGITS
         weights[i, used[: len(share)]] = h * share
         weights[i, i] = h * (1 - share.sum())
@@ -141,16 +147,20 @@ def rows(problems: World, grid: Position[np.ndarray], history: int) -> np.ndarra
     return weights
 
 
-def _shares(problems: World, y: np.ndarray, v: list[np.ndarray], u: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _shares(
+    problems: World, y: np.ndarray, v: list[np.ndarray], u: np.ndarray, place: np.ndarray, long: bool
+) -> np.ndarray:
     """What part of the step each output but the newest gets; the newest has the rest."""
     h = u[1] - u[0]
     if len(v) == 1:
         return np.zeros(0)
     weight = problems.weight
-    A = np.stack([(weight * h * (old - v[-1])).ravel() for old in v[:-1]], axis=1)
-    target = (weight * (problems.at(float(u[1])) - y - h * v[-1])).ravel()
     prior = np.zeros(len(v) - 1)
     prior[-2:] = _adams(u, place[-3:])[:-1]
+    if long:
+        return prior
+    A = np.stack([(weight * h * (old - v[-1])).ravel() for old in v[:-1]], axis=1)
+    target = (weight * (problems.at(float(u[1])) - y - h * v[-1])).ravel()
     gram = A.T @ A
     ridge = RIDGE * np.diag(gram) + 1e-14 * np.trace(gram) + 1e-300
     return np.asarray(prior + np.linalg.solve(gram + np.diag(ridge), A.T @ (target - A @ prior)))
