@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,76 @@ def test_weak_order_on_gaussian_data(spec, path):
     order = math.log2(found[0] / found[1])
     assert order > solver.order - 0.2, found
     assert found[1] < {1: 0.1, 2: 3e-3, 4: 1e-6}[solver.order]
+
+
+def end_deviation(path, spec, steps, **where):
+    """Of the result for data N(0, 0.5^2), from the noise to the data."""
+    y, _ = propagate(ds.plan(path, spec, steps=steps, **where), mean=0.0, std=0.5)
+    return math.sqrt(moments(y)[1][-1])
+
+
+ENDS = ("condot", "ddpm", "edm")
+
+
+@pytest.mark.parametrize("path", ENDS)
+def test_no_name_ends_with_more_error_than_the_plain_first_order_step(path):
+    """`ddpm` takes D as constant over a step and extrapolates nothing.
+
+    Where a name of second order is farther from the exact deviation than that, at 30 steps on the path's own grid, its
+    extrapolation does harm, as that of four values did. First-order methods differ from it by a constant, at most 1.4.
+    """
+    error = {name: abs(end_deviation(path, name, 30) - 0.5) for name in NAMES}
+    for name in NAMES:
+        factor = 1.0 if ds.solvers.named(name).order > 1 else 1.5
+        assert error[name] <= factor * error["ddpm"] * (1 + 1e-12), (name, error[name], error["ddpm"])
+
+
+def test_the_table_of_end_deviations():
+    """docs/stochastic.md, "How wide the samples end"."""
+    text = (Path(__file__).parents[2] / "docs" / "stochastic.md").read_text()
+    rows = text.split("| solver | condot 10 |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) >= 8
+    for row in rows:
+        name, *cells = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
+        found = [end_deviation(path, name, steps) for path in ENDS for steps in (10, 30, 120)]
+        np.testing.assert_allclose(found, [float(cell) for cell in cells], atol=6e-4)
+
+
+def test_the_weights_of_four_values_are_limited():
+    """Each value has noise of its own: on CondOT's grid four published weights of the last steps add up to 30."""
+    total = lambda plan: np.abs(plan.weights[:-1, 1, 2:-1]).sum(-1) / plan.weights[:-1, 1, 2:-1].sum(-1)  # noqa: E731
+    table = lambda spec: ds.plan("condot", spec, steps=30)  # noqa: E731
+    assert total(table("sa-4(corrector=0, limit=1e9)")).max() > 30
+    for spec, most in (("sa-4(corrector=0)", 5.0), ("sa-3(corrector=0, limit=4)", 4.0), ("dpmpp-3m-sde(limit=3)", 3.0)):
+        found = total(table(spec))
+        assert most - 1 < found.max() <= most
+    # It is four values where the steps shrink, two or three where they grow.
+    used = [(np.abs(row) > 0).sum() for row in table("sa-4(corrector=0)").weights[:-1, 1, 2:-1]]
+    assert max(used) == 4
+    assert 1 < used[-1] < 4
+
+
+def test_the_limit_leaves_the_published_methods_alone():
+    """Up to three values, values given for each step, and whatever stays below it."""
+
+    def same(one, two, **where):
+        one, two = (ds.plan("condot", solver, **where) for solver in (one, two))
+        np.testing.assert_array_equal(one.weights, two.weights)
+
+    adams = {"frame": "denoised", "variable": "lambda", "tau": 1.0}
+    for points in (1, 2, 3):
+        same(Multistep(points, **adams), Multistep(points, **adams, limit=math.inf), steps=30)
+    same(Multistep((1, 1, 2, 3, 4, 4, 4, 4), **adams), Multistep(4, **adams, limit=math.inf), steps=8)
+    same("sa-3", "sa-3(limit=20)", steps=30)
+    same("sa-4(tau=0)", Multistep(4, "denoised", "lambda", 5), steps=30)
+
+
+def test_three_values_can_be_limited_on_grids_of_other_libraries():
+    for path in ("condot", "ddpm"):
+        for grid in ("linspace", "leading(offset=1)"):
+            assert end_deviation(path, "sa-3", 30, grid=grid) > 1.5
+            for spec in ("sa-3(limit=5)", "sa-4"):
+                assert abs(end_deviation(path, spec, 30, grid=grid) - 0.5) < 0.05
 
 
 AMOUNTS = [
@@ -399,6 +470,20 @@ def test_diffusers(df, case, monkeypatch):
     torch.testing.assert_close(ds.sample(model, noise=x, solver=plan, seed=0), y, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("tau", [0.6, 1.0])
+def test_diffusers_sa_solver_weights(df, order, tau):
+    """x_t = .. + (1 + tau^2) sigma_t e^{-tau^2 lambda_t} sum_j b_j D_j, on steps that grow as CondOT's last ones do."""
+    plan = ds.plan(
+        "condot", Multistep(order, "denoised", "lambda", tau=tau, limit=math.inf), grid=[0.8, 0.85, 0.9, 0.94, 0.97]
+    )
+    lam = torch.log(torch.as_tensor(plan.grid[:, 1] / plan.grid[:, 2]))
+    nodes = [lam[3 - j] for j in range(order)]
+    b = df.SASolverScheduler().get_coefficients_fn(order, lam[3], lam[4], nodes, torch.tensor(tau, dtype=torch.float64))
+    theirs = (1 + tau**2) * plan.grid[4, 2] * math.exp(-(tau**2) * lam[4]) * np.array([float(w) for w in b])
+    np.testing.assert_allclose(plan.weights[3, 1, 2 : 2 + order], theirs, rtol=1e-9)
+
+
 # Errors --------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +491,9 @@ def test_diffusers(df, case, monkeypatch):
     (lambda: Multistep(2, "straight", tau=1.0), "tau=1.0 with frame='straight'"),
     (lambda: Multistep(2, "denoised", tau=-1.0), "tau must be a finite number >= 0, got -1.0"),
     (lambda: ds.solvers.named("unipc-3(tau=1.0)"), "tau of UniPC must be 0, got 1.0"),
+    (lambda: ds.solvers.named("sa-4(limit=2)"), "limit must be a number >= 3, or None, got 2"),
+    (lambda: ds.solvers.named("sa-4(limit='no')"), "limit must be a number >= 3, or None, got 'no'"),
+    (lambda: ds.solvers.named("sa-4(tau=0, limit=5)"), "limit must be None where tau is 0, got 5"),
     (lambda: ExponentialRK(res5(), tau=1.0), "stages that do not fall back"),
     (lambda: ExponentialRK(dpm2(), "noise", tau=1.0), "in the frame 'denoised'"),
     (lambda: Interval(1.0, 2.0, 1.0), "must be positive and rising"),
