@@ -81,12 +81,20 @@ class Recorder:
         return Table(self, title, labels, columns)
 
     def add(self, table: str, case: Mapping[str, Any], metric: str, value: Any, unit: str = "", form: str = "") -> None:
-        """Record one value."""
+        """Record one value, in the place of an older one of the same table, case and metric."""
         about = {"bench": self.bench, "table": table, "case": dict(case), "metric": metric, "value": value}
+        older = [r for r in self.records if (r["table"], r["case"], r["metric"]) != (table, dict(case), metric)]
+        measured_again, self.records = len(older) < len(self.records), older
         self.records.append(about | {"unit": unit, "format": form} | stamp())
-        if self.file is not None:
-            with self.file.open("a") as stream:
-                stream.write(json.dumps(self.records[-1]) + "\n")
+        if self.file is None:
+            return
+        if measured_again:
+            whole = self.file.with_suffix(".part")
+            whole.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            whole.replace(self.file)
+            return
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(self.records[-1]) + "\n")
 
 
 class Table:

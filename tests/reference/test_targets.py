@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from diffsolve.reference import mixture_model
-from diffsolve.reference.imperfect import imperfect_model
+from diffsolve.reference import imperfect_model, mixture_model
 from diffsolve.reference.mixture import random_means
 
 MIXTURE = random_means(8, modes=3)
