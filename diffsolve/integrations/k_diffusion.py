@@ -58,7 +58,8 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
 
         denoised = adapt(_Denoiser(model, sigmas.dtype), path, "denoised", dtype=x.dtype)
         number = cond.get("seed") if seed is None else seed
-        ex = begin(denoised, noise=x, solver=method, grid=levels, seed=number)
+        suited = method.suited(_errs_on(model), 1.0)  # D is what we are told, not what was learned
+        ex = begin(denoised, noise=x, solver=suited, grid=levels, seed=number)
         nodes = [0, *ex.tableau.node[:-1].tolist()]  # the grid node of each call; -1 between nodes
         with torch.no_grad(), tqdm(total=len(levels) - 1, disable=disable) as bar:
             for i in nodes:
@@ -93,12 +94,32 @@ def _path(model: Any, levels: Tensor) -> Path:
     return EDM(low if low < high else high / 2, high)
 
 
+def _sampling(model: Any) -> list[str]:
+    """The names of the classes that say what ComfyUI's model predicts, and of a k-diffusion denoiser's own."""
+    patcher: Any = getattr(getattr(model, "inner_model", None), "model_patcher", None)
+    sampling = patcher.get_model_object("model_sampling") if hasattr(patcher, "get_model_object") else model
+    return [base.__name__ for base in type(sampling).__mro__]
+
+
 def _flow(model: Any) -> bool:
     """Whether ComfyUI's model has x = (1 - sigma) x_0 + sigma eps."""
-    for name in ("inner_model", "model_patcher"):
-        model = getattr(model, name, None)
-    sampling = model.get_model_object("model_sampling") if hasattr(model, "get_model_object") else None
-    return any(base.__name__ == "CONST" for base in type(sampling).__mro__)
+    return "CONST" in _sampling(model)
+
+
+LEARNED = {
+    "CONST": "velocity", "V_PREDICTION": "v", "EPS": "noise", "VDenoiser": "v", "DiscreteVDDPMDenoiser": "v",
+    "DiscreteEpsDDPMDenoiser": "noise", "Denoiser": "edm",
+}  # fmt: skip
+"""What the network inside predicts, by the name of a class of ComfyUI's model_sampling or of k-diffusion's denoisers.
+
+ComfyUI's V_PREDICTION and EDM derive from EPS: the first that fits counts.
+"""
+
+
+def _errs_on(model: Any) -> str:
+    """What the network inside the denoiser was trained to predict; the denoised if nothing says so."""
+    names = _sampling(model)
+    return next((predicts for name, predicts in LEARNED.items() if name in names), "denoised")
 
 
 def denoiser(model: Any) -> Model:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from diffsolve.common.checks import choice, number
-from diffsolve.grids import Grid
 from diffsolve.paths import Path
 from diffsolve.solvers.base import Solver
-from diffsolve.solvers.designed import ArcOf, Designed
+from diffsolve.solvers.designed import Designed, ForNetwork
 from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.published import DPMpp
 from diffsolve.tableau import Draft, Tableau
-from diffsolve.tableau.frames import PREDICTIONS
 
 __all__ = ["Auto"]
 
@@ -41,35 +38,14 @@ MOST = 4
 
 
 @dataclass(frozen=True)
-class Auto(Solver):
+class Auto(ForNetwork):
     """Designed weights in a few steps, Adams with a corrector (PEC) on the straight velocity in more.
 
     A trained network errs on what it predicts. In the straight velocity that error is multiplied by 1 / alpha at the
     noise end (noise, score) or by 1 / sigma at the data end (denoised), so the prediction decides on the grid
     (`ArcOf`: nearly even in lambda for those), on the variable (lambda for those, else theta) and on how many values
     a step may use. docs/accuracy.md has the measurements behind the rule.
-
-    Args:
-        guidance: the scale w of classifier-free guidance. If None, that of the run: `ds.solve(guidance=...)`.
-        predicts: what the network predicts. If None, that of the run's model.
     """
-
-    guidance: float | None = None
-    predicts: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.guidance is not None:
-            number("guidance", self.guidance)
-        if self.predicts is not None:
-            choice("predicts", self.predicts, PREDICTIONS)
-
-    @property
-    def grid(self) -> Grid:  # type: ignore[override]
-        return ArcOf(self.predicts or "v")
-
-    def suited(self, predicts: str, guidance: float) -> Solver:
-        own = self.predicts or predicts, guidance if self.guidance is None else self.guidance
-        return replace(self, predicts=own[0], guidance=own[1])
 
     def method(self, steps: int) -> Solver:
         """What a run of so many steps uses."""
@@ -79,7 +55,7 @@ class Auto(Solver):
         w = max(1.0, w, 1 - w)
         worth = steps / math.sqrt(w)
         if w <= STRONG and worth <= DESIGNED[predicts]:
-            return Designed(predicts, guidance=math.sqrt(w))
+            return Designed(math.sqrt(w), predicts)
         if predicts in ADAMS:
             # DPM-Solver++ of two values amplifies least.
             return ADAMS[predicts] if w <= STRONG else DPMpp(1 if steps <= 5 else 2, "denoised")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -23,11 +22,14 @@ from diffsolve.common.checks import choice, integer, number, required
 from diffsolve.grids import Arc, Grid
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver
+from diffsolve.solvers.integrals import Integrals, StepIntegrals
+from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.world import World, world
 from diffsolve.tableau import Draft
+from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import FRAMES, PREDICTIONS
 
-__all__ = ["ARCS", "ArcOf", "Designed"]
+__all__ = ["ARCS", "ArcOf", "Designed", "ForNetwork"]
 
 ARCS = {
     "noise": Arc(1.0, 0.3),
@@ -57,8 +59,8 @@ class ArcOf(Grid):
         return (EVEN if even else ARCS[self.predicts]).nodes(path, steps, start, stop)
 
 
-LONG = 40
-"""More steps than that are Adams' of three values: their differences are too small to say what the world would have."""
+LONG, ADAMS = 40, Multistep(3, "straight", "arc")
+"""More steps than that are Adams': the outputs' differences are too small to say what the world would have."""
 
 RIDGE = 1e-3
 DIGITS = 2.0**-40
@@ -66,57 +68,75 @@ DIGITS = 2.0**-40
 
 
 @dataclass(frozen=True)
-class Designed(Solver):
-    """One call a step, weights by least squares over problems whose network errs (this file's top has the equation).
+class ForNetwork(Solver):
+    """A solver that depends on the network of the run, with a grid that does.
 
     Args:
-        predicts: what the network predicts; None for that of the run's model.
-        delta: the root mean square of its error, in units of the prediction.
-        spread: standard deviations of the problems, in units of the data.
-        modes: distances of the problems' two modes from their middle; 0 is one mode.
-        history: how many outputs a step may use.
-        guidance: the scale of classifier-free guidance; None for that of the run.
+        guidance: the scale w of classifier-free guidance. If None, that of the run: `ds.solve(guidance=...)`.
+        predicts: what the network predicts. If None, that of the run's model; "v" where there is no model.
     """
 
-    predicts: str | None = None
-    delta: float = 0.03
-    spread: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    modes: tuple[float, ...] = (0.0, 0.5, 1.0)
-    history: int = 4
     guidance: float | None = None
-
-    order: ClassVar[int] = (
-        2  # that of many steps, Adams' with an Euler step first; the world's rows are exact for constants
-    )
+    predicts: str | None = None
 
     def __post_init__(self) -> None:
-        if self.predicts is not None:
-            choice("predicts", self.predicts, PREDICTIONS)
-        number("delta", self.delta, low=0)
-        integer("history", self.history, low=1)
-        for name in ("spread", "modes"):
-            values = getattr(self, name)
-            required(isinstance(values, Sequence) and len(values) > 0, name, values, "a tuple of numbers", TypeError)
-            object.__setattr__(self, name, tuple(number(name, value, low=0) for value in values))
-        required(min(self.spread) > 0, "spread", self.spread, "numbers > 0")
-        fits = 0 in self.modes or any(s <= 0.6 * m for s in self.spread for m in self.modes)
-        required(fits, "modes", self.modes, "with 0 or some mode at least 1.7 standard deviations away")
         if self.guidance is not None:
             number("guidance", self.guidance)
+        if self.predicts is not None:
+            choice("predicts", self.predicts, PREDICTIONS)
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]
         return ArcOf(self.predicts or "v")
 
     def suited(self, predicts: str, guidance: float) -> Solver:
-        own = self.predicts or predicts, guidance if self.guidance is None else self.guidance
-        return replace(self, predicts=own[0], guidance=own[1])
+        w = guidance if self.guidance is None else self.guidance
+        return replace(self, guidance=w, predicts=self.predicts or predicts)
+
+
+@dataclass(frozen=True)
+class Designed(ForNetwork):
+    """One call a step, weights by least squares over problems whose network errs (this file's top has the equation).
+
+    Runs of more than `LONG` steps are `ADAMS`, and of its order; the weights of fewer steps
+    are exact for a constant prediction, and otherwise the best in their world.
+
+    Args:
+        delta: the root mean square of the network's error, in units of the prediction.
+        spread: standard deviations of the problems, in units of the data.
+        modes: distances of the problems' two modes from their middle; 0 is one mode.
+        history: how many outputs a step may use.
+    """
+
+    delta: float = 0.03
+    spread: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    modes: tuple[float, ...] = (0.0, 0.5, 1.0)
+    history: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("delta", self.delta, low=0)
+        integer("history", self.history, low=1)
+        for name in ("spread", "modes"):
+            values = getattr(self, name)
+            listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+            required(listed, name, values, "a tuple of numbers", TypeError)
+            object.__setattr__(self, name, tuple(number(name, value, low=0) for value in values))
+        required(min(self.spread) > 0, "spread", self.spread, "numbers > 0")
+        fits = 0 in self.modes or any(s <= 0.6 * m for s in self.spread for m in self.modes)
+        required(fits, "modes", self.modes, "with 0 or some mode at least 1.7 standard deviations away")
+
+    @property
+    def order(self) -> int:
+        return ADAMS.order
 
     def write(self, draft: Draft, call_last: bool) -> None:
-        problems = world(draft.path, self.predicts or "v", self.delta, self.spread, self.modes, self.guidance or 1.0)
+        if draft.steps > LONG:
+            return ADAMS.write(draft, call_last)
+        w = 1.0 if self.guidance is None else self.guidance
+        problems = world(draft.path, self.predicts or "v", self.delta, self.spread, self.modes, w)
         straight, grid = FRAMES["straight"], draft.grid
-        weights = rows(problems, grid, self.history)
-        for i, row in enumerate(weights):
+        for i, row in enumerate(rows(problems, grid, self.history)):
             ratio, _ = straight.step(grid[i], grid[i + 1])
             c = float(straight.c(grid[i + 1]))
             changes: dict[str | int, float] = {j: c * float(w) for j, w in enumerate(row) if w != 0}
@@ -125,54 +145,41 @@ class Designed(Solver):
 
 def rows(problems: World, grid: Position[np.ndarray], history: int) -> np.ndarray:
     """The weights w_ij of a run over the grid, shape (steps, steps)."""
-    u = np.asarray(FRAMES["straight"].v(grid))
-    # Finite at both ends, and between lambda and theta: where Adams' weights are taken from.
-    place = np.arctan2(np.sqrt(grid.sigma), np.sqrt(grid.alpha))
+    path, frame = problems.path, FRAMES["straight"]
+    u = np.asarray(frame.v(grid))
     steps = len(u) - 1
+    integrals = Integrals(path, frame, "arc", grid)
     weights, outputs = np.zeros((steps, steps)), []
     y = problems.at(float(u[0]))
-    beyond = problems.path.t_last != problems.path.t_data
     for i in range(steps):
         outputs.append(problems.velocity(y, float(u[i])))
         used = np.arange(max(0, i + 1 - history), i + 1)
         h = u[i + 1] - u[i]
         # The flow ends at the path's last call where there is none beyond: from there the step is the last output's.
-        last = beyond and grid.t[i + 1] == problems.path.t_data
-        v = [outputs[j] for j in used]
-        share = np.zeros(0) if last else _shares(problems, y, v, u[i : i + 2], place[used], steps > LONG)
-        share = np.round(share / DIGITS) * DIGITS
+        share = np.zeros(0)
+        if len(used) > 1 and may_call(path, grid.t[i + 1]):
+            prior = StepIntegrals(integrals, i, tuple(used[::-1][:3])).omega()[:0:-1]
+            target = problems.at(float(u[i + 1])) - y
+            share = _shares([h * outputs[j] for j in used], target, problems.weight, prior)
         weights[i, used[: len(share)]] = h * share
         weights[i, i] = h * (1 - share.sum())
         y = y + sum(weights[i, j] * outputs[j] for j in used)
     return weights
 
 
-def _shares(
-    problems: World, y: np.ndarray, v: list[np.ndarray], u: np.ndarray, place: np.ndarray, long: bool
-) -> np.ndarray:
-    """What part of the step each output but the newest gets; the newest has the rest."""
-    h = u[1] - u[0]
-    if len(v) == 1:
-        return np.zeros(0)
-    weight = problems.weight
-    prior = np.zeros(len(v) - 1)
-    prior[-2:] = _adams(u, place[-3:])[:-1]
-    if long:
-        return prior
-    A = np.stack([(weight * h * (old - v[-1])).ravel() for old in v[:-1]], axis=1)
-    target = (weight * (problems.at(float(u[1])) - y - h * v[-1])).ravel()
+def _shares(steps: list[np.ndarray], target: np.ndarray, weight: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """What part of the step each output but the newest gets, the newest having the rest.
+
+    Args:
+        steps: where each output alone would lead, oldest first.
+        target: where to go.
+        weight: of the error in each problem.
+        prior: Adams' shares, of the newest outputs but one.
+    """
+    A = np.stack([(weight * (old - steps[-1])).ravel() for old in steps[:-1]], axis=1)
+    start = np.zeros(A.shape[1])
+    start[len(start) - len(prior) :] = prior
     gram = A.T @ A
     ridge = RIDGE * np.diag(gram) + 1e-14 * np.trace(gram) + 1e-300
-    return np.asarray(prior + np.linalg.solve(gram + np.diag(ridge), A.T @ (target - A @ prior)))
-
-
-def _adams(u: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """The mean over the step, in u, of the Lagrange polynomials through the places of the outputs."""
-    x, weight = np.polynomial.legendre.leggauss(12)
-    between = u[0] + (u[1] - u[0]) * (x + 1) / 2
-    at = np.arctan2(np.sqrt(between), np.sqrt(1 - between))
-    out = []
-    for j, own in enumerate(place):
-        others = np.delete(place, j)
-        out.append(float(((at[:, None] - others) / (own - others)).prod(1) @ weight / 2))
-    return np.array(out)
+    left = A.T @ ((weight * (target - steps[-1])).ravel() - A @ start)
+    return np.asarray(np.round((start + np.linalg.solve(gram + np.diag(ridge), left)) / DIGITS) * DIGITS)

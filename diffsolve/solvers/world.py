@@ -46,7 +46,7 @@ class World:
         delta: the root mean square of the error, in units of the prediction (of the noise for a score).
         spread: the standard deviations s.
         modes: the distances m; those with s > 0.6 m are left out, but for m = 0.
-        guidance: the scale w of guidance towards the mode that a particle wants: V + (w - 1) (V - V of the mixture).
+        guidance: the scale w of guidance towards the mode that a particle wants: w - 1 of the way to it, and beyond.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class World:
         modes: tuple[float, ...],
         guidance: float = 1.0,
     ) -> None:
+        from scipy.special import ndtri
+
         self.path, self.predicts, self.guidance = path, predicts, guidance
         random = np.random.RandomState(0)  # the generator whose stream NumPy promises not to change
         kinds = [(s, m) for m in modes for s in spread if m == 0 or s <= 0.6 * m] * DRAWS
@@ -69,7 +71,7 @@ class World:
         self.a = delta * math.sqrt(2 / FEATURES) * random.randn(problems, 1, FEATURES)
         # One particle in each sixth of the prior, so that few do for all of it.
         share = (np.arange(PARTICLES) + random.rand(problems, PARTICLES)) / PARTICLES
-        self.z = _normal_quantile(share)
+        self.z = ndtri(share)
         self.sign = np.where(random.rand(problems, PARTICLES) < 0.5, -1.0, 1.0)
         self.weight = self.size**-0.25
         """Of an error in each problem: between absolute and relative."""
@@ -81,10 +83,14 @@ class World:
         q = (alpha * s) ** 2 + sigma**2
         pull = m * np.tanh(alpha * m * y / q)
         if self.guidance != 1:
-            pull = pull + self.guidance * (m * self.sign - pull)
+            pull = pull + (self.guidance - 1) * (m * self.sign - pull)
         exact = (sigma * (y - alpha * pull) - alpha * s * s * y - sigma * sigma * pull) / q
         lam = min(max(_lam(u), -30.0), 30.0)
-        angle = self.k * (y / np.hypot(alpha * self.size, sigma))[..., None] + self.omega * _bounded(lam) + self.phase
+        angle = (
+            self.k * (y / np.hypot(alpha * self.size, sigma))[..., None]
+            + self.omega * 8 * math.tanh(lam / 8)
+            + self.phase
+        )
         error = (self.a * np.cos(angle)).sum(-1)
         return np.asarray(exact + float(np.interp(lam, self.lam, self.factors)) * error)
 
@@ -139,7 +145,7 @@ def world(
     modes: tuple[float, ...],
     guidance: float,
 ) -> World:
-    """The world of that path and prediction: made once, in some 50 ms."""
+    """The world of that path and prediction: made once, in some 100 ms."""
     return World(path, predicts, delta, spread, modes, guidance)
 
 
@@ -160,13 +166,3 @@ def _lam(u: float) -> float:
 
 def _u(lam: float) -> float:
     return 1 / (1 + math.exp(lam))
-
-
-def _bounded(lam: float) -> float:
-    return 8 * math.tanh(lam / 8)
-
-
-def _normal_quantile(p: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtri
-
-    return np.asarray(ndtri(p))

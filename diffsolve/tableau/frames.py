@@ -215,6 +215,7 @@ FRAMES: dict[str, Frame] = {frame.name: frame for frame in _FRAMES}
 VARIABLES: dict[str, Along] = {
     "lambda": lambda p: p.lam,
     "theta": lambda p: np.arctan2(p.sigma, p.alpha),
+    "arc": lambda p: np.arctan2(p.sigma**0.5, p.alpha**0.5),
     "u": lambda p: p.sigma / (p.alpha + p.sigma),
     "log-u": lambda p: np.log(p.sigma / (p.alpha + p.sigma)),
     "rho": lambda p: p.sigma / p.alpha,

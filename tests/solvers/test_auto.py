@@ -1,11 +1,12 @@
 """The rule behind `solver="auto"`: what it depends on, and what not."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import diffsolve as ds
-from diffsolve.reference import mixture_model
-from diffsolve.reference.imperfect import imperfect_model
+from diffsolve.reference import imperfect_model, mixture_model
 from diffsolve.reference.mixture import GaussianMixture, random_means, ring
 from diffsolve.solvers import Auto, Designed, DPMpp, Multistep
 
@@ -20,10 +21,10 @@ FEW, MANY = (1, 6), 40  # calls that every prediction has designed weights for, 
 @pytest.mark.parametrize("predicts", ["noise", "score", "denoised", "edm", "v", "velocity"])
 def test_the_rule(predicts):
     for steps in FEW:
-        assert Auto(predicts=predicts).method(steps) == Designed(predicts, guidance=1.0)
+        assert Auto(predicts=predicts).method(steps) == Designed(1.0, predicts)
         # Guided, in the world of the root of the scale.
-        assert Auto(4.0, predicts).method(steps) == Designed(predicts, guidance=2.0)
-        assert Auto(-3.0, predicts).method(steps) == Designed(predicts, guidance=2.0)  # u + w (c - u), either way
+        assert Auto(4.0, predicts).method(steps) == Designed(2.0, predicts)
+        assert Auto(-3.0, predicts).method(steps) == Designed(2.0, predicts)  # u + w (c - u), either way
     long = Auto(predicts=predicts).method(MANY)
     if predicts in ("noise", "score", "denoised"):
         assert long == Multistep(3, "straight", "lambda", corrector=4 if predicts == "denoised" else 3)
@@ -36,6 +37,24 @@ def test_the_rule(predicts):
     for w, n, points, corrector in ((9.0, 15, 1, 2), (9.0, 16, 2, 3), (9.0, 51, 3, 4), (9.0, 52, 4, 5), (9.0, 5, 1, 0)):
         for scale in (w, 1 - w):
             assert Auto(scale, predicts).method(n) == Multistep(points, "straight", "theta", corrector)
+
+
+def test_the_table_in_the_docs():
+    """docs/accuracy.md, "The rule", cell by cell."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "accuracy.md").read_text()
+    table = text[text.index("| prediction | grid |") :].split("\n\n")[0].splitlines()[2:]
+    cells = {row.split("|")[1].strip(): [cell.strip(" `") for cell in row.split("|")[2:-1]] for row in table}
+    assert list(cells) == ["noise", "score", "denoised", "raw EDM", "v", "velocity"]
+    for name, (grid, many, most, few, adams) in cells.items():
+        predicts = "edm" if name == "raw EDM" else name
+        auto, path, last = Auto(predicts=predicts), ds.paths.named("edm"), int(most)
+        for steps, own in ((15, grid), (16, many)):
+            assert (auto.grid(path, steps) == ds.grids.named(own)(path, steps)).all()
+        assert auto.method(last) == Designed(1.0, predicts)
+        assert few == "designed"
+        for p, steps in ((3, last + 1), (4, 1000)):
+            spec = adams.replace("ab-p", f"ab-{p}").replace("p + 1", str(p + 1))
+            assert auto.method(steps) == ds.solvers.named(spec)
 
 
 def test_it_is_told_the_prediction_of_the_run():

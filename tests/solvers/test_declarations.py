@@ -1,5 +1,6 @@
 """What solvers say of themselves: their order, their points, the clock of their rows, their variables."""
 
+import math
 from fractions import Fraction as F
 
 import pytest
@@ -57,6 +58,12 @@ def test_rows_without_noise_have_no_clock():
     assert (clock[:-1, 1] > clock[:-1, 0]).all()
     assert clock[-1].tolist() == [0.0, 0.0]
     assert not ds.plan("vp", "ddim", steps=4).clock.any()
+
+
+def test_the_variable_of_the_designed_weights():
+    at = paths.EDM().nodes([80.0, 1.0, 0.01])
+    expected = [math.atan(80.0**0.5), math.pi / 4, math.atan(0.1)]
+    assert VARIABLES["arc"](at).tolist() == pytest.approx(expected, rel=1e-15)
 
 
 def test_the_variable_of_karras():

@@ -7,11 +7,12 @@ import torch
 import diffsolve as ds
 from diffsolve import paths
 from diffsolve.grids import Arc
-from diffsolve.reference.imperfect import imperfect_model
-from diffsolve.reference.mixture import random_means
+from diffsolve.reference import imperfect_model
+from diffsolve.reference.mixture import GaussianMixture, random_means
 from diffsolve.solvers import Designed
 from diffsolve.solvers.designed import ARCS, MANY, ArcOf, rows
 from diffsolve.solvers.world import World, world
+from diffsolve.tableau.frames import PREDICTIONS
 
 CASES = {
     "noise": "ddpm",
@@ -50,8 +51,81 @@ def test_rows_are_exact_for_a_constant_and_short(case):
         assert not np.tril(weights, -history).any()
 
 
+def lagrange_means(nodes, start, stop):
+    """The means over [start, stop] in u of the Lagrange polynomials in atan(sqrt(u / (1 - u))) through the nodes."""
+
+    def at(u):
+        return np.arctan(np.sqrt(u / (1 - u)))
+
+    u = start + (np.arange(20000) + 0.5) / 20000 * (stop - start)
+    return [
+        np.prod([(at(u) - at(other)) / (at(own) - at(other)) for other in nodes if other != own], axis=0).mean()
+        for own in nodes
+    ]
+
+
+def test_rows_against_a_stacked_least_squares(case):
+    """Each row again by another formula: the ridge as equations w_j = Adams' w_j, as heavy as their columns."""
+    problems, grid = case
+    weights = rows(problems, grid, 4)
+    u = grid.sigma / (grid.alpha + grid.sigma)
+    states = replay(problems, grid, weights)
+    outputs = [problems.velocity(y, at) for y, at in zip(states, u[:-1], strict=False)]
+    for i in (1, 2, 4):
+        h, used = u[i + 1] - u[i], range(max(0, i - 3), i)
+        each = np.hypot(problems.s, problems.m) ** -0.25
+        columns = np.stack([(each * h * (outputs[j] - outputs[i])).ravel() for j in used], 1)
+        gap = (each * (problems.at(u[i + 1]) - states[i] - h * outputs[i])).ravel()
+        three = range(max(0, i - 2), i + 1)
+        adams = np.zeros(len(used))
+        adams[-(len(three) - 1) :] = lagrange_means([u[j] for j in three], u[i], u[i + 1])[:-1]
+        heavy = np.sqrt(1e-3) * np.linalg.norm(columns, axis=0)
+        stacked, aim = np.vstack([columns, np.diag(heavy)]), np.concatenate([gap, heavy * adams])
+        found = np.linalg.lstsq(stacked, aim, rcond=None)[0]
+        np.testing.assert_allclose(weights[i, list(used)], h * found, rtol=0, atol=2e-6 * abs(h))
+
+
+def test_the_worlds_network_is_the_mixtures_with_an_error_on_the_prediction(case):
+    """V of one problem by the exact mixture of `diffsolve.reference`, its own prediction moved by the field."""
+    problems, _ = case
+    path = problems.path
+    row = next(i for i, m in enumerate(problems.m[:, 0]) if m == 0.5)
+    s, m = float(problems.s[row, 0]), float(problems.m[row, 0])
+    mixture = GaussianMixture.isotropic([[-m], [m]], s)
+    lam = 0.3
+    p = path.at(path.time(lam))
+    alpha, sigma = float(p.alpha), float(p.sigma)
+    u, y = sigma / (alpha + sigma), np.full_like(problems.z, 0.4)
+    y[row] = np.linspace(-1, 1, len(y[row]))
+    x = torch.tensor(y[row]) * (alpha + sigma)
+    data, eps = (found[:, 0] for found in mixture.expectations(x[:, None], alpha, sigma))
+    a, b = (float(weight) for weight in PREDICTIONS[problems.predicts](p, 0.5))
+    unit = np.hypot(1 - u, 0) * np.hypot(s, m), u
+    angle = problems.k[row] * (y[row] / np.hypot(*unit))[:, None] + 8 * np.tanh(lam / 8) * problems.omega[row]
+    error = torch.tensor((problems.a[row] * np.cos(angle + problems.phase[row])).sum(-1))
+    if problems.predicts == "score":
+        error = error / sigma
+    if problems.predicts == "velocity":
+        error = error * max(abs(a), abs(b))
+    out = a * data + b * eps + error
+    # x = alpha x_0 + sigma eps and out = a x_0 + b eps, solved for both
+    found_data, found_eps = (
+        (b * x - sigma * out) / (alpha * b - sigma * a),
+        (alpha * out - a * x) / (alpha * b - sigma * a),
+    )
+    expected, sign = (found_eps - found_data).numpy(), 1.0 if alpha * b - sigma * a > 0 else -1.0
+    exact = (eps - data).numpy()
+    np.testing.assert_allclose(problems.velocity(y, u)[row] - exact, sign * (expected - exact), rtol=1e-3, atol=1e-9)
+
+
+def test_the_worlds_guidance_is_continuous():
+    """Guidance at 1 is none, and a little more changes little."""
+    plain, little = (World(paths.named("condot"), "v", 0.0, (0.1,), (1.0,), guidance=w) for w in (1.0, 1.0 + 1e-6))
+    np.testing.assert_allclose(little.velocity(little.z, 0.6), plain.velocity(plain.z, 0.6), rtol=0, atol=1e-4)
+
+
 def test_rows_are_the_least_squares_solution(case):
-    """No other weights of a row lead nearer to the flow: the gradient of the weighted squares is that of the ridge."""
+    """No other weights of a row lead nearer to the flow."""
     problems, grid = case
     weights = rows(problems, grid, 4)
     u = grid.sigma / (grid.alpha + grid.sigma)
@@ -73,7 +147,7 @@ def test_rows_are_the_least_squares_solution(case):
 def test_a_run_is_the_replay(case):
     """The tableau does to a state what the rows say, on the straight path and on every other."""
     problems, grid = case
-    tableau = Designed(problems.predicts)(problems.path, grid.t)
+    tableau = Designed(predicts=problems.predicts)(problems.path, grid.t)
     weights = rows(problems, grid, 4)
     c = grid.alpha + grid.sigma
     i = 4
@@ -141,7 +215,7 @@ def test_both_ways_and_from_anywhere():
 
 def test_the_grid_goes_with_the_prediction():
     assert Designed().grid == ArcOf("v")
-    assert Designed("noise").grid == ArcOf("noise")
+    assert Designed(predicts="noise").grid == ArcOf("noise")
     path = paths.named("ddpm")
     assert (ArcOf("noise")(path, MANY) == ARCS["noise"](path, MANY)).all()
     assert (ArcOf("noise")(path, MANY + 1) == Arc(1.6, 0.2)(path, MANY + 1)).all()
