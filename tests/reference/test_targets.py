@@ -49,6 +49,12 @@ def test_another_seed_is_another_field_and_the_same_seed_the_same():
     assert not torch.allclose(first, other)
 
 
+def test_the_error_is_a_twentieth_if_nothing_is_said():
+    x = torch.randn((4, 8), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    default, said = (imperfect_model(MIXTURE, **options)(x, 0.5) for options in ({}, {"delta": 0.05, "seed": 0}))
+    assert torch.equal(default, said)
+
+
 @pytest.mark.parametrize("delta", [-0.1, float("nan"), "big"])
 def test_errors_name_what_is_wrong(delta):
     with pytest.raises(ValueError, match="delta must be"):

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 import diffsolve as ds
 from diffsolve import paths
 from diffsolve.grids import Arc
 from diffsolve.reference import imperfect_model
 from diffsolve.reference.mixture import GaussianMixture, random_means
-from diffsolve.solvers import Designed
+from diffsolve.solvers import Designed, Multistep
 from diffsolve.solvers.designed import ARCS, MANY, ArcOf, rows
 from diffsolve.solvers.world import World, world
 from diffsolve.tableau.frames import PREDICTIONS
@@ -55,7 +56,7 @@ def lagrange_means(nodes, start, stop):
     """The means over [start, stop] in u of the Lagrange polynomials in atan(sqrt(u / (1 - u))) through the nodes."""
 
     def at(u):
-        return np.arctan(np.sqrt(u / (1 - u)))
+        return np.arctan2(np.sqrt(u), np.sqrt(1 - u))
 
     u = start + (np.arange(20000) + 0.5) / 20000 * (stop - start)
     return [
@@ -169,12 +170,62 @@ def test_the_world_is_a_flow(case):
         np.testing.assert_allclose(slope, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 
-def test_an_exact_world_is_exact():
-    """Without an error, one Gaussian's flow is y proportional to the square root of its variance."""
-    problems = World(paths.named("condot"), "v", 0.0, (0.3, 1.0), (0.0,))
-    for u in (0.9, 0.5, 0.1, 0.01):
+@pytest.mark.parametrize("path", [paths.named("condot"), paths.EDM(0.01, 2.0)], ids=["condot", "edm"])
+def test_an_exact_world_is_exact(path):
+    """Without an error, one Gaussian's flow is y proportional to the square root of its variance, from end to end."""
+    problems = World(path, "v", 0.0, (0.3, 1.0), (0.0,))
+    for u in (0.6, 0.5, 0.1, 0.01):
         expected = problems.z * np.hypot((1 - u) * problems.size, u)
-        np.testing.assert_allclose(problems.at(u), expected, rtol=1e-4)
+        np.testing.assert_allclose(problems.at(u), expected, rtol=1e-5)
+
+
+def test_the_world_against_another_integrator(case):
+    """scipy's, in theta, from the state where the run begins."""
+    problems, _ = case
+    u, end = 1 / (1 + np.exp(problems.low)), 1 / (1 + np.exp(problems.high - 2))
+
+    def slope(angle, y):
+        at = np.sin(angle) / (np.sin(angle) + np.cos(angle))
+        turn = 1 / (np.sin(angle) + np.cos(angle)) ** 2
+        return (turn * problems.velocity(y.reshape(problems.z.shape), at)).ravel()
+
+    angles = [np.arctan2(level, 1 - level) for level in (u, end)]
+    exact = solve_ivp(slope, angles, problems.at(u).ravel(), method="DOP853", rtol=1e-8, atol=1e-8).y[:, -1]
+    error = np.abs(problems.at(end).ravel() - exact)
+    assert np.median(error) < 1e-5
+    assert error.max() < 2e-3  # of a particle that hesitates between two modes
+
+
+def test_beyond_its_last_level_the_world_goes_straight_on():
+    problems = world(paths.named("condot"), "v", *WORLD)
+    slope = (problems.at(0.0) - problems.at(problems.u_last)) / -problems.u_last
+    np.testing.assert_allclose(slope, problems.velocity(problems.at(problems.u_last), problems.u_last), atol=1e-9)
+
+
+def test_the_problems_of_the_world():
+    """Four deviations alone, three about +-0.5 and about +-1 (0.3 is at most 0.6 of 0.5), each six times."""
+    problems = world(paths.named("condot"), "v", *WORLD)
+    kinds = {(float(s), float(m)) for s, m in zip(problems.s[:, 0], problems.m[:, 0], strict=True)}
+    few = {(s, m) for s in (0.03, 0.1, 0.3) for m in (0.5, 1.0)}
+    assert kinds == {(s, 0.0) for s in (0.03, 0.1, 0.3, 1.0)} | few
+    assert problems.z.shape == (60, 6)
+    near = World(paths.named("condot"), "v", 0.0, (0.5, 0.8), (1.0,))  # 0.8 is not two modes
+    assert set(near.s[:, 0]) == {0.5}
+
+
+def test_where_no_call_is_made_at_the_data_the_last_step_is_the_last_outputs(case):
+    problems, grid = case
+    last = rows(problems, grid, 4)[-1]
+    assert bool(last[:-1].any()) == (problems.path.t_last == problems.path.t_data)
+
+
+def test_many_steps_are_adams():
+    path = paths.named("condot")
+    tableaux = [Designed()(path, ArcOf()(path, steps)) for steps in (40, 41)]
+    few, many = ([list(row) for row in t.weights[5]] for t in tableaux)
+    assert len(few[0]) == len(many[0]) + 1  # four outputs, and three
+    adams = Multistep(3, "straight", "arc")(path, ArcOf()(path, 41))
+    np.testing.assert_array_equal(tableaux[1].weights, adams.weights)
 
 
 def test_guidance_leads_to_the_wanted_mode():
