@@ -206,12 +206,13 @@ def plan(
     nfe: Nfe = None,
     steps: Steps = None,
     grid: GridSpec = None,
+    predicts: Annotated[str, typer.Option(help="What the network predicts, on which auto and designed depend.")] = "v",
     out: Annotated[Path | None, typer.Option(help="A .json file to save it in too, for `Tableau.load`.")] = None,
 ) -> None:
     """Print the weights of a run, call by call, before any network is called."""
     import diffsolve as ds
 
-    tableau = ds.plan(path, solver, nfe=budget(nfe, steps), steps=steps, grid=grid)
+    tableau = ds.plan(path, solver, nfe=budget(nfe, steps), steps=steps, grid=grid, predicts=predicts)
     if out is not None:
         check_out(out, ".json")
         tableau.save(out)

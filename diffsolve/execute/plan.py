@@ -36,6 +36,7 @@ def plan(
     start: float | None = None,
     stop: float | None = None,
     guidance: float = 1.0,
+    predicts: str | None = None,
 ) -> Tableau:
     """The tableau of a run, before any network is called: print it, save it, compare it.
 
@@ -50,17 +51,20 @@ def plan(
         start: the initial time, on the path's clock; the noise end if None.
         stop: the final time. If None the run ends on the data: the last update is the denoised estimate.
         guidance: the scale of classifier-free guidance of the run; "auto" and "designed" depend on it.
+        predicts: with a path, what its network predicts, on which the same two depend; "v" if None. A Model knows.
 
     Raises:
-        ValueError: if the solver or grid is unknown, not exactly one of steps and nfe is given (neither with custom
-            times), or no step fits into the budget.
+        ValueError: if the solver, grid or prediction is unknown, predicts is given with a Model, not exactly one of
+            steps and nfe is given (neither with custom times), or no step fits into the budget.
         TypeError: if solver or grid is of the wrong type.
     """
     if not isinstance(model, Model):
-        model = adapt(_nothing, model, "v")
+        model = adapt(_nothing, model, "v" if predicts is None else predicts)
+    elif predicts is not None:
+        raise ValueError(f"predicts={predicts!r} cannot be given with a Model, which has its own: {model.predicts!r}")
     path, determined = model.path, model.determined
     method, its_grid = solvers.resolve(solver)
-    method = method.suited(model.predicts, guidance)
+    method = method.suited(model.learned or model.predicts, guidance)
     grid = its_grid or method.grid if grid is None else grid
     times = own_times(grid)
     if times is not None:
@@ -91,7 +95,7 @@ def plan_back(
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
-    method = method.suited(model.predicts, guidance)
+    method = method.suited(model.learned or model.predicts, guidance)
     grid = its_grid or method.grid if grid is None else grid
     begin = last_time(model) if begin is None else begin
     stop = None if begin == path.t_data else begin

@@ -56,10 +56,10 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
         levels = sigmas.double().cpu()
         path = _path(model, levels)
 
-        denoised = adapt(_Denoiser(model, sigmas.dtype), path, "denoised", dtype=x.dtype)
+        inside = _Denoiser(model, sigmas.dtype)
+        denoised = adapt(inside, path, "denoised", dtype=x.dtype, learned=_learned(model))
         number = cond.get("seed") if seed is None else seed
-        suited = method.suited(_errs_on(model), 1.0)  # D is what we are told, not what was learned
-        ex = begin(denoised, noise=x, solver=suited, grid=levels, seed=number)
+        ex = begin(denoised, noise=x, solver=method, grid=levels, seed=number)
         nodes = [0, *ex.tableau.node[:-1].tolist()]  # the grid node of each call; -1 between nodes
         with torch.no_grad(), tqdm(total=len(levels) - 1, disable=disable) as bar:
             for i in nodes:
@@ -116,7 +116,7 @@ ComfyUI's V_PREDICTION and EDM derive from EPS: the first that fits counts.
 """
 
 
-def _errs_on(model: Any) -> str:
+def _learned(model: Any) -> str:
     """What the network inside the denoiser was trained to predict; the denoised if nothing says so."""
     names = _sampling(model)
     return next((predicts for name, predicts in LEARNED.items() if name in names), "denoised")
@@ -124,4 +124,5 @@ def _errs_on(model: Any) -> str:
 
 def denoiser(model: Any) -> Model:
     """A k-diffusion denoiser that knows its sigmas (`sigma_min`, `sigma_max`) as a Model, with sigma for its clock."""
-    return adapt(model, EDM(float(model.sigma_min), float(model.sigma_max)), "denoised")
+    path = EDM(float(model.sigma_min), float(model.sigma_max))
+    return adapt(model, path, "denoised", learned=_learned(model))

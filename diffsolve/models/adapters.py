@@ -44,6 +44,7 @@ def adapt(
     clock: str | Clock = "t",
     sigma_data: float = 0.5,
     dtype: torch.dtype | None = None,
+    learned: str | None = None,
 ) -> Model:
     """Make any callable `net(x, t, **cond)` a Model that `ds.sample` accepts.
 
@@ -61,14 +62,16 @@ def adapt(
             preconditioned; only predicts="edm" uses it.
         dtype: of the network's input x. By default that of its first floating parameter, or, without parameters,
             the state's. Times are never rounded to half precision.
+        learned: what the network inside was trained to predict, if `net` converts it to what it predicts (a wrapper
+            that returns the denoised of a network of noise): "auto" chooses by it.
 
     Raises:
-        ValueError: if path, predicts, clock or sigma_data is not as above.
+        ValueError: if path, predicts, clock, sigma_data or learned is not as above.
         TypeError: if net is not callable, only one of path and predicts is given, or dtype is not a floating dtype.
     """
     if path is None and predicts is None:
-        if clock != "t" or sigma_data != 0.5 or dtype is not None:
-            given = f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}"
+        if clock != "t" or sigma_data != 0.5 or dtype is not None or learned is not None:
+            given = f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}, learned={learned!r}"
             raise ValueError(f"path and predicts must be given with other options, got {given} alone")
         return as_model(net)
     required(callable(net), "net", net, "a callable net(x, t, **cond)", TypeError)
@@ -78,6 +81,8 @@ def adapt(
             f"path={path!r}, predicts={predicts!r}"
         )
     check_prediction("predicts", predicts)
+    if learned is not None:
+        check_prediction("learned", learned)
     if isinstance(clock, str):
         choice("clock", clock, CLOCKS)
     else:
@@ -91,7 +96,7 @@ def adapt(
         required(floating, "dtype", dtype, "a floating torch.dtype", TypeError)
     if predicts == "edm" and clock == "t":
         clock = "c_noise"
-    return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype)
+    return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype, learned)
 
 
 def as_model(model: object) -> Model:

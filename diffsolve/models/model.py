@@ -55,6 +55,8 @@ class Model:
     """The standard deviation of the data, in the units of x, for predicts="edm"."""
     dtype: torch.dtype | None
     """The dtype of the network's input x; None for the state's."""
+    learned: str | None = None
+    """What was learned, and so what it errs on, where `net` converts it to what it predicts; None where they agree."""
 
     told = deprecated_alias("network_time")
 

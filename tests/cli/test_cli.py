@@ -282,6 +282,10 @@ def test_plan():
     arguments = ("--path", "edm", "--solver", "unipc-3", "--nfe", 8, "--grid", "karras(rho=5.0)")
     expected = ds.plan("edm", "unipc-3", nfe=8, grid="karras(rho=5.0)")
     assert run("plan", *arguments, "--out", "t.json") == f"{expected}\n"
+    assert (
+        run("plan", "--path", "ddpm", "--nfe", 5, "--predicts", "noise")
+        == f"{ds.plan('ddpm', nfe=5, predicts='noise')}\n"
+    )
     assert ds.Tableau.load("t.json") == expected
 
 

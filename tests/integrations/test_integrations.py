@@ -528,8 +528,39 @@ def test_a_denoiser_of_k_diffusion(kd):
     assert model.path == paths.EDM(float(denoiser.sigma_min), float(denoiser.sigma_max))
     sigmas = kd.get_sigmas_karras(12, 0.03, 14.0)
     x = latents(14.0)
+    assert model.predicts == "denoised"
+    assert model.learned == "noise"
+    assert ds.plan(model, nfe=6).solver == ds.plan(model, "auto(predicts='noise')", nfe=6).solver
     mine = ds.sample(denoiser, noise=x, solver="dpmpp-2m", grid=sigmas)
     assert distance(mine, kd.sample_dpmpp_2m(denoiser, x, sigmas, disable=True)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("classes", "learned"),
+    [
+        (("DiscreteEpsDDPMDenoiser",), "noise"), (("VDenoiser",), "v"), (("Denoiser",), "edm"), (("Mine",), "denoised"),
+        # In ComfyUI v derives from eps.
+        (("V_PREDICTION", "EPS"), "v"), (("EPS",), "noise"), (("CONST",), "velocity"),
+    ],
+)  # fmt: skip
+def test_the_sampler_tells_auto_what_the_network_inside_predicts(classes, learned):
+    exact = mixture_model(MIXTURE, paths.Rectified() if learned == "velocity" else paths.EDM(0.1, 9.0), "denoised")
+    kind = object
+    for name in reversed(classes):
+        kind = type(name, (kind,), {"__call__": lambda self, x, sigma, seed=None: exact.net(x, sigma)})
+    denoiser = kind()
+    if classes[0] in ("V_PREDICTION", "EPS", "CONST"):  # ComfyUI's, which the model's sampling tells
+        inner = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda name: kind()))
+        denoiser = type("Guider", (), {"inner_model": inner, "__call__": lambda s, x, t, seed=None: exact.net(x, t)})()
+    sigmas, x = torch.linspace(0.9, 0.1, 6), latents(1.0)
+    if learned != "velocity":
+        sigmas = sigmas * 10
+    mine = k_diffusion.sampler("auto")(denoiser, x, sigmas, disable=True)
+    path = exact.path if learned == "velocity" else paths.EDM(1.0, 9.0)
+    same = ds.adapt(exact.net, path, "denoised", dtype=x.dtype)
+    for predicts in ("noise", "v", "edm", "denoised", *(["velocity"] if learned == "velocity" else [])):
+        wanted = ds.sample(same, noise=x, solver=f"auto(predicts={predicts!r})", grid=sigmas)
+        assert torch.equal(mine, wanted) == (predicts == learned), predicts
 
 
 # EDM, flow_matching, and what is nobody's -----------------------------------------------------------------------
@@ -562,6 +593,9 @@ def test_a_network_of_edm():
         labels = torch.arange(6.0)
         x = ds.sample(net, SHAPE, solver="heun(frame='noise')", steps=5, seed=0, cond={"class_labels": labels})
         assert x.isfinite().all()
+    assert ds.plan(ds.adapt(net), nfe=6).solver == "Designed(guidance=1.0, predicts='edm')"
+    noise = type("VPPrecond", (Precond,), {})()
+    assert ds.plan(ds.adapt(noise), nfe=6).solver == "Designed(guidance=1.0, predicts='noise')"
     net.sigma_min, net.sigma_max = 0.01, 50.0
     assert ds.adapt(net).path == paths.EDM(0.01, 50.0)
 

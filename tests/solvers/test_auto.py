@@ -61,8 +61,13 @@ def test_it_is_told_the_prediction_of_the_run():
     for predicts in ("noise", "velocity"):
         tableau = ds.plan(ds.adapt(net, "vp", predicts), nfe=5)
         assert tableau == ds.plan("vp", f"auto(predicts={predicts!r})", nfe=5)
+        assert tableau == ds.plan("vp", nfe=5, predicts=predicts)
         assert repr(predicts) in tableau.solver
     assert ds.plan("vp", nfe=5) == ds.plan("vp", "auto(predicts='v')", nfe=5)
+    with pytest.raises(ValueError, match="predicts='v' cannot be given with a Model"):
+        ds.plan(ds.adapt(net, "vp", "noise"), nfe=5, predicts="v")
+    with pytest.raises(ValueError, match="predicts must be"):
+        ds.plan("vp", nfe=5, predicts="data")
 
 
 @pytest.mark.parametrize("predicts", ["noise", "denoised", "v"])
