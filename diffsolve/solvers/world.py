@@ -23,12 +23,9 @@ from functools import lru_cache
 import numpy as np
 
 from diffsolve.paths import Path
-from diffsolve.tableau.frames import PREDICTIONS
+from diffsolve.tableau.theory import FAR, output_unit
 
 __all__ = ["World", "world"]
-
-FAR = 9.0
-"""|lambda| beyond which the flow is taken as straight: 1e-4 of the way in u."""
 
 FINE = 240
 """Steps of the world's own solution."""
@@ -111,7 +108,8 @@ class World:
         self.low = max(float(path.lam(path.t_noise)), -FAR)
         self.high = min(float(path.lam(path.t_last)), FAR)
         self.lam = lam = np.linspace(self.low, self.high, FINE + 1)
-        self.factors = _factors(path, self.predicts, lam)
+        p = path.nodes(path.time(lam))
+        self.factors = (p.alpha + p.sigma) * abs(output_unit(self.predicts, p))
         h = lam[1] - lam[0]
 
         def slope(y: np.ndarray, at: float) -> np.ndarray:
@@ -147,15 +145,6 @@ def world(
 ) -> World:
     """The world of that path and prediction: made once, in some 100 ms."""
     return World(path, predicts, delta, spread, modes, guidance)
-
-
-def _factors(path: Path, predicts: str, lam: np.ndarray) -> np.ndarray:
-    """What an error is multiplied by in the straight velocity: (alpha + sigma) / |alpha b - sigma a|."""
-    p = path.nodes(path.time(lam))
-    a, b = (np.broadcast_to(weight, lam.shape) for weight in PREDICTIONS[predicts](p, 0.5))
-    # A score errs as the noise that it is over sigma, dx/dt as the velocity that it is over the speed of the clock.
-    unit = np.maximum(abs(a), abs(b)) if predicts in ("score", "velocity") else 1.0
-    return np.asarray(unit * (p.alpha + p.sigma) / abs(p.alpha * b - p.sigma * a))
 
 
 def _lam(u: float) -> float:

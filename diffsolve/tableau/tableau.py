@@ -14,16 +14,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 
-from diffsolve.common.checks import integer, required
+from diffsolve.common.checks import choice, integer, number, required
 from diffsolve.common.files import write_whole
-from diffsolve.paths import Position
-from diffsolve.tableau.frames import FRAMES
+from diffsolve.paths import Path, Position, named
+from diffsolve.tableau.frames import FRAMES, PREDICTIONS
+from diffsolve.tableau.theory import SPECTRUM, distance, response
 
 __all__ = ["DRIFT", "Tableau"]
 
@@ -175,6 +177,67 @@ class Tableau:
             found[i + 1] = inputs[1]
         return found, size
 
+    def expected_error(
+        self,
+        spectrum: Sequence[float] = SPECTRUM,
+        delta: float = 0.03,
+        *,
+        predicts: str = "v",
+        path: Path | str | None = None,
+        rate: float = 0.5,
+    ) -> float:
+        """How far this run is expected to end from where the network's own flow ends, on Gaussian data, on paper.
+
+        Args:
+            spectrum: the variances of the data, a direction each. Give those of your data (`numpy.linalg.eigvalsh` of
+                its covariance) or leave the usual: 12 of them, even in the logarithm from 0.001 to 2.
+            delta: the root mean square of the network's error, in units of what it predicts.
+            predicts: what the network predicts, and so what it errs on; a key of `PREDICTIONS`.
+            path: the path of this run; needed where its text (`Tableau.path`) does not name it, as for tables.
+            rate: how fast the error varies: the standard deviation of its frequencies in lambda = log(alpha / sigma).
+
+        Returns:
+            The root mean square over directions, starts and errors, in units of the data.
+
+        Raises:
+            ValueError: for a stochastic run, whose end is not one point, or a path that is not this run's.
+        """
+        required(not self.stochastic, "the run", self.solver, "deterministic: a stochastic one has no one end")
+        path, spectrum = self._theory(path, predicts, spectrum)
+        delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
+        return float(np.sqrt(np.mean(distance(self, path, predicts, spectrum, delta, rate) ** 2)))
+
+    def amplification(
+        self, spectrum: Sequence[float] = SPECTRUM, *, predicts: str = "v", path: Path | str | None = None
+    ) -> np.ndarray:
+        """(N,): how far an error of 1 in the network's output at each call moves the (mean) end, on Gaussian data.
+
+        Root mean squares over the directions; arguments and errors as of `expected_error`. Large numbers are calls
+        at which a network that errs does harm: where a prediction says little about the rest (noise where there is
+        little data in the state, the denoised where there is little noise), or where weights are large and cancel.
+        """
+        path, spectrum = self._theory(path, predicts, spectrum)
+        _, errors = response(self, path, predicts, spectrum)
+        return np.asarray(np.sqrt(np.mean(errors**2, 0)))
+
+    def _theory(
+        self, path: Path | str | None, predicts: str, spectrum: Sequence[float]
+    ) -> tuple[Path, tuple[float, ...]]:
+        choice("predicts", predicts, PREDICTIONS)
+        listed = np.ndim(spectrum) == 1 and len(spectrum) > 0
+        required(listed, "spectrum", spectrum, "a list of variances > 0", TypeError)
+        variances = tuple(number("spectrum", variance, low=0) for variance in spectrum)
+        required(min(variances) > 0, "spectrum", spectrum, "numbers > 0")
+        if path is None:
+            try:
+                path = named(self.path)
+            except ValueError:
+                raise ValueError(f"path must be given for this run, whose path is {self.path}") from None
+        path = named(path)
+        same = np.allclose(np.stack([path.alpha(self.calls[:, 0]), path.sigma(self.calls[:, 0])], 1), self.calls[:, 1:])
+        required(same, "path", path, f"the path of this run, {self.path}")
+        return path, variances
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tableau):
             return NotImplemented
@@ -236,6 +299,10 @@ class Tableau:
         )
 
     def __str__(self) -> str:
+        return self.table()
+
+    def table(self, extra: tuple[str, Sequence[float] | np.ndarray] | None = None) -> str:
+        """All of the weights as text, call by call; with a further column, if given: its title and a number a call."""
         frames = ", ".join(dict.fromkeys(self.frame))
         head = (
             f"{self.solver} on {self.path}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
@@ -244,11 +311,17 @@ class Tableau:
         columns = ["s", "y", "d", *(f"d-{j}" for j in range(1, self.history)), "z"]
         lines = [
             head,
-            f"{'call':>4} {'t':>11} {'alpha':>9} {'sigma':>9}    " + "".join(f"{c:>11}" for c in columns),
+            f"{'call':>4} {'t':>11} {'alpha':>9} {'sigma':>9}    "
+            + "".join(f"{c:>11}" for c in columns)
+            + (f"  {extra[0]}" if extra else ""),
         ]
         for i, (t, alpha, sigma) in enumerate(self.calls):
             s, y = self.weights[i]
-            lines.append(f"{i:4d} {t:11.6g} {alpha:9.5g} {sigma:9.5g} y' " + _cells(y))
+            lines.append(
+                f"{i:4d} {t:11.6g} {alpha:9.5g} {sigma:9.5g} y' "
+                + _cells(y)
+                + (f"{extra[1][i]:{len(extra[0]) + 2}.3g}" if extra else "")
+            )
             if not np.array_equal(s, y):
                 lines.append(f"{'':36} s' " + _cells(s))
         t, alpha, sigma = self.grid[-1]

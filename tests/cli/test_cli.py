@@ -281,12 +281,17 @@ def test_a_learned_run_of_digits():
 def test_plan():
     arguments = ("--path", "edm", "--solver", "unipc-3", "--nfe", 8, "--grid", "karras(rho=5.0)")
     expected = ds.plan("edm", "unipc-3", nfe=8, grid="karras(rho=5.0)")
-    assert run("plan", *arguments, "--out", "t.json") == f"{expected}\n"
-    assert (
-        run("plan", "--path", "ddpm", "--nfe", 5, "--predicts", "noise")
-        == f"{ds.plan('ddpm', nfe=5, predicts='noise')}\n"
-    )
+    lines = run("plan", *arguments, "--out", "t.json").splitlines()
     assert ds.Tableau.load("t.json") == expected
+    gains = expected.amplification()
+    assert lines[:-1] == expected.table(("end/error", gains)).splitlines()
+    assert lines[2] == str(expected).splitlines()[2] + f"{gains[0]:11.3g}"
+    assert lines[-1].endswith(f"of a v network that errs by 0.03: {expected.expected_error():.3g}")
+    noise = ds.plan("ddpm", nfe=5, predicts="noise")
+    lines = run("plan", "--path", "ddpm", "--nfe", 5, "--predicts", "noise").splitlines()
+    gains = noise.amplification(predicts="noise", path="ddpm")
+    assert lines[:-1] == noise.table(("end/error", gains)).splitlines()
+    assert "expected" not in run("plan", "--solver", "ddim(eta=1)", "--nfe", 3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import diffsolve as ds
 from diffsolve import metrics
 from diffsolve.metrics import Statistics, Table, sweep
 from diffsolve.metrics.settings import describe
-from diffsolve.reference.mixture import ring
+from diffsolve.reference.mixture import GaussianMixture, ring
 
 REFERENCE = Statistics.of(ring().sample(400, seed=0))
 SMALL = {"nfe": [4, 6], "num": 40, "batch": 16, "exact": 16, "fine": 40}
@@ -65,7 +65,7 @@ def test_shards_are_the_whole(model):
 
 
 def test_the_endpoint_error_falls_with_the_order_and_needs_no_reference(model):
-    smooth = ds.reference.mixture_model(ds.reference.GaussianMixture.isotropic([[1.0, 0.0], [-1.0, 0.5]], 1.0))
+    smooth = ds.reference.mixture_model(GaussianMixture.isotropic([[1.0, 0.0], [-1.0, 0.5]], 1.0))
     table = sweep(
         smooth, (2,), solvers=["heun", "rk4", "ddim(eta=0.5)"], nfe=[32, 64], num=20, exact=20, fine=400,
         dtype=torch.float64,
