@@ -51,7 +51,10 @@ def test_the_integral_over_the_plane_is_one():
         assert found.value.exp().sum().item() * 0.2**2 == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.product({"frame": ["trig", "straight", "noise", "lambda", "native", "denoised"], "path": list(PREDICTS)})
+@pytest.mark.product(
+    {"frame": ["trig", "straight", "noise", "lambda", "native", "denoised"], "path": list(PREDICTS)},
+    some={"frame": ["trig", "noise", "denoised"]},
+)
 def test_every_frame(path, frame, mixture):
     model = mixture_model(mixture, path, "v")
     x = mixture.sample(4, seed=0)
@@ -83,12 +86,9 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     )
 
 
-@pytest.mark.parametrize(("make", "dim"), [(lambda: anisotropic(8), 8), (lambda: random_means(12), 12)])
-@pytest.mark.parametrize("shape", [(12,), (3, 2, 2), (2, 2, 2)])
-def test_any_rank(shape, make, dim):
-    mixture = make()
-    if math.prod(shape) != dim:
-        pytest.skip("another size")
+@pytest.mark.parametrize("shape", [(8,), (2, 2, 2)])
+def test_any_rank(shape):
+    mixture = anisotropic(8)
     model = mixture_model(mixture, "condot", "velocity")
     x = mixture.sample(3, seed=0)
     found = ds.log_prob(model, x.view(3, *shape), solver=TIGHT)

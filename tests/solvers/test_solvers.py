@@ -183,7 +183,7 @@ DECLARED = [
 ]
 
 
-FEW = [solver for solver in DECLARED if solver in KINDS or "(" in solver]  # the order conditions are held for all
+FEW = [solver for solver in DECLARED if solver in KINDS or "(" in solver][::2]  # the order conditions are held for all
 
 
 @pytest.mark.product({"solver": DECLARED, "path": list(INTERIOR)}, some={"solver": FEW})
@@ -271,7 +271,7 @@ def test_finite_for_any_number_of_steps_in_both_directions(specs, path):
     for spec in shown(specs):
         solver = ds.solvers.named(spec)
         stochastic = spec in (*STOCHASTIC, "ddim(eta=1.0)")
-        for steps in range(1, 31):
+        for steps in (*range(1, 10), 16, 30):
             tableau = ds.plan(path, solver, steps=steps)
             tables = [tableau]
             if not stochastic and steps in (1, 2, 3, 8):
@@ -296,7 +296,7 @@ NETWORKS = [
 def test_samples_are_finite_down_to_the_data(specs, path, predicts, mixture):
     model = mixture_model(mixture, path, predicts)
     for spec in shown(specs):
-        for steps in (1, 2, 5, 8):
+        for steps in (1, 2, 5):
             x = ds.sample(model, (7, 2), solver=spec, steps=steps, seed=0)
             assert x.isfinite().all()
 
@@ -352,6 +352,6 @@ BUDGETS = ["edm", "condot", "ddpm"]
 def test_the_budget_of_calls_is_kept_and_used(solvers, path):
     for solver in shown(solvers):
         step = ds.solvers.named(solver).calls
-        for nfe in range(max(4, step), 24):
+        for nfe in (*range(max(4, step), 12), 17, 23):
             made = ds.plan(path, solver, nfe=nfe).nfe
             assert nfe - step < made <= nfe or (solver == "restart" and made <= nfe)
