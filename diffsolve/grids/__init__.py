@@ -4,6 +4,7 @@ from diffsolve.common.registry import Registry
 from diffsolve.grids.base import Grid
 from diffsolve.grids.spaced import Spaced
 from diffsolve.grids.warps import Angle, Arc, Beta, Karras, Power, Shifted, Uniform, Warp
+from diffsolve.grids.whole import Whole
 
 __all__ = [
     "Angle",
@@ -16,6 +17,7 @@ __all__ = [
     "Spaced",
     "Uniform",
     "Warp",
+    "Whole",
     "named",
     "names",
     "register",

@@ -34,9 +34,12 @@ CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
 """The time that the network gets, as a function of the path's clock t:
 
 1-t      the clock reversed                         1000t    0 to 1000, as diffusers' flow models
-index    t rounded to a row of the table           sigma    the weight of the noise
+index    t rounded to a row of the table (*)       sigma    the weight of the noise
 rho      sigma / alpha: k-diffusion's sigma        c_noise  log(rho) / 4, as raw EDM networks
 lambda   log(alpha / sigma)
+
+(*) For networks that know whole rows only: the nodes of a run are whole rows too, so that only calls between nodes (of
+`midpoint`, `rk4`, ..) and times that you list yourself are told a rounded time.
 """
 
 

@@ -480,3 +480,25 @@ def test_a_key_makes_noise_antithetic_or_shared(tmp_path):
     torch.testing.assert_close(shared, plain[:1].expand(3, 2), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="index must be 0 with seed=Key"):
         ds.sample(model, (3, 2), seed=key, index=2, **options)
+
+
+def test_a_network_of_whole_rows_is_told_the_times_of_its_steps():
+    told = []
+
+    def net(x, t):
+        told.append(float(t[0]))
+        return 0.5 * x
+
+    model = ds.adapt(net, "ddpm", "noise", clock="index")
+    for grid in (None, "uniform-lambda", "karras"):
+        told.clear()
+        run = ds.solve(model, (2, 3), solver="unipc-2", steps=12, grid=grid)
+        assert told == run.tableau.calls[:, 0].tolist()
+        assert told == [round(t) for t in told]
+        told.clear()
+        back = ds.solve(model, noise=run.x, solver="ab-2", grid=[0.0, 10.5, 500.0])  # your own times stay
+        assert back.tableau.times.tolist() == [0.0, 10.5, 500.0]
+    assert ds.plan("ddpm", steps=12, predicts="noise").times[3] % 1 != 0
+    told.clear()
+    ds.encode(model, torch.zeros(2, 3), steps=9)
+    assert told == [round(t) for t in told]

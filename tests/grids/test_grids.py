@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import PATHS
 
 import diffsolve as ds
@@ -128,3 +130,38 @@ def test_one_step_that_does_not_move_is_refused():
 
     with pytest.raises(ValueError, match="steps must be at most the distinct steps of .*, got 3"):
         Halting()(paths.EDM(), 3)
+
+
+# --------------------------------------------------------------------------------------------- whole rows
+
+
+@given(
+    st.sampled_from(["uniform-lambda", "quadratic", "karras", "uniform-t", "arc", "trailing", "beta"]),
+    st.integers(1, 40),
+    st.integers(20, 999),
+    st.integers(-1, 15),
+)
+def test_whole_rows_are_distinct_and_near(name, steps, start, stop):
+    path = ds.paths.named("ddpm")
+    try:
+        inner = grids.named(name)(path, steps, start=start, stop=stop)
+    except ValueError:
+        return  # that grid has no such steps
+    times = grids.Whole(grids.named(name))(path, steps, start=start, stop=stop)
+    assert times[[0, -1]].tolist() == inner[[0, -1]].tolist()
+    free = start - stop - 1
+    if steps - 1 > free:
+        assert times.tolist() == inner.tolist()
+        return
+    assert (times == times.round()).all()
+    assert (np.diff(times) <= -1).all()
+    # A node goes further than the nearest row only where that and all rows on the way are taken.
+    for node, row in zip(inner[1:-1], times[1:-1], strict=True):
+        between = np.arange(min(row, round(node)), max(row, round(node)) + 1)
+        assert set(between[(between > stop) & (between < start)]) <= set(times)
+
+
+def test_whole_rows_of_a_continuous_clock_are_left_alone():
+    path = ds.paths.named("condot")
+    plain = grids.named("uniform-theta")
+    assert grids.Whole(plain)(path, 7).tolist() == plain(path, 7).tolist()
