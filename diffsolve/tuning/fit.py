@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
@@ -15,25 +15,24 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from diffsolve.api.sampling import sample
-from diffsolve.common.checks import choice, described, integer, number, required
+from diffsolve.common.checks import choice, integer, number, required
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute import Network, network_times
 from diffsolve.execute.options import ModelLike, Shape
-from diffsolve.execute.plan import DEFAULT_SOLVER, GridLike, plan, refuse
+from diffsolve.execute.plan import GridLike
 from diffsolve.execute.start import Problem
 from diffsolve.kernels.combine import LIMIT
 from diffsolve.models import Model
-from diffsolve.models.guidance import Guidance, picked
+from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
+from diffsolve.tuning.pilot import best, candidates
 from diffsolve.tuning.progress import Progress
+from diffsolve.tuning.runs import Loss, Noises, executed, held_out, relative, run_teacher
 from diffsolve.tuning.student import Student
 
 __all__ = ["TuneOptions", "Tuning", "fit", "tune"]
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TuneOptions(TypedDict, total=False):
@@ -41,7 +40,7 @@ class TuneOptions(TypedDict, total=False):
 
     noise: Tensor | None
     nfe: int | None
-    solver: str | Solver | Tableau
+    solver: str | Solver | Tableau | None
     grid: GridLike | None
     start: float | None
     stop: float | None
@@ -64,7 +63,6 @@ class TuneOptions(TypedDict, total=False):
 
 
 DEFAULTS: dict[str, Any] = {
-    "solver": DEFAULT_SOLVER,
     "teacher": 100,
     "times": True,
     "iterations": 300,
@@ -143,7 +141,8 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
             any seed. Or
         noise: (n, ...) initial states, as in `solve`.
         nfe, solver, grid, start, stop: the initial run, as in `plan`: a deterministic solver that calls the network
-            once at each time; or `solver` is a Tableau of one.
+            once at each time; or `solver` is a Tableau of one. If None, the best of a short list in a pilot on a few of
+            the noises (`diffsolve.tuning.pilot`).
         teacher: the accurate run: a number of network calls of "auto", a Tableau between the same times, or
             precomputed ends (n, ...) of `noise`.
         history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
@@ -177,15 +176,17 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
     _check(settings)
     problem = Problem.of(model, shape, settings)
     required(isinstance(problem.key.seed, int), "seed", settings["seed"], "one for all noises")
-    begin, name = _begin(problem, settings)
-    noises = _Noises(_states(problem, float(begin.times[0])), problem.cond, problem.guidance)
+    starts = candidates(problem, settings)
+    noises = Noises(_states(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
+    (begin, name), pilot = best(problem.model, noises, starts, settings)
     history = min(begin.nfe, MOST if settings["history"] is None else settings["history"])
     student = Student(problem.model, begin, history, settings["times"], f"tuned({name}, nfe={begin.nfe})")
     _check_derivatives(problem.model, begin, noises.some(torch.tensor([0])), settings["times"])
     progress = Progress(student, _about(problem, begin, noises, history, settings), settings["checkpoint"])
     if progress.ends is None:
         teacher, batch = settings["teacher"], settings["batch"]
-        progress.ends, progress.calls = _run_teacher(problem.model, noises, teacher, begin, batch)
+        progress.ends, calls = run_teacher(problem.model, noises, teacher, begin, batch)
+        progress.calls = calls + pilot
     learner = _Learner(problem, begin, noises, student, progress, settings)
     learner.learn()
     progress.restore_best()
@@ -202,19 +203,6 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
     return Tuning(learned, begin, before, after, losses, validation, progress.calls, progress.seconds)
 
 
-def _begin(problem: Problem, settings: Mapping[str, Any]) -> tuple[Tableau, str]:
-    """The initial tableau, and the name of its solver."""
-    solver, planned = settings["solver"], {name: settings[name] for name in ("nfe", "grid", "start", "stop")}
-    if isinstance(solver, Tableau):
-        refuse("a tableau as solver", **planned)
-        begin, name = solver, solver.solver
-    else:
-        begin, name = plan(problem.model, solver, **planned, guidance=problem.guidance.scale), str(solver)
-    if begin.nfe < 2:
-        raise ValueError(f"nfe must be at least 2 for there to be something to learn, got {begin.nfe}")
-    return begin, name
-
-
 def _states(problem: Problem, start: float) -> Tensor:
     """The initial states; drawn noises differ from those of every run of `ds.sample`."""
     x = problem.state(start)
@@ -227,7 +215,7 @@ def _states(problem: Problem, start: float) -> Tensor:
 
 
 def _about(
-    problem: Problem, begin: Tableau, noises: _Noises, history: int, settings: Mapping[str, Any]
+    problem: Problem, begin: Tableau, noises: Noises, history: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The settings that a checkpoint must have, as JSON values."""
     guidance = problem.guidance
@@ -249,7 +237,7 @@ class _Learner:
         self,
         problem: Problem,
         begin: Tableau,
-        noises: _Noises,
+        noises: Noises,
         student: Student,
         progress: Progress,
         settings: Mapping[str, Any],
@@ -258,15 +246,15 @@ class _Learner:
         self.noises, self.student, self.progress, self.settings = noises, student, progress, settings
         assert progress.ends is not None
         self.ends = progress.ends.to(noises.x)
-        self.loss: Loss = settings["loss"] or _relative(self.ends)
-        self.held = max(1, min(len(noises.x) - 1, round(settings["held_out"] * len(noises.x))))
+        self.loss: Loss = settings["loss"] or relative(self.ends)
+        self.held = held_out(len(noises.x), settings["held_out"])
 
     def validate(self, tableau: Tableau) -> float:
         """The mean loss of the held-out noises; infinite if it is NaN."""
         batch, count = self.settings["batch"], len(self.noises.x)
         total = 0.0
         for index in torch.split(torch.arange(count - self.held, count), batch):
-            x = _executed(self.model, tableau, self.noises.some(index))
+            x = executed(self.model, tableau, self.noises.some(index))
             total += float(self.loss(x, self.ends[index]).mean()) * len(index)
         self.progress.calls += self.held * self.calls
         return math.inf if math.isnan(total) else total / self.held
@@ -298,51 +286,6 @@ class _Learner:
         self.progress.calls += len(index) * self.calls * (2 if settings["gradient"] == "checkpoint" else 1)
 
 
-@dataclass(frozen=True)
-class _Noises:
-    """Initial states, with their conditions."""
-
-    x: Tensor
-    cond: Mapping[str, Any]
-    guidance: Guidance
-
-    def some(self, index: Tensor) -> _Noises:
-        """The ones at these indices."""
-        at, size = index.to(self.x.device), len(self.x)
-        guidance = replace(self.guidance, uncond=picked(self.guidance.uncond, at, size))
-        return _Noises(self.x[at], picked(self.cond, at, size), guidance)
-
-
-def _executed(model: Model, tableau: Tableau, noises: _Noises) -> Tensor:
-    """The end of a tableau's run."""
-    return sample(
-        model, noise=noises.x, solver=tableau, cond=noises.cond, guidance=noises.guidance, dtype=noises.x.dtype,
-    )  # fmt: skip
-
-
-def _run_teacher(
-    model: Model, noises: _Noises, teacher: int | Tableau | Tensor, begin: Tableau, batch: int
-) -> tuple[Tensor, int]:
-    """The ends of the teacher's run, and its network calls, summed over the samples."""
-    if isinstance(teacher, Tensor):
-        if teacher.shape != noises.x.shape or not teacher.is_floating_point():
-            shape = tuple(noises.x.shape)
-            raise ValueError(f"teacher must be floating, the ends of the noises {shape}, got {described(teacher)}")
-        return teacher.detach().to(noises.x), 0
-    if not isinstance(teacher, Tableau):
-        teacher = integer("teacher", teacher, 1)  # network calls
-        ends = (model.path.t_noise, model.path.t_data)
-        start, stop = (None if t == end else t for t, end in zip(begin.times[[0, -1]].tolist(), ends, strict=True))
-        teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.scale)
-    if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begin.times[[0, -1]]):
-        raise ValueError(
-            f"teacher must be a deterministic run from t={begin.times[0]:.6g} to {begin.times[-1]:.6g}, got "
-            f"{teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}"
-        )
-    parts = [_executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
-    return torch.cat(parts), len(noises.x) * teacher.nfe
-
-
 def _digest(value: int | Tableau | Tensor) -> int | str:
     """What identifies a teacher or a noise in a checkpoint."""
     if isinstance(value, Tensor):
@@ -351,13 +294,7 @@ def _digest(value: int | Tableau | Tensor) -> int | str:
     return value.to_json() if isinstance(value, Tableau) else value
 
 
-def _relative(ends: Tensor) -> Loss:
-    """The loss |x - end| of each sample over the root mean square of |end|."""
-    size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
-    return lambda x, end: (x - end).reshape(len(x), -1).norm(dim=1) / size
-
-
-def _check_derivatives(model: Model, begin: Tableau, noises: _Noises, times: bool) -> None:
+def _check_derivatives(model: Model, begin: Tableau, noises: Noises, times: bool) -> None:
     """Check that the network has the derivatives that learning needs.
 
     Raises:

@@ -13,6 +13,7 @@ from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import random_means, ring
 from diffsolve.tuning import fit
 from diffsolve.tuning.fit import TuneOptions
+from diffsolve.tuning.pilot import STARTS
 from diffsolve.tuning.student import Student, flattened
 
 RING = mixture_model(ring(), "condot")
@@ -207,9 +208,10 @@ def test_one_seed_one_tableau_and_what_a_file_holds(tmp_path):
     assert first.after < first.before
     assert first.after == min(loss for _, loss in first.validation)
     assert ds.tune(RING, (40, 2), nfe=4, **{**QUICK, "seed": 1}) != first.tableau
-    assert first.tableau.solver == "tuned(auto, nfe=4)"
-    assert "tuned(auto, nfe=4): held-out loss" in str(first)
-    assert first.calls == 40 * 20 + 12 * 16 * 4 + (len(first.validation) + 1) * 10 * 4
+    assert first.tableau.solver == "tuned(unipc-3, nfe=4)"
+    assert "tuned(unipc-3, nfe=4): held-out loss" in str(first)
+    pilot = 16 * (20 + 4 * len(STARTS))
+    assert first.calls == pilot + 40 * 20 + 12 * 16 * 4 + (len(first.validation) + 1) * 10 * 4
     first.tableau.save(tmp_path / "mine.json")
     loaded = ds.Tableau.load(tmp_path / "mine.json")
     assert loaded == first.tableau
@@ -346,7 +348,7 @@ def test_a_start_that_overflows_is_improved_on():
         start = ds.sample(RING, noise=noise(16, 2)[12:], nfe=4)
         return found + math.nan if len(x) == 4 and torch.allclose(x, start) else found
 
-    tuning = fit(RING, noise=noise(16, 2), nfe=4, loss=loss, **{**QUICK, "batch": 12})
+    tuning = fit(RING, noise=noise(16, 2), nfe=4, solver="auto", loss=loss, **{**QUICK, "batch": 12})
     assert (tuning.before, tuning.validation[0][1]) == (math.inf, math.inf)
     assert tuning.improved
     assert tuning.after < math.inf
@@ -424,3 +426,31 @@ def test_nothing_global_is_touched():
 
 def test_the_docstring_says_what_is_there():
     assert all(re.search(rf"\b{name}\b", fit.__doc__) for name in TuneOptions.__annotations__)
+
+
+def test_a_run_begins_with_the_best_of_the_short_list():
+    """By hand: each of them from the first noises, against the teacher."""
+    x = noise(40, 2)
+    tuning = fit(RING, noise=x, nfe=5, **QUICK)
+    ends = ds.sample(RING, noise=x[:16], nfe=20)
+
+    def distance(solver, grid):
+        found = ds.sample(RING, noise=x[:16], solver=solver, grid=grid, nfe=5)
+        return float((found - ends).norm(dim=1).mean())
+
+    nearest = min(STARTS, key=lambda start: distance(*start))
+    assert tuning.start == ds.plan(RING, nearest[0], grid=nearest[1], nfe=5)
+    other = fit(RING, noise=x, nfe=5, solver="unipc-2", **QUICK)
+    assert other.start == ds.plan(RING, "unipc-2", nfe=5)
+    same_grid = fit(RING, noise=x, nfe=5, grid="karras", **QUICK).start
+    assert same_grid.times.tolist() == ds.plan(RING, "euler", nfe=5, grid="karras").times.tolist()
+
+
+def test_a_start_that_is_not_a_number_is_not_chosen():
+    def loss(x, ends):
+        first = ds.sample(RING, noise=noise(16, 2)[:12], nfe=4)
+        found = (x - ends).norm(dim=1)
+        return found * math.nan if len(x) == 12 and torch.allclose(x, first) else found
+
+    start = fit(RING, noise=noise(16, 2), nfe=4, loss=loss, **{**QUICK, "batch": 12, "iterations": 1}).start
+    assert start != ds.plan(RING, "auto", nfe=4)

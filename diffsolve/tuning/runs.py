@@ -1,0 +1,78 @@
+"""What learning compares: runs from given noises, and the teacher's ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.api.sampling import sample
+from diffsolve.common.checks import described, integer
+from diffsolve.execute.plan import plan
+from diffsolve.models import Model
+from diffsolve.models.guidance import Guidance, picked
+from diffsolve.tableau import Tableau
+
+__all__ = ["Loss", "Noises", "executed", "held_out", "relative", "run_teacher"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Noises:
+    """Initial states, with their conditions."""
+
+    x: Tensor
+    cond: Mapping[str, Any]
+    guidance: Guidance
+
+    def some(self, index: Tensor) -> Noises:
+        """The ones at these indices."""
+        at, size = index.to(self.x.device), len(self.x)
+        guidance = replace(self.guidance, uncond=picked(self.guidance.uncond, at, size))
+        return Noises(self.x[at], picked(self.cond, at, size), guidance)
+
+
+def executed(model: Model, tableau: Tableau, noises: Noises) -> Tensor:
+    """The end of a tableau's run."""
+    return sample(
+        model, noise=noises.x, solver=tableau, cond=noises.cond, guidance=noises.guidance, dtype=noises.x.dtype,
+    )  # fmt: skip
+
+
+def run_teacher(
+    model: Model, noises: Noises, teacher: int | Tableau | Tensor, begin: Tableau, batch: int
+) -> tuple[Tensor, int]:
+    """The ends of the teacher's run, and its network calls, summed over the samples."""
+    if isinstance(teacher, Tensor):
+        if teacher.shape != noises.x.shape or not teacher.is_floating_point():
+            shape = tuple(noises.x.shape)
+            raise ValueError(f"teacher must be floating, the ends of the noises {shape}, got {described(teacher)}")
+        return teacher.detach().to(noises.x), 0
+    if not isinstance(teacher, Tableau):
+        teacher = integer("teacher", teacher, 1)  # network calls
+        ends = (model.path.t_noise, model.path.t_data)
+        start, stop = (None if t == end else t for t, end in zip(begin.times[[0, -1]].tolist(), ends, strict=True))
+        teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.scale, shape=noises.x.shape)
+    if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begin.times[[0, -1]]):
+        raise ValueError(
+            f"teacher must be a deterministic run from t={begin.times[0]:.6g} to {begin.times[-1]:.6g}, got "
+            f"{teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}"
+        )
+    parts = [executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
+    return torch.cat(parts), len(noises.x) * teacher.nfe
+
+
+def relative(ends: Tensor) -> Loss:
+    """The loss |x - end| of each sample over the root mean square of |end|."""
+    size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
+    return lambda x, end: (x - end).reshape(len(x), -1).norm(dim=1) / size
+
+
+def held_out(count: int, fraction: float) -> int:
+    """How many of the noises, the last ones, are for validation."""
+    return max(1, min(count - 1, round(fraction * count)))
