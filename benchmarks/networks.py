@@ -1,11 +1,12 @@
 r"""Small trained networks of every prediction, to choose rules on and to report them on: networks that err.
 
-    python benchmarks/networks.py            # train what is not there yet, about an hour on one core
+    python benchmarks/networks.py            # train what is not there yet, about 75 minutes on one core
     python benchmarks/networks.py --list
 
-Two moons in the plane, scikit-learn's digits of 8 x 8 and Fashion-MNIST of 28 x 28 pixels (the Debian package
-`dataset-fashion-mnist`), each with networks of several predictions and paths. A rule is chosen on those whose role is
-"tune" and reported on the others. Weights lie in `.cache/networks`, the same from the same seed on one machine.
+Two moons in the plane, scikit-learn's digits of 8 x 8, the same made larger ("wide", 28 x 28) and Fashion-MNIST of
+28 x 28 pixels (the Debian package `dataset-fashion-mnist`), each with networks of several predictions and paths. A rule
+is chosen on those whose role is "tune" and reported on the others. Weights lie in `.cache/networks`, the same from the
+same seed on one machine.
 """
 
 from __future__ import annotations
@@ -63,16 +64,18 @@ NETWORKS = {
         Spec("digits", "cosine", "v", "tune"),
         Spec("digits", "vp", "score", "report"),
         Spec("digits", "condot", "velocity", "tune"),
-        Spec(
-            "fashion", "ddpm", "noise", "report", longer=4
-        ),  # with 700 steps its own flow ends at twice the data's size
-        Spec("fashion", "edm", "edm", "report"),
+        # With 700 steps its own flow ends at twice the data's size.
+        Spec("fashion", "ddpm", "noise", "tune", longer=4),
+        Spec("fashion", "edm", "edm", "tune"),
         Spec("fashion", "cosine", "v", "report"),
         Spec("fashion", "condot", "velocity", "report"),
+        Spec("wide", "ddpm", "noise", "report", longer=2),
+        Spec("wide", "ve", "score", "report", longer=2),
     )
 }
-STEPS = {"moons": 8000, "digits": 6000, "fashion": 700}
-BATCH = {"moons": 256, "digits": 128, "fashion": 48}
+STEPS = {"moons": 8000, "digits": 6000, "fashion": 700, "wide": 700}
+BATCH = {"moons": 256, "digits": 128, "fashion": 48, "wide": 48}
+SHAPES = {"moons": (2,), "digits": (1, 8, 8), "fashion": (1, 28, 28), "wide": (1, 28, 28)}
 
 
 class MLP(nn.Module):
@@ -110,7 +113,7 @@ class Network(nn.Module):
         super().__init__()
         self.spec, self.where = spec, ds.paths.named(spec.path)
         classes = 10 if spec.labelled else 0
-        if spec.data == "fashion":
+        if SHAPES[spec.data] == (1, 28, 28):
             self.body: nn.Module = UNet(1, 16, (1, 2, 2), num_classes=classes)
         else:
             self.body = MLP({"moons": 2, "digits": 64}[spec.data], 128 if spec.data == "moons" else 256, 3, classes)
@@ -139,10 +142,11 @@ def data_of(name: str) -> tuple[Tensor, Tensor]:
         label = torch.arange(20000) % 2
         x = torch.stack([angle.cos() + label * 1.0 - 0.5, angle.sin() * (1 - 2 * label) - 0.25 + 0.5 * label], 1)
         return x + 0.05 * torch.randn(x.shape, generator=g), label
-    if name == "digits":
+    if name in ("digits", "wide"):
         from diffsolve.reference.digits import load_data
 
-        return load_data()
+        images, label = load_data()
+        return (images if name == "digits" else F.interpolate(images, (28, 28), mode="bilinear")), label
     with gzip.open(FASHION) as file:
         raw = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)[16:]
     with gzip.open(FASHION.with_name("train-labels-idx1-ubyte.gz")) as file:
@@ -215,8 +219,7 @@ def load(name: str) -> tuple[Model, tuple[int, ...]]:
     weights, _ = read_tensors(file, KEY)
     net.load_state_dict({key: value.float() for key, value in weights.items()})
     net.eval().requires_grad_(False)
-    shape = {"moons": (2,), "digits": (1, 8, 8), "fashion": (1, 28, 28)}[spec.data]
-    return ds.adapt(net, spec.path, spec.predicts), shape
+    return ds.adapt(net, spec.path, spec.predicts), SHAPES[spec.data]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

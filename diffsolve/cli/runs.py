@@ -61,12 +61,12 @@ def sample(
         raise ValueError(f"tol must be given together with parallel, got {tol!r} alone")
     picard = None if parallel is None else ds.Picard(window=parallel, tol=ds.Picard.tol if tol is None else tol)
     net = ds.load(model)
+    shape, cond = batch_of(model, label, num)
     if solver.endswith(".json"):
         refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
         tableau = ds.Tableau.load(solver)
     else:
-        tableau = ds.plan(net, solver, nfe=budget(nfe, steps), steps=steps, grid=grid)
-    shape, cond = batch_of(model, label, num)
+        tableau = ds.plan(net, solver, nfe=budget(nfe, steps), steps=steps, grid=grid, shape=shape)
     torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
     began = time.perf_counter()
     run = ds.solve(
@@ -133,7 +133,10 @@ def bench(
 def tune(
     model: Annotated[str, typer.Option(help="A reference model, as in `sample`.")] = "digits",
     nfe: Annotated[int, typer.Option(help="Network calls of the run that is learned.")] = 6,
-    solver: Annotated[str, typer.Option(help="What to begin with: a solver of one call a step.")] = "auto",
+    solver: Annotated[
+        str | None,
+        typer.Option(help="What to begin with: a solver of one call a step. [default: the best of a few in a pilot]"),
+    ] = None,
     grid: GridSpec = None,
     out: Annotated[Path, typer.Option(help="A .json file, for `diffsolve sample --solver`.")] = Path("tuned.json"),
     num: Annotated[int, typer.Option(min=2, help="Noises to learn from and to validate on.")] = 256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffsolve import grids, solvers
 from diffsolve.common.checks import described, exactly_one, integer
-from diffsolve.grids import Grid
+from diffsolve.grids import Grid, Whole
 from diffsolve.models import Model, adapt
 from diffsolve.paths import Path
 from diffsolve.solvers import Solver
@@ -37,6 +38,7 @@ def plan(
     stop: float | None = None,
     guidance: float = 1.0,
     predicts: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Tableau:
     """The tableau of a run, before any network is called: print it, save it, compare it.
 
@@ -47,11 +49,14 @@ def plan(
         steps: the number of grid intervals; or
         nfe: a budget of network calls, for the largest number of steps that fits.
         grid: a name with options, a grid object, or the times themselves, used bit for bit without steps or nfe. If
-            None, the grid in the solver's name ("DPM++ 2M Karras"), else the path's own.
+            None, the grid in the solver's name ("DPM++ 2M Karras"), else the path's own. With `clock="index"` every
+            node but custom times is moved to the nearest whole row of the table.
         start: the initial time, on the path's clock; the noise end if None.
         stop: the final time. If None the run ends on the data: the last update is the denoised estimate.
         guidance: the scale of classifier-free guidance of the run; "auto" and "designed" depend on it.
         predicts: with a path, what its network predicts, on which the same two depend; "v" if None. A Model knows.
+        shape: of the state, as in `sample`: the same two begin with larger steps where a sample is a few numbers, as
+            a large image has directions that are decided at far higher noise. If None, as for a few.
 
     Raises:
         ValueError: if the solver, grid or prediction is unknown, predicts is given with a Model, not exactly one of
@@ -64,7 +69,7 @@ def plan(
         raise ValueError(f"predicts={predicts!r} cannot be given with a Model, which has its own: {model.predicts!r}")
     path, determined = model.path, model.determined
     method, its_grid = solvers.resolve(solver)
-    method = method.suited(model.learned or model.predicts, guidance)
+    method = method.suited(model.learned or model.predicts, guidance, _size(shape))
     grid = its_grid or method.grid if grid is None else grid
     times = own_times(grid)
     if times is not None:
@@ -74,7 +79,7 @@ def plan(
         return method(path, times, call_last=determined(float(times[-1])))
     one_of(steps=steps, nfe=nfe)
     last = path.t_data if stop is None else float(stop)
-    return _plan(method, _named_grid(grid, path), path, steps, nfe, start, stop, determined(last))
+    return _plan(method, _named_grid(grid, model), path, steps, nfe, start, stop, determined(last))
 
 
 def plan_back(
@@ -87,6 +92,7 @@ def plan_back(
     guidance: float = 1.0,
     begin: float | None = None,
     end: float | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Tableau:
     """The tableau of a run from the data to the noise, on the reversed grid of sampling.
 
@@ -95,7 +101,7 @@ def plan_back(
     """
     path = model.path
     method, its_grid = solvers.resolve(solver)
-    method = method.suited(model.learned or model.predicts, guidance)
+    method = method.suited(model.learned or model.predicts, guidance, _size(shape))
     grid = its_grid or method.grid if grid is None else grid
     begin = last_time(model) if begin is None else begin
     stop = None if begin == path.t_data else begin
@@ -105,7 +111,15 @@ def plan_back(
         return method(path, times, call_last=model.determined(float(times[-1])))
     one_of(steps=steps, nfe=nfe)
     call_last = model.determined(path.t_noise if end is None else end)
-    return _plan(method, _Reversed(_named_grid(grid, path)), path, steps, nfe, end, stop, call_last)
+    return _plan(method, _Reversed(_named_grid(grid, model)), path, steps, nfe, end, stop, call_last)
+
+
+def _size(shape: Sequence[int] | None) -> int | None:
+    """How many numbers a sample has; None where the shape does not say (the state's check refuses it)."""
+    try:
+        return None if shape is None else math.prod(int(n) for n in shape[1:])
+    except (TypeError, ValueError):
+        return None
 
 
 def last_time(model: Model) -> float:
@@ -174,12 +188,13 @@ def own_times(grid: GridLike | None) -> np.ndarray | None:
         raise TypeError(f"grid must be a name, a Grid or a list of times, got {described(grid)}") from None
 
 
-def _named_grid(grid: GridLike | None, path: Path) -> Grid:
-    """The grid of that name, or the path's own."""
+def _named_grid(grid: GridLike | None, model: Model) -> Grid:
+    """The grid of that name, or the path's own; at whole rows for a network that knows no others."""
     assert grid is None or isinstance(grid, str | Grid)
     if isinstance(grid, str):
         grid = expand_grid(grid, grids.registry.entries)
-    return grids.named(path.grid if grid is None else grid)
+    grid = grids.named(model.path.grid if grid is None else grid)
+    return Whole(grid) if model.clock == "index" and model.path.integer else grid
 
 
 def one_of(**values: int | None) -> None:

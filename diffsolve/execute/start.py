@@ -103,7 +103,10 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         tableau = solver
     else:
         answered = model if prediction is None else replace(model, predicts=prediction)
-        tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale)
+        shape = problem.shape if state is None else state.y.shape
+        if problem.noise is not None:
+            shape = problem.noise.shape
+        tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale, shape=shape)
     if state is not None:
         required(isinstance(state, State), "state", state, "a ds.State", TypeError)
         fresh = {name: options.get(name) for name in ("noise", "seed", "dtype", "device")}

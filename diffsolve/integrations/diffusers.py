@@ -32,6 +32,8 @@ from diffsolve.tableau import Tableau
 __all__ = ["Scheduler", "model_of", "pipeline"]
 
 PREDICTIONS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v", "flow_prediction": "velocity"}
+IMAGE = 4 * 64 * 64
+"""Numbers of a sample, for solvers that ask: a scheduler is told of no shape, and pipelines make images."""
 FLOW_CLOCKS = {"SD3Transformer2DModel": "1000t", "FluxTransformer2DModel": "t"}
 """The clocks of flow transformers, which their pipelines define and their schedulers do not."""
 
@@ -107,7 +109,7 @@ class Scheduler:
         self.scheduler, self.seed, self.guidance = scheduler, seed, guidance
         path, predicts, clock = meaning(scheduler)
         method, its_grid = resolve(solver)
-        self.solver = method.suited(predicts, guidance)
+        self.solver = method.suited(predicts, guidance, IMAGE)
         self.grid = its_grid or self.solver.grid if grid is None else grid
         self.model = adapt(_not_called, path, predicts, clock=clock, sigma_data=scheduler.config.get("sigma_data", 0.5))
         self.timesteps = torch.empty(0)

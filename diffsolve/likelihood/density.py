@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def log_prob(
     x = x if x.dtype == torch.float64 else x.float()
     path = model.path
     stop = None if stop == path.t_data else stop
-    method, first = _backwards(model, solver, stop, steps=steps, nfe=nfe, grid=grid)
+    method, first = _backwards(model, solver, stop, steps=steps, nfe=nfe, grid=grid, shape=x.shape)
     with torch.set_grad_enabled(gradient), bar(progress, None) as shown:
         density = Density.of(model, x, solver, trace, Key.of(seed, index), cond, guidance, Watch(check, shown))
         alpha = float(path.alpha(first))
@@ -136,7 +136,14 @@ def log_prob(
 
 
 def _backwards(
-    model: Model, solver: AnySolver, stop: float | None, *, steps: int | None, nfe: int | None, grid: GridLike | None
+    model: Model,
+    solver: AnySolver,
+    stop: float | None,
+    *,
+    steps: int | None,
+    nfe: int | None,
+    grid: GridLike | None,
+    shape: Sequence[int],
 ) -> tuple[Adaptive | Tableau, float]:
     """The solver or tableau from the data end to the noise, and the time at which it starts."""
     path = model.path
@@ -150,9 +157,11 @@ def _backwards(
         refuse("a tableau as solver", steps=steps, nfe=nfe, grid=grid, stop=stop)
         tableau = solver
     else:
-        tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=first)
+        tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=first, shape=shape)
         if _singular(tableau) and own_times(grid) is None:
-            tableau = plan_back(model, solver, steps=steps, nfe=nfe, grid=grid, begin=float(path.time(CUT)))
+            tableau = plan_back(
+                model, solver, steps=steps, nfe=nfe, grid=grid, begin=float(path.time(CUT)), shape=shape
+            )
     if _singular(tableau):
         raise ValueError(
             f"solver must be in the frame 'straight' or 'trig' on a grid from the data, got {tableau.solver!r}: its "
@@ -200,10 +209,12 @@ def sample_with_density(
             last = float(tableau.times[-1])
             stop = path.t_data if extrapolated else last
         else:
-            tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last if extrapolated else None)
+            tableau = plan(
+                model, solver, steps=steps, nfe=nfe, grid=grid, stop=last if extrapolated else None, shape=x.shape
+            )
             if drop_final_denoise(tableau)[1] and not extrapolated:
                 last, extrapolated = float(path.time(CUT)), True
-                tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last)
+                tableau = plan(model, solver, steps=steps, nfe=nfe, grid=grid, stop=last, shape=x.shape)
         if tableau.times[0] != path.t_noise:
             raise ValueError(f"grid must begin at the noise end t={path.t_noise}, got t={tableau.times[0]}")
         flow = density.follow(x, path.t_noise, last, tableau)

@@ -238,7 +238,7 @@ class _Study:
             return
         planned = {name: options.pop(name) for name in PLANNED if name in options}
         for nfe in sorted(set(budgets)):
-            tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, **planned)
+            tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, shape=(1, *self.shape), **planned)
             yield _Cell(label, nfe, tableau, options)
 
     def run(self, cell: _Cell, seed: int, num: int) -> Iterator[_Batch]:

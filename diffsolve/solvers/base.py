@@ -47,8 +47,11 @@ class Solver(ABC):
         """Network calls in a step away from the ends."""
         return 1
 
-    def suited(self, predicts: str, guidance: float) -> Solver:
-        """The solver for a network of that prediction, guided at that scale: itself, unless its rule asks for them."""
+    def suited(self, predicts: str, guidance: float, size: int | None = None) -> Solver:
+        """The solver for a network of that prediction, guided at that scale, on samples of that many numbers.
+
+        Itself, unless its rule asks for them.
+        """
         return self
 
     @abstractmethod

@@ -44,19 +44,27 @@ ARCS = {
 MANY, EVEN = 15, Arc(1.6, 0.2)
 """Of noise and scores more steps than that are more even yet."""
 
+SMALL, LARGE = 25, 3600
+"""Numbers of a sample from which on and up to which its size moves the steps to more noise: a smooth image of d pixels
+has directions of standard deviation in proportion to sqrt(d), which are decided at that noise."""
+
 
 @dataclass(frozen=True)
 class ArcOf(Grid):
-    """The grid `arc` with what goes with the prediction and the number of steps."""
+    """The grid `arc` with what goes with the prediction, the size of a sample and the number of steps."""
 
     predicts: str = "v"
+    size: int | None = None
 
     def __post_init__(self) -> None:
         choice("predicts", self.predicts, PREDICTIONS)
 
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
-        even = steps > MANY and self.predicts in ("noise", "score")
-        return (EVEN if even else ARCS[self.predicts]).nodes(path, steps, start, stop)
+        noise = self.predicts in ("noise", "score")
+        arc = EVEN if noise and steps > MANY else ARCS[self.predicts]
+        size = min(max(1.0, (self.size or 1) / SMALL), LARGE / SMALL)
+        # Where the error grows towards the noise end all of its length counts, else a part.
+        return replace(arc, scale=arc.scale * size ** (0.5 if noise else 0.2)).nodes(path, steps, start, stop)
 
 
 LONG, ADAMS = 40, Multistep(3, "straight", "arc")
@@ -74,12 +82,16 @@ class ForNetwork(Solver):
     Args:
         guidance: the scale w of classifier-free guidance. If None, that of the run: `ds.solve(guidance=...)`.
         predicts: what the network predicts. If None, that of the run's model; "v" where there is no model.
+        size: how many numbers a sample has. If None, as the run's; few where there is no shape.
     """
 
     guidance: float | None = None
     predicts: str | None = None
+    size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            integer("size", self.size, low=1)
         if self.guidance is not None:
             number("guidance", self.guidance)
         if self.predicts is not None:
@@ -87,11 +99,11 @@ class ForNetwork(Solver):
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]
-        return ArcOf(self.predicts or "v")
+        return ArcOf(self.predicts or "v", self.size)
 
-    def suited(self, predicts: str, guidance: float) -> Solver:
+    def suited(self, predicts: str, guidance: float, size: int | None = None) -> Solver:
         w = guidance if self.guidance is None else self.guidance
-        return replace(self, guidance=w, predicts=self.predicts or predicts)
+        return replace(self, guidance=w, predicts=self.predicts or predicts, size=self.size or size)
 
 
 @dataclass(frozen=True)

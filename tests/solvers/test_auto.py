@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,3 +143,33 @@ def test_an_exact_network_may_predict_anything(path, nfe):
 def test_errors_name_what_is_wrong(value):
     with pytest.raises(ValueError, match=f"guidance must be a finite number, got {value!r}"):
         Auto(guidance=value)
+
+
+@pytest.mark.parametrize("solver", ["auto", "designed"])
+def test_the_size_of_a_sample_moves_the_steps_to_more_noise(solver):
+    """Of images: their largest directions are decided at a noise in proportion to the root of their pixels."""
+    model = ds.adapt(lambda x, t: 0.5 * x, "ddpm", "noise")
+    run = ds.solve(model, (2, 1, 28, 28), solver=solver, nfe=7)
+    small, image = (ds.plan(model, solver, nfe=7, shape=shape) for shape in (None, (1, 28, 28, 1)))
+    assert run.tableau == image != small
+    assert image == ds.plan(model, f"{solver}(size=784)", nfe=7)
+    few = ds.plan(model, solver, nfe=7, shape=(5, 25))
+    assert small.weights.tolist() == few.weights.tolist()
+    lam = [model.path.lam(tableau.times[:-1]).numpy() for tableau in (image, small)]
+    assert (lam[0][1:-1] < lam[1][1:-1]).all()
+    # tan(v) = (rho / scale)^power is even: the scale is that of the prediction times sqrt(784 / 25).
+    angle = np.arctan((np.exp(-lam[0]) / np.sqrt(784 / 25)) ** 0.3)
+    np.testing.assert_allclose(np.diff(angle), (angle[-1] - angle[0]) / (len(angle) - 1), rtol=1e-6)
+
+
+def test_every_way_of_running_asks_for_the_size():
+    model = ds.adapt(lambda x, t: 0.5 * x, "condot", "velocity")
+    x = torch.zeros(2, 1, 20, 20)
+    image = ds.plan(model, nfe=6, shape=x.shape)
+    assert image != ds.plan(model, nfe=6)
+    assert ds.sample(model, noise=x + 1, nfe=6).equal(ds.sample(model, noise=x + 1, solver=image))
+    named = "auto(size=400, predicts='velocity')"
+    back = ds.solvers.named(named)(model.path, image.times[::-1])
+    assert ds.encode(model, x + 1, nfe=6).equal(ds.sample(model, noise=x + 1, solver=back))
+    of_size, of_shape = (ds.log_prob(model, x, solver=solver, nfe=6) for solver in (named, "auto"))
+    assert of_size.value.equal(of_shape.value)
