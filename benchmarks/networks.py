@@ -2,6 +2,7 @@ r"""Small trained networks of every prediction, to choose rules on and to report
 
     python benchmarks/networks.py            # train what is not there yet, about 75 minutes on one core
     python benchmarks/networks.py --list
+    python benchmarks/networks.py --errors   # how far each is from the exact posterior mean over its data
 
 Two moons in the plane, scikit-learn's digits of 8 x 8, the same made larger ("wide", 28 x 28) and Fashion-MNIST of
 28 x 28 pixels (the Debian package `dataset-fashion-mnist`), each with networks of several predictions and paths. A rule
@@ -28,6 +29,7 @@ from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.models import Model
 from diffsolve.reference.unet import UNet, fourier
 from diffsolve.tableau.frames import PREDICTIONS
+from diffsolve.tableau.theory import output_unit
 
 CACHE = Path(__file__).resolve().parent / ".cache" / "networks"
 FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
@@ -75,6 +77,7 @@ NETWORKS = {
 }
 STEPS = {"moons": 8000, "digits": 6000, "fashion": 700, "wide": 700}
 BATCH = {"moons": 256, "digits": 128, "fashion": 48, "wide": 48}
+LEVELS = (-4, -3, -2, -1, 0, 1, 2, 3)
 SHAPES = {"moons": (2,), "digits": (1, 8, 8), "fashion": (1, 28, 28), "wide": (1, 28, 28)}
 
 
@@ -222,13 +225,47 @@ def load(name: str) -> tuple[Model, tuple[int, ...]]:
     return ds.adapt(net, spec.path, spec.predicts), SHAPES[spec.data]
 
 
+@torch.no_grad()
+def error_of(name: str, levels: Sequence[float] = LEVELS, count: int = 128) -> list[float]:
+    """How far a network is from the exact posterior mean over its training data, by lambda.
+
+    The root mean square in units of what it predicts (of the noise for a score), at noised training data. Where there
+    is little noise that mean is the training example itself, and a network that generalises differs from it on purpose.
+    """
+    spec, (model, _), (data, _) = NETWORKS[name], load(name), data_of(NETWORKS[name].data)
+    g = torch.Generator().manual_seed(0)
+    x0 = data[torch.randint(len(data), (count,), generator=g)]
+    noise, flat, found = torch.randn(x0.shape, generator=g), data.flatten(1), []
+    low, high = float(model.path.lam(model.path.t_noise)), float(model.path.lam(model.path.t_last))
+    for lam in levels:
+        if not low <= lam <= high:
+            found.append(math.nan)
+            continue
+        t = float(model.path.time(lam))
+        p = model.path.at(torch.tensor(t, dtype=torch.float64))
+        alpha, sigma = float(p.alpha), float(p.sigma)
+        x = alpha * x0 + sigma * noise
+        closeness = -torch.cdist(x.flatten(1), alpha * flat).square() / (2 * sigma**2)
+        exact = (closeness.softmax(1) @ flat).view_as(x)
+        unit = float(output_unit(spec.predicts, p))
+        found.append(float((model.denoised(x, t) - exact).square().mean().sqrt()) / sigma / abs(unit))
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the small networks that other benchmarks use.")
     parser.add_argument("--list", action="store_true", help="only list them")
     parser.add_argument("--names", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument(
+        "--errors", action="store_true", help="how far each is from its exact posterior mean, by lambda"
+    )
     options = parser.parse_args(argv)
+    if options.errors:
+        print(f"{'lambda':32}", *(f"{lam:5.0f}" for lam in LEVELS))
     for name in options.names:
-        if options.list:
+        if options.errors:
+            print(f"{name:32}", *(f"{error:5.3f}" for error in error_of(name)), flush=True)
+        elif options.list:
             print(f"{name:32} {NETWORKS[name].role}")
         elif not (CACHE / f"{name}.safetensors").exists():
             train(NETWORKS[name])

@@ -4,7 +4,7 @@ r"""Error against network calls on networks that err, imperfect mixtures and tra
     python benchmarks/trained.py --role report   # only what the rule was not chosen on
     python benchmarks/trained.py --targets net/digits-v-cosine ring/ddpm/noise/0.05
 
-The truth is each network's own flow in 400 steps (120 for Fashion-MNIST), from the same noise; the error is the mean
+The truth is each network's own flow in 400 steps (120 for 28 x 28 pixels), from the same noise; the error is the mean
 distance to it over the root mean square norm. "Best peer" is the best of the methods of diffusers and k-diffusion,
 under our names (the tests hold them equal to rounding), on their grids, in each cell, picked after the fact.
 Imperfect mixtures are exact ones plus delta times a smooth field on what is predicted; networks.py trains the networks.
@@ -54,6 +54,10 @@ KINDS = (
 )  # fmt: skip
 
 
+LARGE = ("net/fashion", "net/wide")
+"""Networks of 28 x 28 pixels: fewer samples, methods and steps of the truth."""
+
+
 def scaled(mixture: GaussianMixture, by: float) -> GaussianMixture:
     """The mixture with every point moved to `by` times itself."""
     return GaussianMixture(mixture.weights, mixture.means * by, mixture.std * by, mixture.basis)
@@ -89,7 +93,7 @@ class Target:
             model, shape, count, dtype = ds.load("digits"), (1, 8, 8), 24, torch.float32
         elif name.startswith("net/"):
             model, shape = networks.load(name.removeprefix("net/"))
-            count, dtype = 8 if "fashion" in name else 128 if "moons" in name else 64, torch.float32
+            count, dtype = 8 if name.startswith(LARGE) else 128 if "moons" in name else 64, torch.float32
         else:
             mixture, path, predicts, delta = name.split("/")
             target = MIXTURES[mixture]()
@@ -99,7 +103,7 @@ class Target:
         noise = torch.randn(count, *shape, generator=g, dtype=torch.float64) * model.path.prior_std()
         noise = noise.to(dtype)
         solver = "abm-3" if model.predicts == "velocity" else "unipc-3"
-        grid = own_grid(model, 120 if "fashion" in name else 400)
+        grid = own_grid(model, 120 if name.startswith(LARGE) else 400)
         return cls(model, noise, ds.sample(model, noise=noise, solver=solver, grid=grid))
 
     def error(self, nfe: int, **options: str) -> float:
@@ -133,7 +137,7 @@ def own_grid(model: Model, steps: int) -> np.ndarray:
 
 def best_peer(target: Target, name: str, nfe: int) -> tuple[float, str]:
     """The least error of the peers' methods on their grids."""
-    methods = FEWER if "fashion" in name else METHODS
+    methods = FEWER if name.startswith(LARGE) else METHODS
     grids = FLOW_GRIDS if target.model.predicts == "velocity" else GRIDS
     found = []
     for solver, grid in itertools.product(methods, grids):
