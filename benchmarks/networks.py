@@ -71,7 +71,7 @@ NETWORKS = {
         Spec("fashion", "edm", "edm", "tune"),
         Spec("fashion", "cosine", "v", "report"),
         Spec("fashion", "condot", "velocity", "report"),
-        Spec("wide", "ddpm", "noise", "report", longer=2),
+        Spec("wide", "ddpm", "noise", "tune", longer=2),
         Spec("wide", "ve", "score", "report", longer=2),
     )
 }

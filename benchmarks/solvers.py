@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+import trained
 from record import Recorder, Table
 
 import diffsolve as ds
@@ -28,6 +29,7 @@ NETWORK = {"condot": "velocity", "edm": "denoised", "vp": "v"}
 RUNGE_KUTTA = ["heun", "midpoint", "ralston", "rk4"]
 CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 TARGETS = {"ring": ring(), "64-D": random_means(64)}
+IMPERFECT = ("ring/ddpm/noise/0.05", "ring/edm/denoised/0.05", "ring/condot/velocity/0.05")
 
 SOURCES = {
     "bosh3": "Bogacki, Shampine 1989",
@@ -48,7 +50,8 @@ SOURCES = {
 
 INTRODUCTION = """# Solvers
 
-Written by `python benchmarks/solvers.py`. All of it is float64, on the CPU, with exact networks.
+Written by `python benchmarks/solvers.py`. All of it is float64, on the CPU, with exact networks but where it
+says that they err.
 
 ## What each one is
 
@@ -85,6 +88,15 @@ ERRORS = """
 Mean over 256 particles of the distance to the exact endpoint, over the root mean square of the data, in the path's own
 grid (`auto` has one of its own), from the noise end down to `t_last`. `ring`: 8 Gaussians of deviation 0.2 on a circle
 of radius 4. `64-D`: 8 random means, deviation 0.3. Smallest of each column in bold.
+"""
+
+ERRING = """
+## Error where the network errs
+
+The ring at a fourth of the size, with a network that errs by a smooth field of root mean square 0.05 on what it
+predicts; the truth is its own flow in 400 steps. 128 particles down to the data, float64, on the better of the path's
+own grid and uniform-lambda (`auto` and `designed` have grids of their own). Trained networks are like these, not like
+the exact ones above: [accuracy.md](accuracy.md).
 """
 
 
@@ -234,16 +246,36 @@ def main() -> None:
         for label, mixture in TARGETS.items():
             print(f"\n### {path}, {label}, grid {ds.paths.named(path).grid}\n")
             records = recorder.table(f"error, {path}, {label}", ["solver"], {str(nfe): ".1e" for nfe in CALLS})
-            head(records)
-            errors_of = np.array([[error(name, path, mixture, nfe) for nfe in CALLS] for name in names])
-            best = np.nanmin(errors_of, axis=0)
-            for name, errors in zip(names, errors_of, strict=True):
-                cells = [
-                    "-" if np.isnan(e) else f"**{e:.1e}**" if e == b else f"{e:.1e}"
-                    for e, b in zip(errors, best, strict=True)
-                ]
-                row([f"`{name}`", *cells])
-                records.add([f"`{name}`"], [None if np.isnan(e) else float(e) for e in errors], live=False)
+            errors = np.array([[error(name, path, mixture, nfe) for nfe in CALLS] for name in names])
+            write_errors(records, names, errors)
+    print(ERRING)
+    for label in IMPERFECT:
+        target = trained.Target.of(label)
+        print(f"\n### {label}\n")
+        records = recorder.table(f"error, {label}", ["solver"], {str(nfe): ".1e" for nfe in trained.BUDGETS})
+        errors = np.array([[own_error(name, target, nfe) for nfe in trained.BUDGETS] for name in names])
+        write_errors(records, names, errors)
+
+
+def own_error(solver: str, target: trained.Target, nfe: int) -> float:
+    """The distance to the own flow of a network that errs, on the better of two grids."""
+    grids = (None,) if solver in ("auto", "designed") else (None, "uniform-lambda")
+    try:
+        return min(target.error(nfe, solver=solver, grid=grid) for grid in grids)
+    except ValueError:  # a step costs more than the budget
+        return math.nan
+
+
+def write_errors(records: Table, names: list[str], errors: np.ndarray) -> None:
+    """A row for each solver, the least error of each column in bold."""
+    head(records)
+    best = np.nanmin(errors, axis=0)
+    for name, found in zip(names, errors, strict=True):
+        cells = [
+            "-" if np.isnan(e) else f"**{e:.1e}**" if e == b else f"{e:.1e}" for e, b in zip(found, best, strict=True)
+        ]
+        row([f"`{name}`", *cells])
+        records.add([f"`{name}`"], [None if np.isnan(e) else float(e) for e in found], live=False)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,13 @@ class Problem:
             mapping("cond", options.get("cond")),
             Guidance.of(options.get("guidance")),
             options.get("dtype"),
-            options.get("device"),
+            _device(options.get("device")),
         )
+
+    @property
+    def sizes(self) -> Shape | None:
+        """The shape of the states, from the noise or as given; it is checked when the state is made."""
+        return self.shape if self.noise is None else getattr(self.noise, "shape", None)
 
     def state(self, start: float) -> Tensor:
         """The state at the time `start`: the given one, or noise from the prior.
@@ -103,9 +108,7 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         tableau = solver
     else:
         answered = model if prediction is None else replace(model, predicts=prediction)
-        shape = problem.shape if state is None else state.y.shape
-        if problem.noise is not None:
-            shape = problem.noise.shape
+        shape = problem.sizes if state is None else getattr(state, "y", torch.empty(0)).shape
         tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale, shape=shape)
     if state is not None:
         required(isinstance(state, State), "state", state, "a ds.State", TypeError)
@@ -123,6 +126,23 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         dtype=model.dtype,
         brownian=options.get("brownian"),
     )
+
+
+def _device(device: Any) -> torch.device | None:
+    """The device, if it is given and this machine has it."""
+    if device is None:
+        return None
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError):  # PyTorch's words depend on how it was built
+        found = None
+    required(
+        found is not None and not isinstance(device, bool),
+        "device",
+        device,
+        "one of this machine's, as 'cpu' or 'cuda:0'",
+    )
+    return found
 
 
 def initial(

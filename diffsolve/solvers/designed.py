@@ -41,8 +41,8 @@ ARCS = {
 }
 """Where the steps go for each prediction: nearly even in lambda where the error grows towards an end."""
 
-MANY, EVEN = 15, Arc(1.6, 0.2)
-"""Of noise and scores more steps than that are more even yet."""
+MANY, FEW, EVEN = 15, 256, Arc(1.6, 0.2)
+"""Of noise and scores more steps than `MANY` are more even yet, where a sample has at most `FEW` numbers."""
 
 SMALL, LARGE = 25, 3600
 """Numbers of a sample from which on and up to which its size moves the steps to more noise: a smooth image of d pixels
@@ -61,8 +61,9 @@ class ArcOf(Grid):
 
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
         noise = self.predicts in ("noise", "score")
-        arc = EVEN if noise and steps > MANY else ARCS[self.predicts]
-        size = min(max(1.0, (self.size or 1) / SMALL), LARGE / SMALL)
+        numbers = self.size or 1
+        arc = EVEN if noise and steps > MANY and numbers <= FEW else ARCS[self.predicts]
+        size = min(max(1.0, numbers / SMALL), LARGE / SMALL)
         # Where the error grows towards the noise end all of its length counts, else a part.
         return replace(arc, scale=arc.scale * size ** (0.5 if noise else 0.2)).nodes(path, steps, start, stop)
 

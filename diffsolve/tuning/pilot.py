@@ -46,8 +46,7 @@ def candidates(problem: Problem, settings: Mapping[str, Any]) -> list[Start]:
         starts = [Start(solver, solver.solver)]
     else:
         fixed = planned.pop("grid")
-        shape = problem.shape if problem.noise is None else problem.noise.shape
-        about: dict[str, Any] = {"guidance": problem.guidance.scale, "shape": shape}
+        about: dict[str, Any] = {"guidance": problem.guidance.scale, "shape": problem.sizes}
         pairs = STARTS if solver is None else ((solver, None),)
         chosen = {name: fixed if fixed is not None else grid for name, grid in pairs}
         starts = [
