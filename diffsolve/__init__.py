@@ -50,7 +50,7 @@ _HOME = {
     "tuning": ("Tuning", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("grids", "integrations", "likelihood", "metrics", "models", "paths", "reference", "solvers")
+_MODULES = ("grids", "integrations", "likelihood", "metrics", "models", "paths", "reference", "solvers", "training")
 
 __all__ = [
     "Adaptive",
@@ -99,6 +99,7 @@ __all__ = [
     "sample_with_log_prob",
     "solve",
     "solvers",
+    "training",
     "transition_log_prob",
     "tune",
 ]

@@ -9,7 +9,7 @@ PACKAGE = TESTS.parent / "diffsolve"
 ORDER = [
     *("common", "native", "paths", "noise", "kernels", "tableau", "grids", "models", "solvers", "reference"),
     *("execute", "integrations", "dynamics", "adaptive", "parallel", "likelihood", "gradients", "api", "tuning"),
-    *("metrics", "cli"),
+    *("training", "metrics", "cli"),
 ]
 """The folders from the bottom to the top: each imports from those before it."""
 

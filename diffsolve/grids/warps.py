@@ -32,7 +32,14 @@ class Warp(Grid):
         """How far along the variable node r in [0, 1] stands."""
         return r
 
-    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+    def at(self, path: Path, r: np.ndarray) -> np.ndarray:
+        """The times at the shares r in [0, 1] of the way from the noise end to the last call."""
+        low, high, _, _ = self._stretch(path, path.t_noise, None)
+        a, b = self.forward(path, np.array([low, high]))
+        return np.asarray(np.clip(self.inverse(path, a + (b - a) * self.profile(r)), min(low, high), max(low, high)))
+
+    def _stretch(self, path: Path, start: float, stop: float | None) -> tuple[float, float, list[float], list[float]]:
+        """Where the variable is finite, and the nodes before and after that."""
         last = path.t_data if stop is None else stop
         low, high, head, tail = start, last, [], []
         if stop is None and not may_call(path, last) and path.lam(start) < path.lam(path.t_last):
@@ -43,6 +50,11 @@ class Warp(Grid):
             low, head = first_call(path), [start]
         if not finite[1]:
             high, tail = float(path.time(CUT)), [last]
+        return low, high, head, tail
+
+    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+        last = path.t_data if stop is None else stop
+        low, high, head, tail = self._stretch(path, start, stop)
         inner = steps - len(head) - len(tail)
         if inner < 0 or steps == 1:
             return np.array([start, last])

@@ -51,6 +51,9 @@ class Stream(IntEnum):
     ACCEPT = 4  # the uniform of a Metropolis test
     PROBE = 5  # a direction in which a divergence is estimated
     DEQUANTISE = 6  # where in its bin an integer value stands
+    TRAIN_NOISE = 7  # the noise of a training sample; the row is the step
+    TRAIN_TIME = 8  # where the times of a training batch begin
+    TRAIN_DROP = 9  # whether a training sample loses its condition
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:

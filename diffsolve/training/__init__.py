@@ -1,0 +1,19 @@
+"""Training: one regression for every kind of network, to be used inside anyone's loop."""
+
+from diffsolve.training.laws import LogNormal, Spread, TimeLaw
+from diffsolve.training.objective import Parts, objective
+from diffsolve.training.weights import EDM, SNR, MinSNR, Plain, Sigmoid, Weight
+
+__all__ = [
+    "EDM",
+    "SNR",
+    "LogNormal",
+    "MinSNR",
+    "Parts",
+    "Plain",
+    "Sigmoid",
+    "Spread",
+    "TimeLaw",
+    "Weight",
+    "objective",
+]
