@@ -10,7 +10,7 @@ import numpy as np
 
 from diffsolve.paths import Path
 from diffsolve.solvers.base import Solver
-from diffsolve.solvers.designed import Designed, ForNetwork
+from diffsolve.solvers.designed import Designed, ForNetwork, of_image
 from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.published import DPMpp
 from diffsolve.tableau import Draft, Tableau
@@ -26,6 +26,9 @@ ADAMS = {
     "denoised": Multistep(3, "straight", "lambda", corrector=4),
 }
 """What more steps use where the error grows towards an end: three values in lambda, whatever their number."""
+
+TWO = Multistep(2, "straight", "lambda", corrector=2)
+"""What noise and scores of images use: the networks err so much where the steps are long that more values do harm."""
 
 STRONG = 5.0
 """Above this scale of guidance differences of the field decide, not the network's error: nothing is designed for it."""
@@ -54,6 +57,8 @@ class Auto(ForNetwork):
         # differences of the field, and the network's error: n steps are worth n / sqrt(w).
         w = max(1.0, w, 1 - w)
         worth = steps / math.sqrt(w)
+        if w <= STRONG and of_image(predicts, self.size):
+            return TWO
         if w <= STRONG and worth <= DESIGNED[predicts]:
             return Designed(math.sqrt(w), predicts)
         if predicts in ADAMS:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from diffsolve.common.checks import choice, integer, number, required
-from diffsolve.grids import Arc, Grid
+from diffsolve.grids import Arc, Grid, Karras
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.integrals import Integrals, StepIntegrals
@@ -29,7 +29,7 @@ from diffsolve.tableau import Draft
 from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import FRAMES, PREDICTIONS
 
-__all__ = ["ARCS", "ArcOf", "Designed", "ForNetwork"]
+__all__ = ["ARCS", "ArcOf", "Designed", "ForNetwork", "of_image"]
 
 ARCS = {
     "noise": Arc(1.0, 0.3),
@@ -41,17 +41,25 @@ ARCS = {
 }
 """Where the steps go for each prediction: nearly even in lambda where the error grows towards an end."""
 
-MANY, FEW, EVEN = 15, 256, Arc(1.6, 0.2)
-"""Of noise and scores more steps than `MANY` are more even yet, where a sample has at most `FEW` numbers."""
+MANY, EVEN = 15, Arc(1.6, 0.2)
+"""Of noise and scores more steps than that are more even yet."""
 
 SMALL, LARGE = 25, 3600
 """Numbers of a sample from which on and up to which its size moves the steps to more noise: a smooth image of d pixels
 has directions of standard deviation in proportion to sqrt(d), which are decided at that noise."""
 
+IMAGE = 256
+"""Samples of more numbers, where the noise or a score is predicted, are an image's: theirs are the steps of EDM."""
+
+
+def of_image(predicts: str, size: int | None) -> bool:
+    """Whether a network of that prediction errs most where the largest directions of its samples are decided."""
+    return predicts in ("noise", "score") and (size or 1) > IMAGE
+
 
 @dataclass(frozen=True)
 class ArcOf(Grid):
-    """The grid `arc` with what goes with the prediction, the size of a sample and the number of steps."""
+    """The grid `arc` with what goes with the prediction, the size of a sample and the number of steps; or `karras`."""
 
     predicts: str = "v"
     size: int | None = None
@@ -60,10 +68,11 @@ class ArcOf(Grid):
         choice("predicts", self.predicts, PREDICTIONS)
 
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+        if of_image(self.predicts, self.size):
+            return Karras().nodes(path, steps, start, stop)
         noise = self.predicts in ("noise", "score")
-        numbers = self.size or 1
-        arc = EVEN if noise and steps > MANY and numbers <= FEW else ARCS[self.predicts]
-        size = min(max(1.0, numbers / SMALL), LARGE / SMALL)
+        arc = EVEN if noise and steps > MANY else ARCS[self.predicts]
+        size = min(max(1.0, (self.size or 1) / SMALL), LARGE / SMALL)
         # Where the error grows towards the noise end all of its length counts, else a part.
         return replace(arc, scale=arc.scale * size ** (0.5 if noise else 0.2)).nodes(path, steps, start, stop)
 

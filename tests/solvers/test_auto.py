@@ -146,20 +146,36 @@ def test_errors_name_what_is_wrong(value):
 
 
 @pytest.mark.parametrize("solver", ["auto", "designed"])
-def test_the_size_of_a_sample_moves_the_steps_to_more_noise(solver):
+@pytest.mark.parametrize(("predicts", "power", "length"), [("v", 0.6, 0.2), ("noise", 0.3, 0.5)])
+def test_the_size_of_a_sample_moves_the_steps_to_more_noise(solver, predicts, power, length):
     """Of images: their largest directions are decided at a noise in proportion to the root of their pixels."""
-    model = ds.adapt(lambda x, t: 0.5 * x, "ddpm", "noise")
-    run = ds.solve(model, (2, 1, 28, 28), solver=solver, nfe=7)
-    small, image = (ds.plan(model, solver, nfe=7, shape=shape) for shape in (None, (1, 28, 28, 1)))
+    model = ds.adapt(lambda x, t: 0.5 * x, "ddpm", predicts)
+    run = ds.solve(model, (2, 4, 8, 8), solver=solver, nfe=7)
+    small, image = (ds.plan(model, solver, nfe=7, shape=shape) for shape in (None, (1, 16, 16)))
     assert run.tableau == image != small
-    assert image == ds.plan(model, f"{solver}(size=784)", nfe=7)
+    assert image == ds.plan(model, f"{solver}(size=256)", nfe=7)
     few = ds.plan(model, solver, nfe=7, shape=(5, 25))
     assert small.weights.tolist() == few.weights.tolist()
     lam = [model.path.lam(tableau.times[:-1]).numpy() for tableau in (image, small)]
     assert (lam[0][1:-1] < lam[1][1:-1]).all()
-    # tan(v) = (rho / scale)^power is even: the scale is that of the prediction times sqrt(784 / 25).
-    angle = np.arctan((np.exp(-lam[0]) / np.sqrt(784 / 25)) ** 0.3)
+    # (rho / scale)^power = tan v with even v: the scale is that of the prediction times (256 / 25)^length.
+    scale = (0.6 if predicts == "v" else 1.0) * (256 / 25) ** length
+    angle = np.arctan((np.exp(-lam[0]) / scale) ** power)
     np.testing.assert_allclose(np.diff(angle), (angle[-1] - angle[0]) / (len(angle) - 1), rtol=1e-6)
+    largest, larger = (ds.plan(model, solver, nfe=7, shape=(1, n)).times.tolist() for n in (3600, 90000))
+    assert largest == larger
+
+
+@pytest.mark.parametrize(("path", "predicts"), [("ddpm", "noise"), ("ve", "score")])
+@pytest.mark.parametrize("nfe", [5, 12, 30])
+def test_noise_and_scores_of_images_go_by_two_values_on_the_steps_of_edm(path, predicts, nfe):
+    image = ds.plan(path, nfe=nfe, predicts=predicts, shape=(2, 257))
+    same = ds.plan(path, "ab-2(frame='straight', variable='lambda', corrector=2)", nfe=nfe, grid="karras")
+    assert image == same
+    designed = ds.plan(path, "designed", nfe=nfe, predicts=predicts, shape=(2, 257))
+    assert designed.times.tolist() == same.times.tolist()
+    strong = ds.plan(path, nfe=nfe, predicts=predicts, shape=(2, 257), guidance=7.5)
+    assert strong == ds.plan(path, DPMpp(1 if nfe == 5 else 2, "denoised"), nfe=nfe, grid="karras")
 
 
 def test_every_way_of_running_asks_for_the_size():
