@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,37 @@ class Program:
     @cached_property
     def _lowered(self) -> dict[Any, tuple[Row, ...]]:
         return {}
+
+    @cached_property
+    def identity(self) -> Mapping[str, str]:
+        """What a state of this run must agree with: what it is, in words and as digests of its numbers.
+
+        To nine digits, so that another machine's logarithms make no other run.
+        """
+        tableau = self.tableau
+        return {
+            "solver": tableau.solver,
+            "path": tableau.path,
+            "grid": digest(tableau.times, tableau.calls),
+            "weights": digest(tableau.entry, tableau.weights, tableau.clock),
+            "prediction": self.prediction,
+        }
+
+    def accept(self, run: Mapping[str, str] | None) -> None:
+        """Check that a state is of this run; None, of a state made by hand, passes.
+
+        Raises:
+            ValueError: if it is of another, naming what differs.
+        """
+        if run is None or run == self.identity:
+            return
+        differ = {name: (run.get(name), value) for name, value in self.identity.items() if run.get(name) != value}
+        words = [f"{name} {there!r}, here {here!r}" for name, (there, here) in differ.items() if name in WORDS]
+        what = "; ".join(words) or f"another {' and other '.join(differ)}"
+        raise ValueError(
+            f"state must be of the run that continues it, got one of {what}. Continue with the same solver, grid, "
+            "path, prediction and hook, as with solver=run.tableau"
+        )
 
     def rows_on(self, like: Tensor) -> tuple[Row, ...]:
         """The rows compiled for states such as `like`; tables on a device are copied there once."""
@@ -107,6 +140,19 @@ def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> 
             Row(keep, None if single_state else sides[0], sides[1], bool(W[i, :, -1].any()), input_scales[i + 1])
         )
     return Program(tableau, prediction, tuple(rows), input_scale is not None, K if any(needed) else 0)
+
+
+WORDS = ("solver", "path", "prediction")
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A digest of numbers, each array's to nine digits of its largest."""
+    parts = []
+    for array in arrays:
+        finite = array[np.isfinite(array)]
+        scale = float(np.abs(finite).max(initial=0.0)) or 1.0
+        parts.append(f"{array.shape} {scale:.9g} " + " ".join(f"{number:.9f}" for number in array.ravel() / scale))
+    return sha256("|".join(parts).replace("-0.000000000", "0.000000000").encode()).hexdigest()[:16]
 
 
 def _no_network(*_: Any, **__: Any) -> Tensor:

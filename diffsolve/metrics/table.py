@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from diffsolve.common import records
-from diffsolve.common.checks import described
+from diffsolve.common.checks import described, instance, integer, number
+from diffsolve.common.files import write_whole
 
 __all__ = ["ENDPOINT", "ResultRow", "Table"]
 
@@ -147,14 +149,33 @@ class Table:
             if smallest > 0:
                 panel.set_yscale("log")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-        figure.savefig(path, dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120, format=Path(path).suffix[1:] or None)
+        write_whole(path, picture.getvalue())
 
 
 def row_of(entry: dict[str, Any], path: Path) -> ResultRow:
+    """The row of a record, every number of which is checked.
+
+    Raises:
+        ValueError: if it is none, naming the file.
+    """
     try:
-        return ResultRow(**entry)
-    except TypeError:
-        raise ValueError(f"file {str(path)!r} must have results of a sweep, got {described(entry)}") from None
+        row = ResultRow(**entry)
+        for name in ("solver", "method"):
+            instance(name, getattr(row, name), str, "a text")
+        if row.nfe is not None:
+            integer("nfe", row.nfe, 1)
+        integer("seed", row.seed, 0)
+        for name in ("calls", "seconds"):
+            number(name, getattr(row, name), low=0)
+        instance("scores", row.scores, dict, "a mapping from names to numbers")
+        for name, value in {**row.scores, "floor": row.floor}.items():
+            if value is not None:
+                number(name, value)
+        return row
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"file {str(path)!r} must have results of a sweep, got {described(entry)}: {error}") from error
 
 
 def _line(cells: Sequence[str]) -> str:
