@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FileError",
     "dumps",
+    "in_folder",
     "match",
     "numbers",
     "parsed",
@@ -62,6 +63,17 @@ def reading(path: str | os.PathLike[str], accepted: str) -> Iterator[None]:
         raise FileError(path, accepted, why if len(why) <= LONGEST else f"{why[:LONGEST]}...") from error
 
 
+def in_folder(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """The path of a file to write, whose folder exists.
+
+    Raises:
+        FileNotFoundError: if it does not.
+    """
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{name} must be in a folder that exists, got {os.fspath(path)!r}")
+    return Path(path)
+
+
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a file atomically: if writing fails, the old file, if any, is unchanged.
 
@@ -75,9 +87,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
         FileNotFoundError: if the folder does not exist.
         OSError: if the file cannot be written, naming it.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must be in a folder that exists, got {str(target)!r}")
+    target = in_folder(path)
     # Not the target's name with a suffix: that could be longer than the file system allows.
     partial = target.with_name(f".diffsolve-{secrets.token_hex(8)}.partial")
     try:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from diffsolve.common.files import in_folder
+
 __all__ = ["exclusive", "opened"]
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -50,9 +52,7 @@ def exclusive(path: str | os.PathLike[str] | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    lock = Path(f"{os.fspath(path)}.lock")
-    if not lock.parent.is_dir():
-        raise FileNotFoundError(f"path must be in a folder that exists, got {os.fspath(path)!r}")
+    lock = Path(f"{in_folder(path)}.lock")
     with opened(lock, getattr(os, "O_NOFOLLOW", 0)):
         try:
             yield

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsolve.common.checks import described
-from diffsolve.common.files import dumps, parsed
+from diffsolve.common.files import dumps, in_folder, parsed
 from diffsolve.common.locks import opened
 
 __all__ = ["Records", "read"]
@@ -48,9 +48,7 @@ class Records:
     def __init__(
         self, path: str | os.PathLike[str], settings: Mapping[str, Any], key: Key | None = None, force: bool = False
     ) -> None:
-        self.path, self._key = Path(path), key
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"path must be in a folder that exists, got {str(self.path)!r}")
+        self.path, self._key = in_folder(path), key
         self._header = _line(settings)
         self.found: dict[Hashable, Entry] = {}
         """The records by their key; the first of several with the same key."""

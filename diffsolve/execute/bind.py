@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.common.fingerprint import rounded
 from diffsolve.execute.network import conversion
 from diffsolve.kernels import Row
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
@@ -48,8 +48,8 @@ class Program:
         return {
             "solver": tableau.solver,
             "path": tableau.path,
-            "grid": digest(tableau.times, tableau.calls),
-            "weights": digest(tableau.entry, tableau.weights, tableau.clock),
+            "grid": rounded(tableau.times, tableau.calls, digits=9),
+            "weights": rounded(tableau.entry, tableau.weights, tableau.clock, digits=9),
             "prediction": self.prediction,
         }
 
@@ -143,16 +143,6 @@ def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> 
 
 
 WORDS = ("solver", "path", "prediction")
-
-
-def digest(*arrays: np.ndarray) -> str:
-    """A digest of numbers, each array's to nine digits of its largest."""
-    parts = []
-    for array in arrays:
-        finite = array[np.isfinite(array)]
-        scale = float(np.abs(finite).max(initial=0.0)) or 1.0
-        parts.append(f"{array.shape} {scale:.9g} " + " ".join(f"{number:.9f}" for number in array.ravel() / scale))
-    return sha256("|".join(parts).replace("-0.000000000", "0.000000000").encode()).hexdigest()[:16]
 
 
 def _no_network(*_: Any, **__: Any) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, required
 from diffsolve.common.files import read_tensors, reading, write_tensors, write_whole
+from diffsolve.common.fingerprint import describe, rounded
 
 __all__ = ["Features", "Statistics", "pixels"]
 
@@ -133,6 +134,10 @@ class Statistics:
         if self.rows is None:
             raise ValueError(f"rows must be kept for this distance (see keep= of Statistics.of), got {self!r}")
         return self.rows.double()
+
+    def __fingerprint__(self) -> Any:
+        moments = [rounded(numbers.numpy()) for numbers in (self.mean, self.cov.diagonal())]
+        return [len(self.mean), *moments, describe(self.features)]
 
     def __repr__(self) -> str:
         kept = 0 if self.rows is None else len(self.rows)

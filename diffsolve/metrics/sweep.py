@@ -24,6 +24,7 @@ from typing_extensions import TypedDict, Unpack
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
 from diffsolve.api.sampling import solve
 from diffsolve.common.checks import integer, mapping, required
+from diffsolve.common.fingerprint import describe
 from diffsolve.common.options import shows
 from diffsolve.common.records import Records
 from diffsolve.execute.options import ModelLike, Shape
@@ -31,7 +32,6 @@ from diffsolve.execute.plan import GridLike, plan
 from diffsolve.execute.results import Step
 from diffsolve.metrics.arguments import chosen_scores, chosen_seeds, cycled, named_references, sample_shape
 from diffsolve.metrics.distances import Estimate, Score
-from diffsolve.metrics.settings import describe
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
 from diffsolve.models import Model, as_model

@@ -22,6 +22,7 @@ import numpy as np
 
 from diffsolve.common.checks import choice, instance, integer, number, required
 from diffsolve.common.files import dumps, numbers, parsed, reading, write_whole
+from diffsolve.common.fingerprint import rounded
 from diffsolve.paths import Path, Position, named
 from diffsolve.tableau.frames import FRAMES, PREDICTIONS
 from diffsolve.tableau.theory import SPECTRUM, distance, response
@@ -253,6 +254,9 @@ class Tableau:
 
     def __hash__(self) -> int:
         return hash((self.solver, self.path, self.weights.tobytes(), self.calls.tobytes()))
+
+    def __fingerprint__(self) -> list[str]:
+        return [rounded(numbers) for numbers in (self.times, self.entry, self.weights)]
 
     def to_json(self) -> str:
         """The tableau as JSON text; floats survive bit for bit."""

@@ -12,8 +12,8 @@ import torch
 
 import diffsolve as ds
 from diffsolve import metrics
+from diffsolve.common.fingerprint import describe
 from diffsolve.metrics import Statistics, Table, sweep
-from diffsolve.metrics.settings import describe
 from diffsolve.reference.mixture import GaussianMixture, ring
 
 REFERENCE = Statistics.of(ring().sample(400, seed=0))
