@@ -24,7 +24,7 @@ from diffsolve.common.checks import choice, instance, integer, number, required
 from diffsolve.common.files import dumps, numbers, parsed, reading, write_whole
 from diffsolve.common.fingerprint import rounded
 from diffsolve.paths import Path, Position, named
-from diffsolve.tableau.frames import FRAMES, PREDICTIONS
+from diffsolve.tableau.frames import FRAMES, check_prediction
 from diffsolve.tableau.theory import SPECTRUM, distance, response
 
 __all__ = ["DRIFT", "Tableau"]
@@ -231,7 +231,7 @@ class Tableau:
     def _theory(
         self, path: Path | str | None, predicts: str, spectrum: Sequence[float]
     ) -> tuple[Path, tuple[float, ...]]:
-        choice("predicts", predicts, PREDICTIONS)
+        check_prediction("predicts", predicts)
         listed = np.ndim(spectrum) == 1 and len(spectrum) > 0
         required(listed, "spectrum", spectrum, "a list of variances > 0", TypeError)
         variances = tuple(number("spectrum", variance, low=0) for variance in spectrum)

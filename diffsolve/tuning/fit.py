@@ -61,6 +61,7 @@ class TuneOptions(TypedDict, total=False):
     seed: int | Key | torch.Generator | None
     checkpoint: str | os.PathLike[str] | None
     out: str | os.PathLike[str] | None
+    force: bool
     progress: bool
     dtype: torch.dtype | None
     device: str | torch.device | None
@@ -74,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": 0.02,
     "held_out": 0.25,
     "gradient": "direct",
+    "force": False,
     "progress": False,
 }
 """Of the options whose default is not None."""
@@ -163,6 +165,7 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
             uninterrupted run; of a finished one it gives the result again, until `out` is written or it is deleted. It
             needs a seed, and is held to the network, conditions and options; what `loss` computes is not checked.
         out: a .json file for the tableau. It is written before the checkpoint is deleted.
+        force: start anew, whatever the checkpoint has.
         progress: show a bar.
         dtype, device: of the state, as in `solve`.
 
@@ -194,7 +197,8 @@ def _fitted(problem: Problem, settings: Mapping[str, Any]) -> Tuning:
     history = min(begin.nfe, MOST if settings["history"] is None else settings["history"])
     student = Student(problem.model, begin, history, settings["times"], f"tuned({name}, nfe={begin.nfe})")
     _check_derivatives(problem.model, begin, noises.some(torch.tensor([0])), settings["times"])
-    progress = Progress(student, _about(problem, begin, noises, history, settings), settings["checkpoint"])
+    about = _about(problem, begin, noises, history, settings)
+    progress = Progress(student, about, settings["checkpoint"], settings["force"])
     if progress.ends is None:
         teacher, batch = settings["teacher"], settings["batch"]
         progress.ends, calls = run_teacher(problem.model, noises, teacher, begin, batch)

@@ -28,12 +28,19 @@ class Progress:
     Args:
         about: the settings of the run, as JSON values; those in the file must be equal.
         file: the checkpoint; if it exists the state is read from it.
+        force: do not read it.
 
     Raises:
         ValueError: if the file is not a checkpoint, or has other settings.
     """
 
-    def __init__(self, student: Student, about: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        about: Mapping[str, Any],
+        file: str | os.PathLike[str] | None,
+        force: bool = False,
+    ) -> None:
         self.iteration, self.calls = 0, 0
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
@@ -50,7 +57,7 @@ class Progress:
             self._live |= {f"now/{name}": p.detach(), f"best/{name}": p.detach().clone()}
         self._about, self._file = dict(about), None if file is None else Path(file)
         self._began = time.monotonic()
-        if self._file is not None and self._file.exists():
+        if self._file is not None and self._file.exists() and not force:
             self._load(self._file)
 
     @property
