@@ -53,7 +53,7 @@ def in_a_fork(work, delay=None):
 
 def integers():
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 17, (12, 2), generator=generator), torch.zeros(12), {"levels": 17}
+    return torch.randint(0, 17, (6, 2), generator=generator), torch.zeros(6), {"levels": 17}
 
 
 def swept(folder):
