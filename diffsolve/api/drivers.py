@@ -84,7 +84,7 @@ def _parallel(problem: Problem, options: Options) -> Run:
     if parallel.ranks is not None:
         if problem.seed is None:
             raise ValueError("seed must be given with ranks, the same on each of them, got None")
-        parallel.ranks.agree(ex)
+        parallel.ranks.agree(ex, problem, parallel)
     calls = Calls(
         problem.model, ex.tableau, ex.y, problem.guidance, problem.cond, max_batch=parallel.max_batch,
         ranks=parallel.ranks, check=options.get("check", False),

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
+    "Force",
     "GridSpec",
     "Label",
+    "ModelSpec",
     "Nfe",
     "Progress",
     "SolverSpec",
@@ -34,6 +36,14 @@ Nfe = Annotated[int | None, typer.Option(help=f"Budget of network calls. [defaul
 Steps = Annotated[int | None, typer.Option(help="Number of grid intervals, in place of --nfe.")]
 Label = Annotated[
     str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Start the file anew, whatever it has.")]
+ModelSpec = Annotated[
+    str,
+    typer.Option(
+        help="digits, with weights of one's own as \"digits(weights='mine.safetensors')\"; or mixture-2d, as "
+        "\"mixture-2d(path='edm')\"."
+    ),
 ]
 Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from diffsolve.cli.options import (
+    Force,
     GridSpec,
     Label,
+    ModelSpec,
     Nfe,
     Progress,
     SolverSpec,
@@ -23,12 +25,14 @@ from diffsolve.cli.options import (
     report,
 )
 
+MOST_PLANNED = 2000  # calls: seconds to plan and weigh, and as many lines
+
 __all__ = ["bench", "logprob", "plan", "sample", "train_digits", "tune"]
 
 
 @plain_errors()
 def sample(
-    model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
+    model: ModelSpec = "digits",
     solver: Annotated[
         str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; or a .json file of `plan` or `tune`.")
     ] = "auto",
@@ -87,7 +91,7 @@ def sample(
 
 @plain_errors()
 def bench(
-    model: Annotated[str, typer.Option(help="digits or mixture-2d, as \"mixture-2d(path='edm')\".")] = "digits",
+    model: ModelSpec = "digits",
     solver: Annotated[list[str] | None, typer.Option(help="As in `sample`; may be repeated. [default: auto]")] = None,
     nfe: Annotated[list[int] | None, typer.Option(help="As in `sample`; may be repeated. [default: 5, 10, 20]")] = None,
     grid: GridSpec = None,
@@ -101,9 +105,13 @@ def bench(
         Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png file for a plot.")] = None,
+    force: Force = False,
     progress: Progress = None,
 ) -> None:
-    """Distance to the data, and to the exact endpoints, against network calls, as tables in Markdown."""
+    """Distance to the data, and to the exact endpoints, against network calls, as tables in Markdown.
+
+    The data are those of the class that --class names.
+    """
     import torch
 
     import diffsolve as ds
@@ -120,8 +128,9 @@ def bench(
     torch.set_num_threads(1)
     options: dict[str, Any] = {} if grid is None else {"grid": grid}
     table = metrics.sweep(
-        net, shape[1:], reference=DATA[name](), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
-        batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, progress=bar(progress),
+        net, shape[1:], reference=DATA[name](label), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
+        batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, force=force,
+        progress=bar(progress),
         **options,
     )  # fmt: skip
     typer.echo(table)
@@ -131,7 +140,7 @@ def bench(
 
 @plain_errors()
 def tune(
-    model: Annotated[str, typer.Option(help="A reference model, as in `sample`.")] = "digits",
+    model: ModelSpec = "digits",
     nfe: Annotated[int, typer.Option(help="Network calls of the run that is learned.")] = 6,
     solver: Annotated[
         str | None,
@@ -145,6 +154,7 @@ def tune(
     iterations: Annotated[int, typer.Option(help="Updates in all.")] = 300,
     batch: Annotated[int, typer.Option(help="Noises in each update.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    force: Force = False,
     progress: Progress = None,
 ) -> None:
     """Learn the times and weights of a run of few calls. A run that was cut off goes on where it was."""
@@ -159,9 +169,8 @@ def tune(
     torch.set_num_threads(1)
     tuning = fit(
         net, shape, nfe=nfe, solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
-        cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", progress=bar(progress),
+        cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", out=out, force=force, progress=bar(progress),
     )  # fmt: skip
-    tuning.tableau.save(out)
     report(
         method=tuning.tableau.solver,
         error=f"{tuning.before:.4g} -> {tuning.after:.4g}, relative, on held-out noises",
@@ -172,7 +181,7 @@ def tune(
 
 @plain_errors()
 def logprob(
-    model: Annotated[str, typer.Option(help="A reference model.")] = "digits",
+    model: ModelSpec = "digits",
     data: Annotated[str, typer.Option(help="A data set of integers: digits.")] = "digits",
     out: Annotated[Path, typer.Option(help="A .jsonl file, one line per sample; a second run goes on from it.")] = Path(
         "logprob.jsonl"
@@ -185,19 +194,25 @@ def logprob(
     stop: Annotated[float | None, typer.Option(help="Early-stopping time. [default: the data itself]")] = None,
     conditional: Annotated[bool, typer.Option(help="Give the network the labels.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the probes and the dequantisation.")] = 0,
+    force: Force = False,
+    progress: Progress = None,
 ) -> None:
     """Bits per dimension of a data set under a reference model, with its error bar."""
     import torch
 
     import diffsolve as ds
+    from diffsolve.common.fingerprint import weights_of
     from diffsolve.metrics.bits import evaluate
 
     check_out(out, ".jsonl")
     torch.set_num_threads(1)
+    net = ds.load(model)
     about = {"model": model, "trace": trace, "tol": tol, "dequantisation": dequantisation, "stop": stop, "seed": seed}
+    about["network"] = f"{weights_of(net.net):x}"  # the file of weights may be another one tomorrow
     count, mean, error = evaluate(
-        ds.load(model), data, out, num=num, batch=batch, conditional=conditional, about=about, trace=trace,
+        net, data, out, num=num, batch=batch, conditional=conditional, about=about, trace=trace,
         solver=ds.Adaptive("dopri5", rtol=tol, atol=tol), dequantisation=dequantisation, stop=stop, seed=seed,
+        force=force, progress=bar(progress),
     )  # fmt: skip
     report(samples=count, bits=f"{mean:.4f} +- {error:.4f} per dimension", file=out)
 
@@ -218,10 +233,15 @@ def plan(
     far the run is expected to end from the network's own flow; both on paper, for Gaussian data (docs/designed.md).
     """
     import diffsolve as ds
+    from diffsolve.common.checks import required
 
-    tableau = ds.plan(path, solver, nfe=budget(nfe, steps), steps=steps, grid=grid, predicts=predicts)
+    for name, count in (("nfe", nfe), ("steps", steps)):
+        few = count is None or count <= MOST_PLANNED
+        required(few, name, count, f"at most {MOST_PLANNED} here, where every call is printed (ds.plan takes more)")
     if out is not None:
         check_out(out, ".json")
+    tableau = ds.plan(path, solver, nfe=budget(nfe, steps), steps=steps, grid=grid, predicts=predicts)
+    if out is not None:
         tableau.save(out)
     typer.echo(tableau.table(("end/error", tableau.amplification(predicts=predicts, path=path))))
     if not tableau.stochastic:

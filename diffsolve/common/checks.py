@@ -65,8 +65,11 @@ def number(
     return real
 
 
-def choice(name: str, value: Any, accepted: Iterable[Any]) -> Any:
+def choice(name: str, value: Any, accepted: Iterable[Any], meant: Mapping[str, Any] | None = None) -> Any:
     """The value, which must be one of `accepted`.
+
+    Args:
+        meant: other libraries' names -> the accepted value that they stand for, for the message.
 
     Raises:
         ValueError: for any other value.
@@ -75,7 +78,10 @@ def choice(name: str, value: Any, accepted: Iterable[Any]) -> Any:
     listed = ", ".join(repr(option) for option in known[:-1])
     listed = f"{listed} or {known[-1]!r}" if listed else repr(known[-1])
     # `is` and type first: 1 must not pass for True, nor an array be compared element by element.
-    required(any(type(value) is type(option) and value == option for option in known), name, value, listed)
+    if not any(type(value) is type(option) and value == option for option in known):
+        near = (meant or {}).get(value.lower()) if isinstance(value, str) else None
+        hint = "" if near is None else f"; did you mean {near!r}?"
+        raise ValueError(f"{name} must be {listed}, got {described(value)}{hint}")
     return value
 
 

@@ -157,8 +157,9 @@ def parse(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or not all(word.arg for word in call.keywords):
             raise ValueError(rest)
         return name, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError):
-        raise ValueError(f"{kind} must be written name or name(option=value, ...), got {spec!r}") from None
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last two of values nested deeply
+        message = f"{kind} must be written name or name(option=value, ...), got {described(spec)}"
+        raise ValueError(message) from None

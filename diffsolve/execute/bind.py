@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.common.fingerprint import rounded
 from diffsolve.execute.network import conversion
 from diffsolve.kernels import Row
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
@@ -35,6 +37,37 @@ class Program:
     @cached_property
     def _lowered(self) -> dict[Any, tuple[Row, ...]]:
         return {}
+
+    @cached_property
+    def identity(self) -> Mapping[str, str]:
+        """What a state of this run must agree with: what it is, in words and as digests of its numbers.
+
+        To nine digits, so that another machine's logarithms make no other run.
+        """
+        tableau = self.tableau
+        return {
+            "solver": tableau.solver,
+            "path": tableau.path,
+            "grid": rounded(tableau.times, tableau.calls, digits=9),
+            "weights": rounded(tableau.entry, tableau.weights, tableau.clock, digits=9),
+            "prediction": self.prediction,
+        }
+
+    def accept(self, run: Mapping[str, str] | None) -> None:
+        """Check that a state is of this run; None, of a state made by hand, passes.
+
+        Raises:
+            ValueError: if it is of another, naming what differs.
+        """
+        if run is None or run == self.identity:
+            return
+        differ = {name: (run.get(name), value) for name, value in self.identity.items() if run.get(name) != value}
+        words = [f"{name} {there!r}, here {here!r}" for name, (there, here) in differ.items() if name in WORDS]
+        what = "; ".join(words) or f"another {' and other '.join(differ)}"
+        raise ValueError(
+            f"state must be of the run that continues it, got one of {what}. Continue with the same solver, grid, "
+            "path, prediction and hook, as with solver=run.tableau"
+        )
 
     def rows_on(self, like: Tensor) -> tuple[Row, ...]:
         """The rows compiled for states such as `like`; tables on a device are copied there once."""
@@ -107,6 +140,9 @@ def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> 
             Row(keep, None if single_state else sides[0], sides[1], bool(W[i, :, -1].any()), input_scales[i + 1])
         )
     return Program(tableau, prediction, tuple(rows), input_scale is not None, K if any(needed) else 0)
+
+
+WORDS = ("solver", "path", "prediction")
 
 
 def _no_network(*_: Any, **__: Any) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from diffsolve import kernels
-from diffsolve.common.checks import integer, required
-from diffsolve.common.files import read_tensors, write_tensors
+from diffsolve.common.checks import choice, instance, integer, required
+from diffsolve.common.files import read_tensors, reading, write_tensors
 from diffsolve.execute.bind import Program
 from diffsolve.kernels import Guided, Row
 from diffsolve.noise import Draw, Key, Stream
@@ -30,7 +31,7 @@ from diffsolve.tableau import Tableau
 
 __all__ = ["BrownianPath", "Executor", "State", "executor_at_end"]
 
-FORMAT = "diffsolve.state/1"
+FORMAT, BEFORE = "diffsolve.state/2", "diffsolve.state/1"  # which did not say of which run it was
 
 
 class BrownianPath(Protocol):
@@ -62,27 +63,53 @@ class State:
     history: tuple[Tensor, ...]
     """Past predictions, newest first."""
     key: Key
+    run: Mapping[str, str] | None = None
+    """What identifies the run, `Program.identity`: a state continues no other. None for one that was made by hand."""
+
+    def __post_init__(self) -> None:
+        integer("call", self.call, 0)
+        instance("key", self.key, Key, "a Key")
+        floating = isinstance(self.s, Tensor) and self.s.is_floating_point() and self.s.dim() > 0
+        required(floating, "s", self.s, "a floating tensor (B, ...)", TypeError)
+        for name, other in (("y", self.y), *((f"history[{j}]", h) for j, h in enumerate(self.history))):
+            fits = isinstance(other, Tensor) and (other.shape, other.dtype) == (self.s.shape, self.s.dtype)
+            required(fits, name, other, f"of the shape {tuple(self.s.shape)} and dtype {self.s.dtype} of s")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, atomically."""
         tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
         tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
-        write_tensors(path, tensors, "state", {"call": self.call, **asdict(self.key), "format": FORMAT})
+        run = None if self.run is None else dict(self.run)
+        write_tensors(path, tensors, "state", {"call": self.call, **asdict(self.key), "run": run, "format": FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> State:
         """Read a file of `save`.
 
         Raises:
-            ValueError: if the file is not a saved state.
+            ValueError: if the file is not a saved state, naming it.
+
+        Warns:
+            UserWarning: if the file is of diffsolve 0.1, and does not say of which run it is.
         """
-        tensors, about = read_tensors(path, "state", str(device))
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"path must be a file that State.save wrote, got {os.fspath(path)!r}")
-        seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
-        history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
-        key = Key(seed, about["index"], about.get("antithetic", False), about.get("shared", False))
-        return cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, key)
+        accepted = "one that State.save wrote"
+        tensors, about = read_tensors(path, "state", str(device), accepted)
+        with reading(path, accepted):
+            choice("format", about.get("format"), [FORMAT, BEFORE])
+            seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
+            history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
+            flags = {name: choice(name, about.get(name, False), [False, True]) for name in ("antithetic", "shared")}
+            key, run = Key(seed, about["index"], **flags), about.get("run")
+            named = run is None or (isinstance(run, dict) and all(isinstance(value, str) for value in run.values()))
+            required(named, "run", run, "the texts that identify a run")
+            state = cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, key, run)
+        if about["format"] == BEFORE:
+            warnings.warn(
+                f"state {os.fspath(path)!r} is of diffsolve 0.1, which did not keep of which run it was: that it is "
+                "continued by the same solver, grid and path is not checked",
+                stacklevel=2,
+            )
+        return state
 
 
 class Executor:
@@ -101,7 +128,7 @@ class Executor:
 
     Raises:
         ValueError: if the tableau's noise is not that of one Brownian path, `brownian` is of another shape, or
-            `state.call` is out of range.
+            `state` is of another run or `state.call` out of range.
     """
 
     def __init__(
@@ -126,6 +153,7 @@ class Executor:
             self._s = self._y = x.clone()
             self._history: tuple[Tensor, ...] = ()
         else:
+            program.accept(state.run)
             integer("state.call", state.call, 0, self.tableau.nfe)
             self.call, self.key = state.call, state.key
             self._s = state.s.clone()
@@ -163,7 +191,7 @@ class Executor:
         """A copy of the state, from which the run resumes."""
         s = self._s.clone()
         y = s if self._y is self._s else self._y.clone()
-        return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key)
+        return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key, self.program.identity)
 
     @property
     def start(self) -> dict[Any, Tensor]:

@@ -21,6 +21,7 @@ from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
 from diffsolve.models import Guidance, Model, as_model
 from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
+from diffsolve.tableau.frames import check_prediction
 
 __all__ = ["Problem", "begin", "begin_run", "initial"]
 
@@ -101,6 +102,8 @@ def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginO
 def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
     """The executor of a problem, on the tableau planned from the options."""
     model, state, prediction = problem.model, options.get("state"), options.get("prediction")
+    if prediction is not None:
+        check_prediction("prediction", prediction)
     solver = options.get("solver", DEFAULT_SOLVER)
     planned = {name: options.get(name) for name in ("steps", "nfe", "grid", "start", "stop")}
     if isinstance(solver, Tableau):

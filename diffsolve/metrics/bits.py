@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from diffsolve.common.checks import choice, required
+from diffsolve.common.checks import choice, integer, number
 from diffsolve.common.records import Records
 from diffsolve.likelihood.bits import bits_per_dim
 from diffsolve.models import Model
@@ -39,6 +40,8 @@ def evaluate(
     batch: int = 64,
     conditional: bool,
     about: dict[str, Any],
+    force: bool = False,
+    progress: bool = False,
     **options: Any,
 ) -> tuple[int, float, float]:
     """(samples, mean bits per dimension, its standard error) of the first `num` samples of a data set.
@@ -49,6 +52,8 @@ def evaluate(
         num: number of samples, from the first; all if None.
         conditional: give the network the labels.
         about: settings that must equal those in the file.
+        force: start the file anew, whatever it has.
+        progress: show a bar, in samples.
         options: as in `ds.bits_per_dim`.
 
     Raises:
@@ -58,22 +63,57 @@ def evaluate(
     choice("data", data, DATA)
     integers, labels, bins = DATA[data]()
     total = len(integers) if num is None else min(num, len(integers))
-    with Records(out, {"data": data, "conditional": conditional, **about, **bins}) as records:
-        for i, entry in enumerate(records.entries):
-            known = entry.get("index") == i and isinstance(entry.get("bits_per_dim"), float)
-            required(known, f"file {str(out)!r}, line {i + 2}", entry, f"the bits_per_dim of sample {i}")
-        for first in range(len(records.entries), total, batch):
-            rows = slice(first, min(first + batch, total))
+    settings = {"data": data, "conditional": conditional, **about, **bins}
+    with (
+        Records(out, settings, _index, force) as records,
+        tqdm(total=total, initial=_count(records, total), disable=not progress, unit="sample") as bar,
+    ):
+        for rows in _missing(records, total, batch):
             cond = {"label": labels[rows]} if conditional else None
-            bound = bits_per_dim(model, integers[rows], index=first, cond=cond, **bins, **options)
+            bound = bits_per_dim(model, integers[rows], index=rows.start, cond=cond, **bins, **options)
             columns = zip(
                 bound.value.tolist(), bound.stderr.tolist(), bound.nfe.tolist(), bound.jvps.tolist(), strict=True
             )
             records.append(
                 *(
-                    {"index": first + i, "bits_per_dim": value, "stderr": stderr, "nfe": nfe, "jvps": jvps}
+                    {
+                        "index": rows.start + i,
+                        "bits_per_dim": value if math.isfinite(value) else None,
+                        "stderr": stderr if math.isfinite(stderr) else None,
+                        "nfe": nfe,
+                        "jvps": jvps,
+                    }
                     for i, (value, stderr, nfe, jvps) in enumerate(columns)
                 )
             )
-    values = torch.tensor([entry["bits_per_dim"] for entry in records.entries[:total]], dtype=torch.float64)
+            bar.update(rows.stop - rows.start)
+    found = [records.found[i]["bits_per_dim"] for i in range(total)]
+    values = torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
     return total, float(values.mean()), float(values.std()) / math.sqrt(total) if total > 1 else math.nan
+
+
+def _index(entry: dict[str, Any]) -> int:
+    """The index of a record, every number of which is checked; null stands for a value that was not finite."""
+    for name in ("bits_per_dim", "stderr"):
+        if entry[name] is not None:
+            number(name, entry[name])
+    for name in ("nfe", "jvps"):
+        integer(name, entry[name], 0)
+    return integer("index", entry["index"], 0)
+
+
+def _count(records: Records, total: int) -> int:
+    return sum(i in records.found for i in range(total))
+
+
+def _missing(records: Records, total: int, batch: int) -> list[slice]:
+    """The samples that the file does not have, as it is now, in batches of neighbours."""
+    runs: list[slice] = []
+    for i in range(total):
+        if i in records.found:
+            continue
+        if runs and runs[-1].stop == i and i - runs[-1].start < batch:
+            runs[-1] = slice(runs[-1].start, i + 1)
+        else:
+            runs.append(slice(i, i + 1))
+    return runs

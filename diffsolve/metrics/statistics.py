@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, required
-from diffsolve.common.files import read_tensors, write_tensors, write_whole
+from diffsolve.common.files import read_tensors, reading, write_tensors, write_whole
+from diffsolve.common.fingerprint import describe, rounded
 
 __all__ = ["Features", "Statistics", "pixels"]
 
@@ -135,6 +135,10 @@ class Statistics:
             raise ValueError(f"rows must be kept for this distance (see keep= of Statistics.of), got {self!r}")
         return self.rows.double()
 
+    def __fingerprint__(self) -> Any:
+        moments = [rounded(numbers.numpy()) for numbers in (self.mean, self.cov.diagonal())]
+        return [len(self.mean), *moments, describe(self.features)]
+
     def __repr__(self) -> str:
         kept = 0 if self.rows is None else len(self.rows)
         return f"Statistics(count={self.count}, features={len(self.mean)}, rows={kept})"
@@ -167,34 +171,45 @@ class Statistics:
         Raises:
             ValueError: if the file is not one of these, or its arrays are not finite or their shapes do not match.
         """
-        read, file = _arrays(path), f"file {str(path)!r}"
-        required({"mu", "sigma"} <= read.keys(), file, sorted(read), "one with mu and sigma")
-        mean, cov = read["mu"].double(), read["sigma"].double()
-        rows = read.get("rows", torch.empty(0, *mean.shape))
-        shapes = {name: tuple(part.shape) for name, part in (("mu", mean), ("sigma", cov), ("rows", rows))}
-        fit = mean.dim() == 1 and cov.shape == (len(mean), len(mean)) and rows.shape[1:] == mean.shape
-        required(fit, file, shapes, "one with mu (F,), sigma (F, F) and rows (K, F)")
-        for name, part in (("mu", mean), ("sigma", cov)):
-            required(bool(part.isfinite().all()), f"{file}: {name}", part, "finite")
-        symmetric = bool((cov - cov.T).abs().max() <= 1e-6 * cov.abs().max())  # some files were computed in float32
-        required(symmetric, f"{file}: sigma", cov, "symmetric")
-        count = int(read["count"]) if "count" in read else None
-        return cls(count, mean, (cov + cov.T) / 2, rows if len(rows) else None, features)
+        with reading(path, ACCEPTED):
+            read = _arrays(path)
+            missing = {"mu", "sigma"} - read.keys()
+            required(not missing, "its arrays", sorted(read), "mu and sigma, and perhaps count and rows")
+            rows = read.get("rows", torch.empty(0, *read["mu"].shape))
+            for name, part in (("mu", read["mu"]), ("sigma", read["sigma"]), ("rows", rows)):
+                required(not part.is_complex() and part.dtype != torch.bool, name, part, "of real numbers")
+                required(bool(part.isfinite().all()), name, part, "finite")
+            mean, cov = read["mu"].double(), read["sigma"].double()
+            shapes = {name: tuple(part.shape) for name, part in (("mu", mean), ("sigma", cov), ("rows", rows))}
+            fit = mean.dim() == 1 and cov.shape == (len(mean), len(mean)) and rows.shape[1:] == mean.shape
+            required(fit and len(mean) > 0, "shapes", shapes, "mu (F,), sigma (F, F) and rows (K, F), with F >= 1")
+            symmetric = bool((cov - cov.T).abs().max() <= 1e-6 * cov.abs().max())  # some were computed in float32
+            required(symmetric, "sigma", cov, "symmetric")
+            required(bool((cov.diagonal() >= 0).all()), "sigma", cov, "a covariance, with variances >= 0")
+            count = None
+            if "count" in read:
+                one = read["count"].numel() == 1 and read["count"].dtype == torch.int64
+                required(one, "count", read["count"], "one integer")
+                count = integer("count", int(read["count"]), max(1, len(rows)))
+            return cls(count, mean, (cov + cov.T) / 2, rows if len(rows) else None, features)
 
 
 NAMES = ("mu", "sigma", "count", "rows")
+ACCEPTED = "an .npz or .safetensors of statistics"
 
 
 def _arrays(path: str | Path) -> dict[str, Tensor]:
     """The arrays of a file of statistics, by name."""
     if _suffix(path) == ".safetensors":
-        return read_tensors(path)[0]
-    try:
-        # np.load reads an .npy as an array, and other files that are not zip files as pickles, which are refused.
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in NAMES if name in file.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"file must be an .npz of arrays, got {str(path)!r}: {error}") from error
+        return read_tensors(path, accepted=ACCEPTED)[0]
+    # Opened here: a later OSError is one of the archive's contents. np.load reads an .npy as an array, and other files
+    # that are not zip files as pickles, which are refused.
+    with open(path, "rb") as raw:
+        try:
+            with np.load(raw, allow_pickle=False) as file:
+                return {name: torch.from_numpy(file[name]) for name in NAMES if name in file.files}
+        except OSError as error:
+            raise ValueError(f"its archive cannot be read: {error}") from error
 
 
 def extract(features: Features, images: Any) -> Tensor:

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict, Unpack
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
 from diffsolve.api.sampling import solve
 from diffsolve.common.checks import integer, mapping, required
+from diffsolve.common.fingerprint import describe
 from diffsolve.common.options import shows
 from diffsolve.common.records import Records
 from diffsolve.execute.options import ModelLike, Shape
@@ -31,7 +32,6 @@ from diffsolve.execute.plan import GridLike, plan
 from diffsolve.execute.results import Step
 from diffsolve.metrics.arguments import chosen_scores, chosen_seeds, cycled, named_references, sample_shape
 from diffsolve.metrics.distances import Estimate, Score
-from diffsolve.metrics.settings import describe
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
 from diffsolve.models import Model, as_model
@@ -78,6 +78,7 @@ def sweep(
     exact: int = 256,
     fine: int = 200,
     out: str | Path | None = None,
+    force: bool = False,
     progress: bool = False,
     **options: Unpack[SweepOptions],
 ) -> Table:
@@ -86,16 +87,15 @@ def sweep(
     Sample i of a seed has the same noise and condition in every cell, so that solvers are compared on the same draw.
 
     Args:
-        model: as in `ds.solve`.
+        model, guidance: as in `ds.solve`.
         shape: of one sample, without the batch.
         reference: statistics of the data, with the features to use (see `Statistics.of`); or several by name, all
             measured in one pass, with the names as prefixes of the scores. None measures only the endpoint error.
         solvers: names, solver objects, tableaux, `ds.Adaptive` or `ds.AdaptiveSDE`; or a mapping from labels to these,
-            or to dicts with "solver" and other options of `ds.solve`, as {"heun, karras": {"solver": "heun",
-            "grid": "karras"}}.
+            or to options of `ds.solve`, as {"heun, karras": {"solver": "heun", "grid": "karras"}}.
         nfe: budgets of network calls (a guided call counts once); the actual calls are reported. Tableaux and adaptive
             solvers run once, with their own number of calls.
-        num: samples per cell. Their features are all held in memory: 4 num F bytes.
+        num: samples per cell, whose features are all held in memory, in 4 num F bytes.
         batch: samples per batch; results depend on it only by rounding.
         seeds: the number of seeds, from 0; or the seeds themselves.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
@@ -103,13 +103,12 @@ def sweep(
         cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
             i gets entry i modulo its length; likewise in the `uncond` of a Guidance. Cycled labels are a stratified,
             not an independent, sample: KID is then biased downwards by an amount of order 1 / num.
-        guidance: as in `ds.solve`.
         decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
             bits. None if samples are images.
         exact: samples per seed whose endpoint error is measured; 0 for none.
         fine: network calls of "auto" for the endpoints; half as many give their error estimate (`ResultRow.floor`).
         out: a file of JSON lines, the settings and then each finished cell. The same call after an interruption
-            measures what is missing; solvers, budgets or seeds may be added.
+            measures what is missing; solvers, budgets or seeds may be added. `force` starts the file anew.
         progress: show a bar, in samples.
         options: of `ds.solve`, for all cells: grid, stop, dtype, device and others.
 
@@ -140,15 +139,17 @@ def sweep(
     budgets = list(nfe) if isinstance(nfe, Sequence) else [nfe]
     required(bool(budgets), "nfe", nfe, "at least one budget")
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
-    return _filled(study, [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells], out, progress)
+    return _filled(study, [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells], out, force, progress)
 
 
-def _filled(study: _Study, wanted: list[tuple[int, _Cell]], out: str | Path | None, progress: bool) -> Table:
+def _filled(
+    study: _Study, wanted: list[tuple[int, _Cell]], out: str | Path | None, force: bool, progress: bool
+) -> Table:
     """The table of these cells, read from `out` where it has them, else measured."""
     from tqdm.auto import tqdm
 
     about = study.about
-    with nullcontext() if out is None else Records(out, about) as records:
+    with nullcontext() if out is None else Records(out, about, _key, force) as records:
         rows = {} if records is None else _known(records, [cell for _, cell in wanted])
         missing = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
         with tqdm(total=len(missing) * study.num, disable=not progress, unit="sample") as bar:
@@ -290,9 +291,10 @@ class _Study:
                 values[title] = value.value if isinstance(value, Estimate) else value
                 if isinstance(value, Estimate):
                     values[f"{title} stderr"] = value.stderr
-        floor = None
+        floor: float | None = None
         if self.exact and not cell.stochastic:
-            ends, floor = self.endpoints(seed)
+            ends, known = self.endpoints(seed)
+            floor = known if math.isfinite(known) else None
             values[ENDPOINT] = _rms(torch.cat(firsts).double() - ends) if finite else None
         values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
         n = self.num
@@ -317,7 +319,7 @@ def _known(records: Records, cells: Sequence[_Cell]) -> dict[Any, ResultRow]:
         ValueError: if a label has another solver in the file.
     """
     tables = {(cell.label, cell.nfe): cell.table for cell in cells}
-    rows = [row_of(entry, records.path) for entry in records.entries]
+    rows = [row_of(entry, records.path) for entry in records.found.values()]
     for row in rows:
         here = tables.get((row.solver, row.nfe), row.table)
         if here != row.table:
@@ -327,6 +329,11 @@ def _known(records: Records, cells: Sequence[_Cell]) -> dict[Any, ResultRow]:
                 "solvers={label: solver}"
             )
     return {(row.solver, row.nfe, row.seed): row for row in rows}
+
+
+def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What the cell of a record is found by."""
+    return entry["solver"], entry["nfe"], entry["seed"]
 
 
 def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffsolve.common import records
-from diffsolve.common.checks import described
+from diffsolve.common.checks import described, instance, integer, number
+from diffsolve.common.files import write_whole
 
 __all__ = ["ENDPOINT", "ResultRow", "Table"]
 
 ENDPOINT = "endpoint error"
 PANELS = 4  # the most panels in a row of a plot
+FEW = 4  # times the number of features: the samples that a Frechet distance needs at least
 OWN = "own"  # the column of solvers that take no budget
 
 
@@ -82,13 +85,17 @@ class Table:
     def cell(self, measure: str, solver: str, nfe: int | None) -> tuple[float, float, float] | None:
         """(mean over seeds, its standard error, network calls); None if there is no row.
 
-        The standard error is NaN for one seed; the mean is NaN if samples were not finite.
+        The standard error is NaN for one seed, unless the distance has an estimate of its own; the mean is NaN if
+        samples were not finite.
         """
         rows = [r for r in self.rows if (r.solver, r.nfe) == (solver, nfe) and measure in r.scores]
         if not rows:
             return None
         values = [math.nan if (score := row.scores[measure]) is None else score for row in rows]
         n = len(values)
+        own = rows[0].scores.get(f"{measure} stderr")
+        if n == 1 and own is not None:  # the distance's own estimate
+            return values[0], own, rows[0].calls
         mean = math.fsum(values) / n
         spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan
         return mean, spread, math.fsum(row.calls for row in rows) / n
@@ -99,7 +106,7 @@ class Table:
         samples = f"{self.about.get('num', '?')} samples" + (f" of each of {seeds} seeds" if seeds > 1 else "")
         blocks = []
         for measure in self.measures:
-            note = samples
+            note = samples + self._caution(measure, seeds)
             if measure == ENDPOINT:
                 floor = max((row.floor for row in self.rows if row.floor is not None), default=math.nan)
                 note = f"{self.about.get('exact', '?')} samples; the endpoints themselves are known to {floor:.1g}"
@@ -111,6 +118,19 @@ class Table:
             table = [heads, ["--"] * len(heads), *lines]
             blocks.append(f"{measure} against network calls ({note})\n\n" + "\n".join(map(_line, table)))
         return "\n\n".join(blocks)
+
+    def _caution(self, measure: str, seeds: int) -> str:
+        """What a reader should know of few samples."""
+        num, reference = self.about.get("num"), self.about.get("reference")
+        name, _, score = measure.rpartition(" ")
+        notes = []
+        if score == "FD" and isinstance(num, int) and isinstance(reference, Mapping) and reference.get(name):
+            size = reference[name][0]
+            if num < FEW * size:
+                notes.append(f"fewer than {FEW} for each of {size} features: too large, by more than solvers differ")
+        if seeds == 1 and not any(row.scores.get(f"{measure} stderr") is not None for row in self.rows):
+            notes.append("no error bars of one seed")
+        return "".join(f"; {note}" for note in notes)
 
     def plot(self, path: str | Path) -> None:
         """Write a plot: a panel per measure, against network calls, with error bars.
@@ -147,14 +167,33 @@ class Table:
             if smallest > 0:
                 panel.set_yscale("log")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-        figure.savefig(path, dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120, format=Path(path).suffix[1:] or None)
+        write_whole(path, picture.getvalue())
 
 
 def row_of(entry: dict[str, Any], path: Path) -> ResultRow:
+    """The row of a record, every number of which is checked.
+
+    Raises:
+        ValueError: if it is none, naming the file.
+    """
     try:
-        return ResultRow(**entry)
-    except TypeError:
-        raise ValueError(f"file {str(path)!r} must have results of a sweep, got {described(entry)}") from None
+        row = ResultRow(**entry)
+        for name in ("solver", "method"):
+            instance(name, getattr(row, name), str, "a text")
+        if row.nfe is not None:
+            integer("nfe", row.nfe, 1)
+        integer("seed", row.seed, 0)
+        for name in ("calls", "seconds"):
+            number(name, getattr(row, name), low=0)
+        instance("scores", row.scores, dict, "a mapping from names to numbers")
+        for name, value in {**row.scores, "floor": row.floor}.items():
+            if value is not None:
+                number(name, value)
+        return row
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"file {str(path)!r} must have results of a sweep, got {described(entry)}: {error}") from error
 
 
 def _line(cells: Sequence[str]) -> str:

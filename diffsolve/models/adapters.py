@@ -10,9 +10,10 @@ from torch import Tensor
 
 from diffsolve.common.checks import choice, number, required
 from diffsolve.common.registry import plugins
-from diffsolve.models.model import CLOCKS, Clock, Model, check_prediction, first_parameter
+from diffsolve.models.model import CLOCKS, Clock, Model, first_parameter
 from diffsolve.paths import Path
 from diffsolve.paths import named as path_named
+from diffsolve.tableau.frames import check_prediction
 
 __all__ = ["ADAPTERS", "Adapter", "adapt", "as_model", "register_adapter"]
 

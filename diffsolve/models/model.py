@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsolve.common.checks import choice, described
+from diffsolve.common.checks import described
 from diffsolve.common.deprecation import deprecated_alias
 from diffsolve.paths import Path, Position
 from diffsolve.tableau.ends import may_call
-from diffsolve.tableau.frames import PREDICTIONS, convert
+from diffsolve.tableau.frames import PREDICTIONS, check_prediction, convert
 
-__all__ = ["CLOCKS", "Clock", "Model", "check_prediction", "first_parameter", "undetermined"]
+__all__ = ["CLOCKS", "Clock", "Model", "first_parameter", "undetermined"]
 
 Clock = Callable[[Tensor], Tensor]
 
@@ -194,10 +194,6 @@ def undetermined(source: str, target: str, t: Any) -> ValueError:
         "alpha = 0 noise says nothing of the data, and at sigma = 0 the data says nothing of noise or score. Start "
         "or stop short of that end, or use a network that predicts 'v' or 'velocity'"
     )
-
-
-def check_prediction(argument: str, name: str) -> None:
-    choice(argument, name, PREDICTIONS)
 
 
 def first_parameter(net: object) -> Tensor | None:

@@ -134,7 +134,11 @@ def _load(dtype: torch.dtype) -> Any:
         OSError, RuntimeError: if it cannot be compiled or loaded, with what the compiler said.
     """
     source = Path(__file__).with_name("loops.c")
-    command = shlex.split(os.environ.get("CC", "") or "cc")
+    given = os.environ.get("CC", "")
+    try:
+        command = shlex.split(given) or ["cc"]
+    except ValueError as error:  # a quotation without an end
+        raise RuntimeError(f"CC must be a command, got {given!r}: {error}") from error
     compiler = shutil.which(command[0])
     if compiler is None:
         raise RuntimeError(f"there is no compiler {command[0]}")
@@ -159,7 +163,8 @@ def _compiled(command: Sequence[str], source: Path, folder: Path, name: str) -> 
         for extra in ATTEMPTS:
             try:
                 full = [*command, *extra, str(source), "-o", str(built)]
-                subprocess.run(full, check=True, capture_output=True, text=True, timeout=PATIENCE)
+                # A compiler may speak in any encoding.
+                subprocess.run(full, check=True, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
                 break
             except (OSError, subprocess.SubprocessError) as error:
                 message = getattr(error, "stderr", None) or str(error)
@@ -177,7 +182,11 @@ def _digest(content: bytes) -> str:
 
 def _opened(file: Path) -> Any:
     loaded = ctypes.CDLL(str(file))
-    for loop in (loaded.update, loaded.fill):
+    try:
+        loops = loaded.update, loaded.fill
+    except AttributeError as error:  # another compiler's idea of a name
+        raise RuntimeError(f"the library that the compiler made has no loops: {error}") from error
+    for loop in loops:
         loop.argtypes, loop.restype = [ctypes.c_char_p], None
     return loaded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffsolve.common.checks import number
+from diffsolve.common.fingerprint import describe, weights_of
 from diffsolve.execute import Executor
+from diffsolve.execute.start import Problem
 
 __all__ = ["Ranks"]
+
+PARTS = 32
+"""The most parts that the ranks compare, one number each, and the names of them all."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +81,26 @@ class Ranks:
         self._agree([int(part[1]) for part in parts], "calls in a round")
         return torch.cat([part[2:] for part in parts]).view(-1, like.shape[1])[: len(like)].to(like.dtype)
 
-    def agree(self, ex: Executor) -> None:
-        """Check that all ranks have the same run: the same tableau, noise and start.
+    def agree(self, ex: Executor, problem: Problem, parallel: Any) -> None:
+        """Check that all ranks make the same call: the same run, options of `parallel`, conditions and network.
 
         Raises:
-            RuntimeError: if they do not, and as in `gather`.
+            RuntimeError: if they do not, naming what differs, and as in `gather`.
         """
-        parts = [
-            ex.tableau.calls.tobytes(),
-            ex.tableau.weights.tobytes(),
-            repr((ex.key, ex.y.shape, ex.y.dtype)).encode(),
-        ]
-        parts.append(ex.y.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        digest = torch.tensor([zlib.crc32(b"".join(parts))], dtype=torch.int64, device=ex.y.device)
-        self._agree([int(part) for part in self._gather(digest)], "seed, start, solver or shape")
+        parts = _parts(ex, problem, parallel)
+        # Of one size on all ranks, whatever they call: tensors that differ in size would end the processes.
+        mine = torch.zeros(PARTS, dtype=torch.int64)
+        mine[: len(parts)] = torch.tensor([_number(value) for value in parts.values()])
+        mine[-1] = _number(list(parts))
+        found = torch.stack(self._gather(mine.to(ex.y.device))).cpu()
+        odd = [name for i, name in enumerate(parts) if len(set(found[:, i].tolist())) > 1]
+        if len(set(found[:, -1].tolist())) > 1:
+            odd = ["parallel"]
+        if odd:
+            raise RuntimeError(
+                f"the ranks differ in {', '.join(odd)}; each must make the same call, with the same network, on the "
+                "same kind of device"
+            )
 
     def _agree(self, values: list[int], what: str) -> None:
         if len(set(values)) > 1:
@@ -108,3 +119,25 @@ class Ranks:
                 f"rank {self.rank} of {self.size}: another rank died, or did not answer within {self.timeout:g} s"
             ) from error
         return parts
+
+
+def _parts(ex: Executor, problem: Problem, parallel: Any) -> dict[str, Any]:
+    """What must be the same on all ranks, by the names that an error gives."""
+    model, guidance, tableau = problem.model, problem.guidance, ex.tableau
+    return {
+        "shape": [*ex.y.shape, str(ex.y.dtype)],
+        "seed": repr(ex.key),
+        "start": weights_of(ex.start),
+        "solver": [tableau.solver, tableau.calls, tableau.weights, tableau.entry, tableau.clock],
+        "path": [tableau.path, model.path],
+        "prediction": [ex.program.prediction, model.predicts, model.clock, model.dtype],
+        "guidance": [guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond],
+        "cond": problem.cond,
+        "network": weights_of(model.net),
+        "parallel": type(parallel).__name__,
+        **{f.name: getattr(parallel, f.name) for f in fields(parallel) if f.name != "ranks"},
+    }
+
+
+def _number(value: Any) -> int:
+    return zlib.crc32(repr(describe(value)).encode())

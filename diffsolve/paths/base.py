@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.fingerprint import rounded
+
 __all__ = ["Array", "Path", "Position", "Times", "UnitVariance", "float64"]
 
 Times = float | Sequence[float] | np.ndarray | Tensor
@@ -136,6 +138,10 @@ class Path(ABC):
             noisier = self.lam(middle) < lam
             low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
         return low + (high - low) / 2
+
+    def __fingerprint__(self) -> list[str]:
+        at = self.nodes(np.linspace(self.t_noise, self.t_last, 33))
+        return [type(self).__name__, rounded(at.alpha), rounded(at.sigma)]
 
     def prior_std(self, t: float | None = None) -> float:
         """The standard deviation of the Gaussian from which a run at clock t (the noise end) starts."""

@@ -10,10 +10,10 @@ from diffsolve.reference.targets import imperfect_model, mixture_model
 __all__ = ["imperfect_model", "load", "mixture_model", "names"]
 
 
-def _digits() -> Model:
+def _digits(weights: str | None = None) -> Model:
     from diffsolve.reference import digits
 
-    return adapt(digits.load(), "condot", "velocity")
+    return adapt(digits.load(weights), "condot", "velocity")
 
 
 def _mixture_2d(path: str = "condot", predicts: str = "velocity") -> Model:
@@ -27,6 +27,7 @@ def load(name: str) -> Model:
     """A reference model by name.
 
     "digits": a small U-Net for 8 x 8 images, of any class or by `cond={"label": ...}`; shape (B, 1, 8, 8).
+    "digits(weights='mine.safetensors')" has the weights that `diffsolve train digits` wrote.
     "mixture-2d": eight Gaussians on a ring, exact; shape (B, 2). "mixture-2d(path='edm', predicts='noise')" puts
     it on another path.
     """

@@ -6,6 +6,7 @@ features. It was trained on 1347 of scikit-learn's 1797 digits; its accuracy on 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsolve.common.files import read_tensors, write_tensors
+from diffsolve.common.files import match, read_tensors, write_tensors
 from diffsolve.reference.digits import load_data
 
 __all__ = ["Classifier", "load", "split", "train"]
@@ -40,12 +41,17 @@ class Classifier(nn.Module):
 
 
 def load(path: str | Path | None = None) -> Classifier:
-    """The trained classifier in float32, its parameters frozen: by default the weights in the package."""
+    """The trained classifier in float32, its parameters frozen: by default the weights in the package.
+
+    Raises:
+        ValueError: if the file is not one of `train`, naming it.
+    """
     packaged = resources.files(__package__) / "weights" / "classifier.safetensors"
-    with resources.as_file(packaged) as file:
-        weights, _ = read_tensors(file if path is None else path)
+    with resources.as_file(packaged) if path is None else nullcontext(Path(path)) as file:
+        weights, _ = read_tensors(file)
     with torch.random.fork_rng(devices=[]):
         net = Classifier()
+    match(file, weights, net.state_dict())
     net.load_state_dict({name: value.float() for name, value in weights.items()})
     return net.eval().requires_grad_(False)
 

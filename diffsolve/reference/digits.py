@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from diffsolve.common.checks import described, integer, number
-from diffsolve.common.files import read_tensors, write_tensors
+from diffsolve.common.checks import integer, number, required
+from diffsolve.common.files import match, read_tensors, reading, write_tensors
+from diffsolve.common.locks import exclusive
 from diffsolve.reference.unet import UNet
 
 __all__ = ["load", "load_data", "network", "train"]
@@ -71,7 +72,7 @@ def load(path: str | Path | None = None, *, build: Callable[[], UNet] = network)
         weights, _ = read_tensors(file, KEY)
     with torch.random.fork_rng(devices=[]):
         net = build()
-    _match(file, weights, net.state_dict())
+    match(file, weights, net.state_dict())
     net.load_state_dict({key: value.float() for key, value in weights.items()})
     return net.eval().requires_grad_(False)
 
@@ -116,6 +117,7 @@ def train(
     Raises:
         ValueError: if an argument is out of range, or the checkpoint is of another run.
         IsADirectoryError: if `out` is a folder.
+        BlockingIOError: while another run has the checkpoint.
         FloatingPointError: if the loss is not finite.
     """
     config = {"steps": steps, "batch": batch, "lr": lr, "ema": ema, "seed": seed}
@@ -130,26 +132,27 @@ def train(
         raise IsADirectoryError(f"out must be a file, got the folder {str(out)!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(out.name + ".checkpoint")
-    torch.default_generator.manual_seed(seed)
-    state = _Training(build().train(), config)
-    if resume and checkpoint.exists():
-        state.load(checkpoint)
-    images, labels = load_data()
-    deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
-    with tqdm(total=steps, initial=state.step, unit="step", disable=not progress) as bar:
-        while state.step < steps:
-            state.update(*_draw(images, labels, batch))
-            bar.set_postfix(loss=f"{state.loss:.4f}", refresh=False)
-            bar.update()
-            paused = time.monotonic() > deadline
-            if state.step < steps and (paused or state.step % checkpoint_every == 0):
-                state.save(checkpoint)
-            if paused:
-                break
-    if state.step == steps:
-        weights = {name: p.half() for name, p in state.average.items()}
-        write_tensors(out, weights, KEY, {**config, "loss": state.loss})
-        checkpoint.unlink(missing_ok=True)
+    with exclusive(checkpoint):
+        torch.default_generator.manual_seed(seed)
+        state = _Training(build().train(), config)
+        if resume and checkpoint.exists():
+            state.load(checkpoint)
+        images, labels = load_data()
+        deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
+        with tqdm(total=steps, initial=state.step, unit="step", disable=not progress) as bar:
+            while state.step < steps:
+                state.update(*_draw(images, labels, batch))
+                bar.set_postfix(loss=f"{state.loss:.4f}", refresh=False)
+                bar.update()
+                paused = time.monotonic() > deadline
+                if state.step < steps and (paused or state.step % checkpoint_every == 0):
+                    state.save(checkpoint)
+                if paused:
+                    break
+        if state.step == steps:
+            weights = {name: p.half() for name, p in state.average.items()}
+            write_tensors(out, weights, KEY, {**config, "loss": state.loss})
+            checkpoint.unlink(missing_ok=True)
     parameters = sum(p.numel() for p in state.net.parameters())
     report = {"finished": state.step == steps, "steps": state.step, "loss": state.loss, "seconds": state.seconds}
     return {"out": str(out), **report, "parameters": parameters}
@@ -184,19 +187,29 @@ class _Training:
         Raises:
             ValueError: if the file is not a checkpoint, or has other settings.
         """
-        state, note = read_tensors(checkpoint, KEY)
-        if not isinstance(note, dict) or note.get("config") != self.config:
+        accepted = "the checkpoint of a training"
+        state, note = read_tensors(checkpoint, KEY, accepted=accepted)
+        with reading(checkpoint, accepted):
+            config = note["config"]
+            required(isinstance(config, dict), "config", config, "a mapping")
+        differ = [f"{name}={config.get(name)!r} there" for name in self.config if config.get(name) != self.config[name]]
+        if differ:
             raise ValueError(
-                f"checkpoint must be of a run with {self.config}, got {str(checkpoint)!r}: delete it or pass "
-                "resume=False"
+                f"checkpoint must be of a run with {self.config}, got {str(checkpoint)!r} with {', '.join(differ)}: "
+                "delete it or pass resume=False (--no-resume)"
             )
-        random = state.pop("generator")
-        _match(checkpoint, state, self.live)
+        with reading(checkpoint, accepted):
+            done = integer("done", note["done"], 1, self.config["steps"] - 1)
+            loss, seconds = number("loss", note["loss"]), number("seconds", note["seconds"], low=0)
+            random, mine = state.pop("generator"), self.generator.get_state()
+            fits = (random.shape, random.dtype) == (mine.shape, mine.dtype)
+            required(fits, "generator", random, f"of shape {tuple(mine.shape)} and dtype {mine.dtype}")
+            match(checkpoint, state, self.live)
+            self.generator.set_state(random)
         for key, saved in state.items():
             self.live[key].copy_(saved)
-        self.generator.set_state(random)
-        self.step, self.loss = note["done"], note["loss"]
-        self._began = time.monotonic() - note["seconds"]
+        self.step, self.loss = done, loss
+        self._began = time.monotonic() - seconds
 
     def save(self, checkpoint: Path) -> None:
         """Write the checkpoint."""
@@ -229,22 +242,3 @@ def _draw(images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, ...]:
     unlabelled = torch.rand(batch) < LABEL_DROPOUT
     blend = t[:, None, None, None]
     return blend * data + (1 - blend) * noise, t, labels[pick].masked_fill(unlabelled, -1), data - noise
-
-
-def _match(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that a file holds finite, floating-point tensors of these names and shapes.
-
-    Raises:
-        ValueError: if a tensor is missing, superfluous, of another shape or dtype, or not finite.
-    """
-    file = f"file {str(path)!r}"
-    if tensors.keys() != expected.keys():
-        odd = sorted(tensors.keys() ^ expected.keys())[:3]
-        raise ValueError(f"{file} must have the tensors of this network, got others: only one has {', '.join(odd)}")
-    for key, value in tensors.items():
-        if value.shape != expected[key].shape or not value.is_floating_point():
-            raise ValueError(
-                f"{file}: {key} must be floating-point of shape {tuple(expected[key].shape)}, got {described(value)}"
-            )
-        if not value.isfinite().all():
-            raise ValueError(f"{file}: {key} must be finite, got {int((~value.isfinite()).sum())} values that are not")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diffsolve.common.checks import choice, integer, number, required
+from diffsolve.common.checks import integer, number, required
 from diffsolve.grids import Arc, Grid, Karras
 from diffsolve.paths import Path, Position
 from diffsolve.solvers.base import Solver
@@ -27,7 +27,7 @@ from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.world import World, world
 from diffsolve.tableau import Draft
 from diffsolve.tableau.ends import may_call
-from diffsolve.tableau.frames import FRAMES, PREDICTIONS
+from diffsolve.tableau.frames import FRAMES, check_prediction
 
 __all__ = ["ARCS", "ArcOf", "Designed", "ForNetwork", "of_image"]
 
@@ -65,7 +65,7 @@ class ArcOf(Grid):
     size: int | None = None
 
     def __post_init__(self) -> None:
-        choice("predicts", self.predicts, PREDICTIONS)
+        check_prediction("predicts", self.predicts)
 
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
         if of_image(self.predicts, self.size):
@@ -105,7 +105,7 @@ class ForNetwork(Solver):
         if self.guidance is not None:
             number("guidance", self.guidance)
         if self.predicts is not None:
-            choice("predicts", self.predicts, PREDICTIONS)
+            check_prediction("predicts", self.predicts)
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]

@@ -30,10 +30,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffsolve.common.checks import choice
 from diffsolve.paths import Path, Position
 from diffsolve.paths.base import Array
 
-__all__ = ["FRAMES", "PREDICTIONS", "VARIABLES", "Along", "Coefficients", "Frame", "convert"]
+__all__ = ["FRAMES", "PREDICTIONS", "VARIABLES", "Along", "Coefficients", "Frame", "check_prediction", "convert"]
 
 Coefficients = tuple[Any, Any]
 """(a, b) of a combination a x_0 + b eps; floats, arrays or tensors alike."""
@@ -80,6 +81,23 @@ velocity   alpha' x_0 + sigma' eps         dx/dt of the probability-flow ODE on 
 v          alpha eps - sigma x_0           Salimans and Ho, 2202.00512
 edm        (x_0 - c_skip x/alpha) / c_out  the raw output of an EDM network, Karras et al., 2206.00364, eq. 7
 """
+
+ELSEWHERE = {
+    **dict.fromkeys(("eps", "epsilon", "noise_prediction", "epsilon_prediction"), "noise"),
+    **dict.fromkeys(("x0", "x_0", "x", "x_start", "sample", "data", "x0_prediction", "denoiser"), "denoised"),
+    **dict.fromkeys(("flow", "flow_prediction", "flow_matching", "u", "vector_field", "rectified_flow"), "velocity"),
+    **dict.fromkeys(("v_prediction", "v-prediction", "v_pred", "vpred"), "v"),
+}
+"""What other libraries call a prediction -> its name here."""
+
+
+def check_prediction(argument: str, name: Any) -> None:
+    """Check that this is the name of a prediction.
+
+    Raises:
+        ValueError: if not, with the name here of what other libraries call so.
+    """
+    choice(argument, name, PREDICTIONS, ELSEWHERE)
 
 
 def convert(target: Coefficients, source: Coefficients, alpha: Any, sigma: Any) -> tuple[Any, Any]:

@@ -11,7 +11,6 @@ s is the state, y the next network input (in the end, the result), z standard no
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from diffsolve.common.checks import choice, integer, number, required
-from diffsolve.common.files import write_whole
+from diffsolve.common.checks import choice, instance, integer, number, required
+from diffsolve.common.files import dumps, numbers, parsed, reading, write_whole
+from diffsolve.common.fingerprint import rounded
 from diffsolve.paths import Path, Position, named
-from diffsolve.tableau.frames import FRAMES, PREDICTIONS
+from diffsolve.tableau.frames import FRAMES, check_prediction
 from diffsolve.tableau.theory import SPECTRUM, distance, response
 
 __all__ = ["DRIFT", "Tableau"]
@@ -76,13 +76,21 @@ class Tableau:
             )
             wanted = ", ".join("*" if size is None else str(size) for size in shape)
             required(fits, name, array, f"of shape ({wanted}) for {self.nfe} calls")
+            # Only a clock such as log sigma ends at infinity, at a node where nothing is called.
+            finite = np.isfinite(array[:, 1:] if name == "grid" else array).all() and not np.isnan(array).any()
+            required(bool(finite), name, array, "of finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        for name in ("solver", "path"):
+            instance(name, getattr(self, name), str, "a text")
+        integer("order", self.order, low=0)
         integer("the number of calls", self.nfe, low=1)
         integer("the number of nodes", len(self.grid), low=2)
         integer("history", self.history, low=1)
         known = len(self.frame) == self.nfe and set(self.frame) <= {*FRAMES, DRIFT}
         required(known, "frame", self.frame, f"one of {', '.join([*FRAMES, DRIFT])} for each of {self.nfe} calls")
+        nodes = ((self.node >= -1) & (self.node <= self.steps)).all()
+        required(bool(nodes), "node", self.node, f"-1 or a node of the grid, to {self.steps}")
         self.check()
 
     @property
@@ -223,7 +231,7 @@ class Tableau:
     def _theory(
         self, path: Path | str | None, predicts: str, spectrum: Sequence[float]
     ) -> tuple[Path, tuple[float, ...]]:
-        choice("predicts", predicts, PREDICTIONS)
+        check_prediction("predicts", predicts)
         listed = np.ndim(spectrum) == 1 and len(spectrum) > 0
         required(listed, "spectrum", spectrum, "a list of variances > 0", TypeError)
         variances = tuple(number("spectrum", variance, low=0) for variance in spectrum)
@@ -247,11 +255,15 @@ class Tableau:
     def __hash__(self) -> int:
         return hash((self.solver, self.path, self.weights.tobytes(), self.calls.tobytes()))
 
+    def __fingerprint__(self) -> list[str]:
+        return [rounded(numbers) for numbers in (self.times, self.entry, self.weights)]
+
     def to_json(self) -> str:
         """The tableau as JSON text; floats survive bit for bit."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
-        return json.dumps({"format": FORMAT, **plain})
+        plain["grid"] = [[t if math.isfinite(t) else str(t), *levels] for t, *levels in plain["grid"]]
+        return dumps({"format": FORMAT, **plain})
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
@@ -261,12 +273,22 @@ class Tableau:
             ValueError: if the text is not such a tableau.
         """
         try:
-            plain: dict[str, Any] = json.loads(text)
-            if plain.pop("format") != FORMAT:
-                raise KeyError("format")
-            return cls(**{**plain, "frame": tuple(plain["frame"])})
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a {FORMAT} file: {error!r}") from error
+            plain = parsed(text)
+            names = [f.name for f in fields(cls)]
+            choice("format", plain.get("format"), [FORMAT])
+            required(set(plain) == {"format", *names}, "its entries", sorted(plain), f"format, {', '.join(names)}")
+            arrays = {
+                name: numbers(name, instance(name, plain[name], list, "a list"))
+                for name in names
+                if name not in ("solver", "path", "order", "frame")
+            }
+            whole = isinstance(plain["node"], list) and all(type(node) is int for node in plain["node"])
+            required(whole, "node", plain["node"], "a list of integers")
+            instance("frame", plain["frame"], list, "a list of names")
+            required(all(isinstance(name, str) for name in plain["frame"]), "frame", plain["frame"], "a list of names")
+            return cls(plain["solver"], plain["path"], order=plain["order"], frame=tuple(plain["frame"]), **arrays)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"not a {FORMAT} file: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tableau as JSON: the whole file or none of it."""
@@ -279,10 +301,8 @@ class Tableau:
         Raises:
             ValueError: if the file is not such a tableau, naming it.
         """
-        try:
+        with reading(path, "one that Tableau.save wrote"):
             return cls.from_json(FilePath(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # not UTF-8, or not a tableau
-            raise ValueError(f"path must be a file of Tableau.save, got {os.fspath(path)!r}: {error}") from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and pickles come by here; arrays lose their read-only flag on the way.

@@ -16,6 +16,9 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from diffsolve.common.checks import choice, integer, number, required
+from diffsolve.common.files import in_folder
+from diffsolve.common.fingerprint import describe, weights_of
+from diffsolve.common.locks import exclusive
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute import Network, network_times
 from diffsolve.execute.options import ModelLike, Shape
@@ -57,6 +60,8 @@ class TuneOptions(TypedDict, total=False):
     gradient: Literal["direct", "checkpoint"]
     seed: int | Key | torch.Generator | None
     checkpoint: str | os.PathLike[str] | None
+    out: str | os.PathLike[str] | None
+    force: bool
     progress: bool
     dtype: torch.dtype | None
     device: str | torch.device | None
@@ -70,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": 0.02,
     "held_out": 0.25,
     "gradient": "direct",
+    "force": False,
     "progress": False,
 }
 """Of the options whose default is not None."""
@@ -156,8 +162,10 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
             one call in place of N.
         seed: of the noises and batches; one integer, as in `solve`.
         checkpoint: a file from which the same call resumes after an interruption, with the same bits as an
-            uninterrupted run; it is deleted at the end. It needs a seed; `cond` and `loss` must be the same, which is
-            not checked.
+            uninterrupted run; of a finished one it gives the result again, until `out` is written or it is deleted. It
+            needs a seed, and is held to the network, conditions and options; what `loss` computes is not checked.
+        out: a .json file for the tableau. It is written before the checkpoint is deleted.
+        force: start anew, whatever the checkpoint has.
         progress: show a bar.
         dtype, device: of the state, as in `solve`.
 
@@ -170,19 +178,27 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
             in its input or time.
         TypeError: if an option is unknown, or of the wrong type.
         FloatingPointError: if the loss or its gradient is not finite.
+        BlockingIOError: while another run has the checkpoint.
     """
     refuse_unknown("tune", options, TuneOptions)
     settings: dict[str, Any] = {**dict.fromkeys(TuneOptions.__annotations__), **DEFAULTS, **options}
     _check(settings)
     problem = Problem.of(model, shape, settings)
     required(isinstance(problem.key.seed, int), "seed", settings["seed"], "one for all noises")
+    with exclusive(settings["checkpoint"]):
+        return _fitted(problem, settings)
+
+
+def _fitted(problem: Problem, settings: Mapping[str, Any]) -> Tuning:
     starts = candidates(problem, settings)
+    _check_teacher(settings["teacher"], starts[0].tableau)
     noises = Noises(_states(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
     (begin, name), pilot = best(problem.model, noises, starts, settings)
     history = min(begin.nfe, MOST if settings["history"] is None else settings["history"])
     student = Student(problem.model, begin, history, settings["times"], f"tuned({name}, nfe={begin.nfe})")
     _check_derivatives(problem.model, begin, noises.some(torch.tensor([0])), settings["times"])
-    progress = Progress(student, _about(problem, begin, noises, history, settings), settings["checkpoint"])
+    about = _about(problem, begin, noises, history, settings)
+    progress = Progress(student, about, settings["checkpoint"], settings["force"])
     if progress.ends is None:
         teacher, batch = settings["teacher"], settings["batch"]
         progress.ends, calls = run_teacher(problem.model, noises, teacher, begin, batch)
@@ -195,10 +211,12 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
         warnings.warn(
             f"{learned.solver}: nothing learned is better than the start, whose held-out loss is {before:.4g}; the "
             "tableau is the start itself",
-            stacklevel=2,
+            stacklevel=4,
         )
         learned, after = begin, before
-    progress.remove()
+    if settings["out"] is not None:
+        learned.save(settings["out"])
+        progress.remove()  # no earlier: one of the two files always has the result
     losses, validation = tuple(progress.losses), tuple(progress.validation)
     return Tuning(learned, begin, before, after, losses, validation, progress.calls, progress.seconds)
 
@@ -221,12 +239,15 @@ def _about(
     guidance = problem.guidance
     return {
         "solver": begin.to_json(),
+        "network": weights_of(problem.model.net),
         "noise": _digest(noises.x),
+        "shape": list(noises.x.shape),
+        "cond": describe(problem.cond),
         "teacher": _digest(settings["teacher"]),
         "seed": problem.key.seed,
         "history": history,
         **{name: settings[name] for name in ("times", "iterations", "batch", "lr", "held_out")},
-        "guidance": [guidance.scale, *guidance.interval, guidance.rescale],
+        "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond]),
     }
 
 
@@ -266,13 +287,15 @@ class _Learner:
         with torch.enable_grad(), _bar(self.settings["progress"], iterations, progress.iteration) as bar:
             while progress.iteration < iterations:
                 k = progress.iteration
-                if k % gap == 0 and not any(at == k for at, _ in progress.validation):  # not repeated on resuming
+                if k % gap == 0 and progress.fresh:
                     progress.validated(self.validate(self.student.tableau()))
                     progress.save()
                 self.iterate(k)
                 bar.set_postfix(loss=f"{progress.losses[-1]:.4g}", refresh=False)
                 bar.update()
-        progress.validated(self.validate(self.student.tableau()))
+        if progress.fresh:
+            progress.validated(self.validate(self.student.tableau()))
+            progress.save()
 
     def iterate(self, k: int) -> None:
         """One step of Adam, on a batch that depends only on the seed and the iteration."""
@@ -315,6 +338,18 @@ def _check_derivatives(model: Model, begin: Tableau, noises: Noises, times: bool
         )
 
 
+def _check_teacher(teacher: object, begin: Tableau) -> None:
+    """Check that the accurate run has at least the calls of the one that learns from it.
+
+    Raises:
+        ValueError: if it has fewer.
+    """
+    calls = teacher.nfe if isinstance(teacher, Tableau) else teacher
+    if not isinstance(calls, Tensor):
+        given = integer("teacher", calls, 1)
+        required(given >= begin.nfe, "teacher", given, f"at least {begin.nfe} network calls, those of the run to learn")
+
+
 def _check(settings: Mapping[str, Any]) -> None:
     integer("iterations", settings["iterations"], 1)
     integer("batch", settings["batch"], 1)
@@ -323,6 +358,8 @@ def _check(settings: Mapping[str, Any]) -> None:
     number("lr", settings["lr"], above=0)
     number("held_out", settings["held_out"], above=0, below=1)
     choice("gradient", settings["gradient"], ("direct", "checkpoint"))
+    if settings["out"] is not None:
+        in_folder(settings["out"], "out")
     if settings["seed"] is None and settings["checkpoint"] is not None:
         file = os.fspath(settings["checkpoint"])
         raise ValueError(f"seed must be given with checkpoint={file!r}, to go on from it, got None")

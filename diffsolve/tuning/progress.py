@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsolve.common.files import read_tensors, write_tensors
+from diffsolve.common.checks import integer, number, required
+from diffsolve.common.files import match, read_tensors, reading, write_tensors
 from diffsolve.tuning.student import Student
 
 __all__ = ["Progress"]
 
-FORMAT = "diffsolve.tuning/1"
+FORMAT, ACCEPTED = "diffsolve.tuning/2", "the checkpoint of a tuning"
 BETAS = (0.9, 0.99)
 
 
@@ -27,12 +28,19 @@ class Progress:
     Args:
         about: the settings of the run, as JSON values; those in the file must be equal.
         file: the checkpoint; if it exists the state is read from it.
+        force: do not read it.
 
     Raises:
         ValueError: if the file is not a checkpoint, or has other settings.
     """
 
-    def __init__(self, student: Student, about: Mapping[str, Any], file: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        about: Mapping[str, Any],
+        file: str | os.PathLike[str] | None,
+        force: bool = False,
+    ) -> None:
         self.iteration, self.calls = 0, 0
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
@@ -49,7 +57,7 @@ class Progress:
             self._live |= {f"now/{name}": p.detach(), f"best/{name}": p.detach().clone()}
         self._about, self._file = dict(about), None if file is None else Path(file)
         self._began = time.monotonic()
-        if self._file is not None and self._file.exists():
+        if self._file is not None and self._file.exists() and not force:
             self._load(self._file)
 
     @property
@@ -77,6 +85,11 @@ class Progress:
         self.losses.append(value)
         self.iteration += 1
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the held-out loss of this iteration is still to be measured: it is not, of a checkpoint's own."""
+        return not any(at == self.iteration for at, _ in self.validation)
+
     def validated(self, loss: float) -> None:
         """Record the loss on the held-out noises, and the parameters if it is the least so far."""
         if loss < self.best:
@@ -99,7 +112,9 @@ class Progress:
         if self._file is None:
             return
         assert self.ends is not None
-        counted = {name: getattr(self, name) for name in ("iteration", "calls", "losses", "validation", "seconds")}
+        counted = {name: getattr(self, name) for name in ("iteration", "calls", "losses", "seconds")}
+        # null stands for a loss that was infinite, which JSON has no number for
+        counted["validation"] = [(at, loss if math.isfinite(loss) else None) for at, loss in self.validation]
         note = {"format": FORMAT, "about": self._about, **counted}
         write_tensors(self._file, {"ends": self.ends, **self._live}, "tuning", note)
 
@@ -109,18 +124,33 @@ class Progress:
             self._file.unlink(missing_ok=True)
 
     def _load(self, file: Path) -> None:
-        tensors, note = read_tensors(file, "tuning")
-        if not isinstance(note, dict) or note.get("format") != FORMAT:
-            raise ValueError(f"checkpoint must be a file that ds.tune wrote, got {str(file)!r}")
-        if note["about"] != self._about:
-            odd = sorted(name for name, value in self._about.items() if note["about"].get(name) != value)
+        tensors, note = read_tensors(file, "tuning", accepted=ACCEPTED)
+        with reading(file, ACCEPTED):
+            required(note.get("format") == FORMAT, "format", note.get("format"), repr(FORMAT))
+            about = note["about"]
+            required(isinstance(about, dict), "about", about, "a mapping")
+        odd = sorted(name for name, value in self._about.items() if about.get(name) != value)
+        if odd:
             raise ValueError(
-                f"checkpoint must be of the same tuning, got {str(file)!r} with other {', '.join(odd)}: delete it, or "
-                "name another file"
+                f"checkpoint must be of the same tuning, got {str(file)!r} with other {', '.join(odd)}: give the "
+                "settings of the file, delete it (--force), or name another file"
             )
-        self.ends = tensors.pop("ends")
+        with reading(file, ACCEPTED):
+            iteration = integer("iteration", note["iteration"], 0, self._about["iterations"])
+            calls, seconds = integer("calls", note["calls"], 0), number("seconds", note["seconds"], low=0)
+            losses = [number("losses", loss) for loss in note["losses"]]
+            required(len(losses) == iteration, "losses", len(losses), f"as many as iterations, {iteration}")
+            validation = [
+                (integer("validation", at, 0, iteration), math.inf if loss is None else number("validation", loss))
+                for at, loss in note["validation"]
+            ]
+            ends = tensors.pop("ends")
+            shape = tuple(self._about["shape"])
+            fits = tuple(ends.shape) == shape and ends.is_floating_point()
+            required(fits, "ends", ends, f"floating-point of shape {shape}")
+            match(file, tensors, self._live)
         for name, value in tensors.items():
             self._live[name].copy_(value)
-        self.iteration, self.calls, self.losses = note["iteration"], note["calls"], note["losses"]
-        self.validation = [(iteration, loss) for iteration, loss in note["validation"]]
-        self._began -= note["seconds"]
+        self.ends, self.iteration, self.calls = ends, iteration, calls
+        self.losses, self.validation = losses, validation
+        self._began -= seconds

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,11 +36,11 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    """The output of a command that ends with that exit code."""
+def run(*arguments: object, code: int | None = 0) -> str:
+    """The output of a command that ends with that exit code; None for any failure."""
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert code or result.exception is None
+    assert result.exit_code == code if code is not None else result.exit_code != 0, result.output
+    assert code != 0 or result.exception is None
     return result.output
 
 
@@ -247,7 +249,81 @@ def test_samples_that_are_not_finite_are_a_failure(monkeypatch):
     assert os.listdir() == []
 
 
+@needs_data
+def test_weights_of_ones_own():
+    run("train", "digits", "--steps", 2, "--batch", 4, "--out", "mine.safetensors")
+    text = run("sample", "--model", "digits(weights='mine.safetensors')", "--num", 3, "--nfe", 2, "--out", "x.npy")
+    assert "digits(weights='mine.safetensors')" in text
+    model = ds.load("digits(weights='mine.safetensors')")
+    x = ds.sample(model, (3, 1, 8, 8), nfe=2, seed=0, cond={"label": torch.tensor([0, 1, 2])})
+    np.testing.assert_array_equal(np.load("x.npy"), x.numpy())
+    missing = run("sample", "--model", "digits(weights='none.safetensors')", code=2)
+    assert "No such file or directory: 'none.safetensors'" in " ".join(missing.split())
+    Path("none.safetensors").write_text("{}")
+    refused = " ".join(run("sample", "--model", "digits(weights='none.safetensors')", code=2).split())
+    assert "file must be a safetensors file, got 'none.safetensors'" in refused
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["plan", "--nfe", "2"]])
+def test_the_package_runs_as_a_module(arguments):
+    made = subprocess.run([sys.executable, "-m", "diffsolve", *arguments], capture_output=True, text=True, check=True)
+    assert made.stdout == run(*arguments)
+    wrong = subprocess.run([sys.executable, "-m", "diffsolve", "smple"], capture_output=True, text=True, check=False)
+    assert "Usage: diffsolve" in wrong.stderr
+
+
+def test_the_version():
+    assert run("--version") == f"{ds.__version__}\n"
+
+
 # -------------------------------------------------------------------------------------------------- tune
+
+
+def test_a_tuning_that_cannot_save_keeps_its_checkpoint(monkeypatch):
+    how = ("--model", "mixture-2d", "--num", 20, "--teacher", 9, "--iterations", 3, "--batch", 8, "--nfe", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(ds.Tableau, "save", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        assert "no space left" in run("tune", *how, code=2)
+    assert os.listdir() == ["tuned.json.checkpoint"]
+    assert "with other teacher: give the" in " ".join(run("tune", *how, "--teacher", 10, code=2).split())
+    run("tune", *how, "--teacher", 10, "--force")
+    assert os.listdir() == ["tuned.json"]
+    few = " ".join(run("tune", *how, "--teacher", 2, code=2).split())
+    assert "teacher must be at least 3 network calls, those of the run to learn, got 2" in few
+
+
+# ----------------------------------------------------------------------------------------------- logprob
+
+
+@needs_data
+def test_a_wrong_option_leaves_no_file_that_refuses_the_right_one():
+    arguments = ("logprob", "--num", 2, "--tol", 0.1, "--trace", "hutchinson(probes=1)")
+    for wrong in (("--trace", "hutch"), ("--tol", "nan"), ("--stop", 7), ("--dequantisation", "none"), ("--data", "x"),
+                  ("--model", "mixture-2d"), ("--seed", -1), ("--out", "x.txt")):  # fmt: skip
+        run(*arguments, *wrong, code=2 if wrong[0] != "--model" else None)
+        assert os.listdir() == [], wrong
+    assert "2/2" in run(*arguments, "--progress")
+    assert os.listdir() == ["logprob.jsonl"]
+    before = Path("logprob.jsonl").read_bytes()
+    refused = " ".join(run(*arguments, "--tol", 0.2, code=2).split())
+    assert "tol=0.1 there and 0.2 here. Give the settings of the file, name another file, or start anew with" in refused
+    assert Path("logprob.jsonl").read_bytes() == before
+    run(*arguments, "--tol", 0.2, "--force")
+    assert len(Path("logprob.jsonl").read_text().splitlines()) == 3
+
+
+@needs_data
+def test_what_is_missing_is_found_by_its_index():
+    """Lines out of order, or lost in the middle, are neither counted nor measured twice."""
+    arguments = ("logprob", "--tol", 0.1, "--trace", "hutchinson(probes=1)", "--batch", 2, "--num")
+    whole = run(*arguments, 5)
+    lines = Path("logprob.jsonl").read_text().splitlines()
+    Path("logprob.jsonl").write_text("\n".join([lines[0], lines[5], lines[2]]) + "\n")
+    assert run(*arguments, 5) == whole
+    again = [json.loads(line) for line in Path("logprob.jsonl").read_text().splitlines()[1:]]
+    assert [entry["index"] for entry in again] == [4, 1, 0, 2, 3]
+    Path("logprob.jsonl").write_text(lines[0] + "\n" + lines[1].replace('"index": 0', '"index": true') + "\n")
+    assert "index must be an integer >= 0, got True" in " ".join(run(*arguments, 5, code=2).split())
 
 
 def test_a_learned_run_is_saved_and_sampled_with():
@@ -302,6 +378,9 @@ def test_plan():
         (("--solver", "heun", "--nfe", 1, "--path", "condot"), "nfe must be at least 2"),
         (("--out", "t.txt"), "out must be a file ending in .json"),
         (("--out", "nowhere/t.json"), "out must be in a folder that exists"),
+        (("--nfe", 100_000), "nfe must be at most 2000 here, where every call is printed"),
+        (("--steps", 2001), "steps must be at most 2000 here"),
+        (("--predicts", "eps"), "did you mean 'noise'?"),
     ],
 )
 def test_bad_plans_are_one_line(arguments, message):

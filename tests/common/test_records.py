@@ -74,20 +74,22 @@ def test_files_of_others_are_refused_and_not_touched(tmp_path, contents, says):
 def test_a_second_writer_is_refused(tmp_path):
     file = tmp_path / "r.jsonl"
     with Records(file, SETTINGS) as records:
+        records.append({"a": 0})
         with pytest.raises(BlockingIOError, match="another run is writing"):
             Records(file, SETTINGS)
         code = f"from diffsolve.common.records import Records; Records({str(file)!r}, {SETTINGS!r})"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "BlockingIOError" in other.stderr
-        assert read(file) == (SETTINGS, [])  # readers are not kept out
+        assert read(file) == (SETTINGS, [{"a": 0}])  # readers are not kept out
         records.append({"a": 1})
     with Records(file, SETTINGS) as records:
-        assert records.entries == [{"a": 1}]
+        assert records.entries == [{"a": 0}, {"a": 1}]
 
 
 def test_the_lock_goes_with_a_refusal(tmp_path):
     file = tmp_path / "r.jsonl"
-    Records(file, SETTINGS).close()
+    with Records(file, SETTINGS) as records:
+        records.append({"a": 1})
     with pytest.raises(ValueError, match="other settings"):
         Records(file, {"num": 4})
     Records(file, SETTINGS).close()
@@ -106,6 +108,56 @@ def test_a_line_that_cannot_be_written_leaves_no_part(tmp_path, monkeypatch):
         assert records.entries == [{"a": 1}]
         records.append({"a": 2})
     assert lines(file) == [SETTINGS, {"a": 1}, {"a": 2}]
+
+
+def test_nothing_is_touched_before_the_first_record(tmp_path):
+    """A run that fails before, for a wrong option, leaves no file that refuses the right one."""
+    file = tmp_path / "r.jsonl"
+    with Records(file, SETTINGS):
+        assert file.read_bytes() == b""
+    assert not file.exists()
+    Records(file, {"num": "nan"}).close()
+    file.write_bytes(b"")
+    Records(file, SETTINGS).close()
+    assert file.exists()  # somebody else's, if empty
+
+
+def test_records_are_found_by_their_key(tmp_path):
+    file = tmp_path / "r.jsonl"
+    with Records(file, SETTINGS, key=lambda entry: entry["i"]) as records:
+        records.append({"i": 3}, {"i": 5}, {"i": 3, "late": True})
+        assert records.found == {3: {"i": 3}, 5: {"i": 5}}
+    with Records(file, SETTINGS, key=lambda entry: entry["i"]) as records:
+        assert records.found == {3: {"i": 3}, 5: {"i": 5}}
+    with pytest.raises(ValueError, match="line 2 must be a record of this kind, got {'i': 3}: it has no 'j'"):
+        Records(file, SETTINGS, key=lambda entry: entry["j"])
+
+
+def test_force_starts_anew_with_the_first_record(tmp_path):
+    file = tmp_path / "r.jsonl"
+    with Records(file, {"num": 4}) as records:
+        records.append({"a": 1})
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"num=4 there and 3 here.* start anew with force \(--force\)"):
+        Records(file, SETTINGS)
+    with Records(file, SETTINGS, force=True) as records:
+        assert records.entries == []
+        assert file.read_bytes() == before
+        records.append({"a": 2})
+    assert lines(file) == [SETTINGS, {"a": 2}]
+    file.write_bytes(b"my notes\n")
+    with pytest.raises(ValueError, match="line 1 must be a JSON object"):
+        Records(file, SETTINGS, force=True)
+    assert file.read_bytes() == b"my notes\n"
+
+
+def test_numbers_are_those_of_json(tmp_path):
+    with Records(tmp_path / "r.jsonl", SETTINGS) as records:
+        records.append({"a": 1.0})
+        for bad in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="numbers in a file must be finite"):
+                records.append({"a": bad})
+    assert lines(tmp_path / "r.jsonl") == [SETTINGS, {"a": 1.0}]
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -35,6 +35,27 @@ def test_names_with_options():
     assert registry().resolve(Thing(5)) == Thing(5)
 
 
+DEEP = {
+    "signs": "-" * 5000 + "1",
+    "more signs": "-" * 100_000 + "1",
+    "sums": "1+" * 50_000 + "1",
+    "digits": "9" * 5000,
+    "brackets": "(" * 5000 + "1" + ")" * 5000,
+    "no end": "[" * 300_000,
+    "mappings": "{1:" * 500 + "1" + "}" * 500,
+}
+
+
+@pytest.mark.parametrize("deep", DEEP)
+def test_a_value_nested_deeply_is_refused_in_a_short_message(deep):
+    says = r"thing must be written name or name\(option=value, ...\), got 'one\(size=.*\.\.\.$"
+    with pytest.raises(ValueError, match=says) as refused:
+        registry().resolve(f"one(size={DEEP[deep]})")
+    assert len(str(refused.value)) < 300
+    with pytest.raises(ValueError, match="solver must be written"):
+        ds.plan("condot", f"ddim(eta={DEEP[deep]})", nfe=3)
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
@@ -45,6 +66,9 @@ def test_names_with_options():
         ("needs", ValueError, "thing must be 'needs' with its options, got 'needs': missing a required argument"),
         ("one(3)", ValueError, r"thing must be written name or name\(option=value, ...\), got 'one\(3\)'"),
         ("one(size=", ValueError, "thing must be written"),
+        ("one(**{'size': 1})", ValueError, "thing must be written"),
+        ("one(size={[]: 1})", ValueError, "thing must be written"),
+        ("one(size=\0)", ValueError, "thing must be written"),
         (3, TypeError, "thing must be a name or a Thing, got 3"),
     ],
 )

@@ -58,6 +58,45 @@ def test_what_the_network_predicts_does_not_matter(solver, predicts, mixture):
     torch.testing.assert_close(two, one, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"solver": "ddim"}, "solver \"UniPC.*, here 'DDIM"),
+        ({"solver": "unipc-2"}, "solver "),
+        ({"grid": "uniform-lambda"}, "another grid and other weights"),
+        ({"nfe": 9}, "another grid and other weights"),
+        ({"model": "mixture-2d(path='edm')"}, "path 'CondOT.*', here 'EDM"),
+        ({"model": "mixture-2d(predicts='v')"}, "prediction 'velocity', here 'v'"),
+        ({"hook": lambda step: None}, "prediction 'velocity', here 'denoised'"),
+        ({"guidance": 2.0, "solver": "auto"}, "state must be of the run"),
+    ],
+)
+def test_a_state_continues_its_own_run_alone(other, says, tmp_path):
+    how = {"solver": "unipc-3", "nfe": 8}
+    part = ds.solve(ds.load("mixture-2d"), (3, 2), seed=0, max_calls=4, **how)
+    part.state.save(tmp_path / "state")
+    given = {**how, **other}
+    model = ds.load(given.pop("model", "mixture-2d"))
+    for state in (part.state, ds.State.load(tmp_path / "state")):
+        with pytest.raises(ValueError, match=f"state must be of the run that continues it, got one of .*{says}|{says}"):
+            ds.solve(model, state=state, **given)
+        assert ds.solve(ds.load("mixture-2d"), state=state, **how).done  # planned again
+
+
+def test_a_state_of_an_older_file_is_not_checked_and_says_so(tmp_path):
+    from diffsolve.common.files import read_tensors, write_tensors
+
+    part = ds.solve(ds.load("mixture-2d"), (3, 2), solver="ddim", nfe=4, seed=0, max_calls=2)
+    part.state.save(tmp_path / "state")
+    tensors, note = read_tensors(tmp_path / "state", "state")
+    del note["run"]
+    write_tensors(tmp_path / "state", tensors, "state", {**note, "format": "diffsolve.state/1"})
+    with pytest.warns(UserWarning, match="of diffsolve 0.1, .* is not checked"):
+        state = ds.State.load(tmp_path / "state")
+    whole = ds.sample(ds.load("mixture-2d"), (3, 2), solver="ddim", nfe=4, seed=0)
+    assert torch.equal(ds.solve(ds.load("mixture-2d"), solver="ddim", nfe=4, state=state).x, whole)
+
+
 def test_driven_with_the_denoised_estimate(mixture):
     """A program that has only D, as ComfyUI does, drives a model of any prediction."""
     model = mixture_model(mixture, "vp", "noise")

@@ -363,11 +363,14 @@ def test_errors_name_what_is_wrong(make, error, message):
     ("arrays", "message"),
     [
         ({"mu": np.zeros(2)}, "mu and sigma"),
-        ({"mu": np.zeros(2), "sigma": np.eye(3)}, "must be one with mu"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "rows": np.zeros((4, 3))}, "must be one with mu"),
+        ({"mu": np.zeros(2), "sigma": np.eye(3)}, "must be an .npz or .safetensors of .* must be mu"),
+        (
+            {"mu": np.zeros(2), "sigma": np.eye(2), "rows": np.zeros((4, 3))},
+            "must be an .npz or .safetensors of .* must be mu",
+        ),
         ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "sigma must be finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [0, 1]])}, "sigma must be symmetric"),
-        ({"mu": np.array([{}]), "sigma": np.eye(1)}, "must be an .npz of arrays, got .*bad.npz"),
+        ({"mu": np.array([{}]), "sigma": np.eye(1)}, "must be an .npz or .safetensors of statistics, got .*bad.npz"),
     ],
 )
 def test_bad_files(tmp_path, arrays, message):

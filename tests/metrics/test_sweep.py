@@ -12,8 +12,8 @@ import torch
 
 import diffsolve as ds
 from diffsolve import metrics
+from diffsolve.common.fingerprint import describe
 from diffsolve.metrics import Statistics, Table, sweep
-from diffsolve.metrics.settings import describe
 from diffsolve.reference.mixture import GaussianMixture, ring
 
 REFERENCE = Statistics.of(ring().sample(400, seed=0))
@@ -316,7 +316,10 @@ def test_broken_files_are_told_by_line(model, tmp_path):
     for bad, message in (
         ("{}}\n", "line 3 must be a JSON object"),
         ("[1]\n", "line 3 must be a JSON object"),
-        ('{"a": 1}\n', "must have results of a sweep"),
+        ('{"a": 1}\n', "line 3 must be a record of this kind, got {'a': 1}: it has no 'solver'"),
+        (good.splitlines()[1].replace('"seed": 0', '"seed": -1') + "\n", "must have results of a sweep, .*: seed must"),
+        (good.splitlines()[1].replace('"seed": 0', '"seed": []') + "\n", "line 3 must be a record of this kind"),
+        ("[" * 100_000 + "\n", "line 3 must be a JSON object"),
     ):
         out.write_text(good + bad)
         with pytest.raises(ValueError, match=message):
@@ -438,7 +441,7 @@ def test_features_that_are_not_the_references_are_told_after_one_batch(model, tm
     with pytest.raises(ValueError, match="must have features of 2 numbers, .*, got 3"):
         run(counted, reference=reference, nfe=4, out=tmp_path / "s.jsonl")
     assert calls == [16] * 4
-    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "s.jsonl").exists()
 
 
 def test_the_shape_is_of_one_sample(model):
@@ -520,7 +523,7 @@ def command(tmp_path, monkeypatch):
 def test_the_command_prints_the_tables_and_goes_on(command):
     arguments = ("--model", "mixture-2d", "--solver", "auto", "--solver", "unipc-3", "--nfe", 2, "--nfe", 3)
     text = command(*arguments, "--num", 20, "--exact", 4, "--out", "s.jsonl", "--plot", "s.png")
-    for title in ("FD against network calls (20 samples)", "KID against", "endpoint error against"):
+    for title in ("FD against network calls (20 samples; no error", "KID against", "endpoint error against"):
         assert title in text
     assert "| solver | 2 | 3 |" in text
     assert sorted(os.listdir()) == ["s.jsonl", "s.png"]
@@ -534,12 +537,13 @@ def test_the_command_prints_the_tables_and_goes_on(command):
 def test_the_command_is_the_library_on_the_digits(command):
     pytest.importorskip("sklearn")
     from diffsolve.metrics.data import DATA
+    from diffsolve.reference import digits
 
     text = command("--nfe", 2, "--num", 8, "--exact", 0, "--guidance", 2.0, "--class", 3, "--seeds", 2, "--batch", 5)
     table = sweep(
         ds.load("digits"),
         (1, 8, 8),
-        reference=DATA["digits"](),
+        reference=DATA["digits"]("3"),
         nfe=[2],
         num=8,
         seeds=2,
@@ -549,7 +553,18 @@ def test_the_command_is_the_library_on_the_digits(command):
         cond={"label": torch.tensor([3])},
     )
     assert text == f"{table}\n"
-    assert "8 samples of each of 2 seeds" in text
+    assert "8 samples of each of 2 seeds; fewer than 4 for each of 32 features: too large" in text
+    assert "no error bars" not in text
+    images, labels = digits.load_data()
+    assert DATA["digits"]("3").count == int((labels == 3).sum()) < DATA["digits"]("none").count == len(images)
+
+
+def test_the_command_starts_anew(command):
+    arguments = ("--model", "mixture-2d", "--nfe", 2, "--exact", 4, "--out", "s.jsonl")
+    command(*arguments, "--num", 20)
+    assert "start anew" in " ".join(command(*arguments, "--num", 21, code=2).split())
+    command(*arguments, "--num", 21, "--force")
+    command(*arguments, "--num", 21)
 
 
 def test_the_command_on_points_in_the_plane(command):

@@ -221,3 +221,30 @@ def test_raw_edm_network_is_its_denoiser(mixture):
 def test_errors_name_what_is_wrong(make, says):
     with pytest.raises((ValueError, TypeError), match=says):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("eps", "noise"),
+        ("epsilon", "noise"),
+        ("x0", "denoised"),
+        ("sample", "denoised"),
+        ("flow", "velocity"),
+        ("v_prediction", "v"),
+        ("V_Prediction", "v"),
+    ],
+)
+def test_other_libraries_names_of_predictions_suggest_the_ones_here(name, meant):
+    model = ds.load("mixture-2d")
+    x = torch.zeros(1, 2)
+    for refused in (
+        lambda: ds.adapt(lambda x, t: x, "condot", name),
+        lambda: model.predict(name, x, 0.5),
+        lambda: ds.plan("condot", nfe=3, predicts=name),
+        lambda: ds.begin(model, (1, 2), nfe=3, prediction=name),
+        lambda: ds.plan("condot", nfe=3).amplification(predicts=name),
+        lambda: ds.load(f"mixture-2d(predicts={name!r})"),
+    ):
+        with pytest.raises(ValueError, match=f"must be .*'noise'.*, got '{name}'; did you mean '{meant}'"):
+            refused()

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -514,6 +515,8 @@ def test_a_library_that_others_could_write_is_not_loaded(elsewhere):
         ("/nowhere/cc", "there is no compiler /nowhere/cc"),
         ("false", "cannot compile loops.c"),
         (None, "cannot compile loops.c: too old"),
+        ("'", 'CC must be a command, got "\'": No closing quotation'),
+        ("true", "No such file"),
     ],
 )
 def test_without_a_compiler(cc, why, elsewhere):
@@ -526,6 +529,31 @@ def test_without_a_compiler(cc, why, elsewhere):
         assert not elsewhere.find()
     with pytest.warns(RuntimeWarning, match=why):
         assert not elsewhere.find(asked=True)
+
+
+@pytest.mark.parametrize("cc", [" ", "\t"])
+def test_an_empty_command_is_the_usual_compiler(cc, elsewhere, monkeypatch):
+    made = []
+    monkeypatch.setattr(native, "_compiled", lambda command, *_: made.append(command[0]))
+    monkeypatch.setattr(native, "_opened", lambda file: None)
+    elsewhere.set(CC=cc)
+    native._load(F32)
+    assert made == [shutil.which("cc")]
+
+
+def test_a_compiler_that_speaks_another_encoding(elsewhere):
+    elsewhere.becomes(r"printf '\377\376 zu alt' >&2; exit 1")
+    with pytest.warns(RuntimeWarning, match="cannot compile loops.c: .* zu alt") as seen:
+        assert not elsewhere.find(asked=True)
+    assert len(seen) == 1
+
+
+def test_a_library_without_the_loops(elsewhere, tmp_path):
+    (tmp_path / "other.c").write_text("int other(void) { return 1; }")
+    elsewhere.becomes(f'for last; do :; done; exec {shutil.which("cc")} -shared -fPIC {tmp_path}/other.c -o "$last"')
+    with pytest.warns(RuntimeWarning, match="has no loops: .*update") as seen:
+        assert not elsewhere.find(asked=True)
+    assert len(seen) == 1
 
 
 def test_what_runs_without_a_compiler(monkeypatch):

@@ -98,6 +98,57 @@ def failing(rank, folder):
     end(rank, folder, found)
 
 
+def differing(rank, folder):
+    """Two ranks of which one calls with another value of one thing: both are told which, before the first round."""
+    start(rank, 2, folder)
+    calls = []
+
+    def network(shift):
+        weight = torch.eye(5) + shift * torch.eye(5)
+        module = torch.nn.Linear(5, 5, bias=False)
+        module.weight.data.copy_(weight)
+
+        def net(x, t, label=None):
+            calls.append(len(x))
+            return module(x) * 0.3
+
+        return net
+
+    usual = {"solver": "ddim", "steps": 16, "seed": 7, "cond": {"label": torch.zeros(3)}, "guidance": 2.0}
+    parallel = {"window": 9, "tol": 0.05, "ranks": ds.Ranks(timeout=30)}
+    cases = {
+        "window": ({}, {"window": 6}, {}),
+        "tol": ({}, {"tol": 0.1}, {}),
+        "frame": ({}, {"frame": "denoised"}, {}),
+        "warm": ({}, {"warm": ds.plan("edm", "heun", steps=3)}, {}),
+        "accelerate": ({}, {"accelerate": ds.Anderson()}, {}),
+        "solver": ({"solver": "ddim(eta=1.0)"}, {}, {}),
+        "steps": ({"steps": 15}, {}, {}),
+        "seed": ({"seed": 8}, {}, {}),
+        "guidance": ({"guidance": 3.0}, {}, {}),
+        "interval": ({"guidance": ds.Guidance(2.0, interval=(0.5, 5.0))}, {}, {}),
+        "cond": ({"cond": {"label": torch.ones(3)}}, {}, {}),
+        "network": ({}, {}, {"shift": 1e-6}),
+        "batch": ({}, {}, {"batch": 4}),
+        "nothing": ({}, {}, {}),
+        "parareal": None,
+    }
+    found = {}
+    for what, case in cases.items():
+        options, other, rest = case if case and rank else ({}, {}, {})
+        iteration = ds.Picard(**{**parallel, **other})
+        if case is None and rank:
+            iteration = ds.Parareal(tol=0.05, ranks=parallel["ranks"])
+        model = ds.adapt(network(rest.get("shift", 0.0)), "edm", "v")
+        calls.clear()
+        try:
+            ds.solve(model, (rest.get("batch", 3), 5), **{**usual, **options}, parallel=iteration)
+            found[what] = ["", len(calls)]
+        except RuntimeError as error:
+            found[what] = [str(error), len(calls)]
+    end(rank, folder, found)
+
+
 def spawn(work, world, folder):
     """What each rank found; None for one that died."""
     processes = [mp.get_context("spawn").Process(target=work, args=(rank, folder)) for rank in range(world)]
@@ -138,11 +189,27 @@ def test_one_two_and_four_ranks_give_the_same_answer(tmp_path):
 def test_a_rank_that_differs_fails_or_dies_ends_the_run_for_all(tmp_path):
     found = spawn(failing, 2, tmp_path)
     assert found[1] is None
-    assert found[0]["differ"][0].startswith("the ranks differ in seed, start, solver or shape: [")
+    assert found[0]["differ"][0].startswith("the ranks differ in seed, start; each must make the same call")
     assert found[0]["fail"][0] == "rank 1 of 2 failed in a network call; its own error says why"
     message, seconds = found[0]["die"]
     assert message == "rank 0 of 2: another rank died, or did not answer within 30 s"
     assert seconds < 30
+
+
+def test_ranks_that_make_different_calls_are_told_before_the_first_round(tmp_path):
+    found = spawn(differing, 2, tmp_path)
+    names = {"steps": "solver", "interval": "guidance", "batch": "shape, start, seed", "parareal": "parallel"}
+    for what in found[0]:
+        for rank in range(2):
+            message, calls = found[rank][what]
+            if what == "nothing":
+                assert message == ""
+                assert calls
+                continue
+            assert message.startswith("the ranks differ in "), (what, message)
+            assert not calls
+            listed = message.removeprefix("the ranks differ in ").split(";")[0].split(", ")
+            assert listed[0] in names.get(what, what), (what, message)
 
 
 def test_ranks_need_a_seed(monkeypatch):

@@ -3,12 +3,14 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import diffsolve as ds
+from diffsolve.common.files import FileError, read_tensors, write_tensors
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import random_means, ring
 from diffsolve.tuning import fit
@@ -310,20 +312,101 @@ def test_a_learning_cut_off_goes_on_to_the_same_bits(tmp_path):
         ({"seed": 1}, "noise, seed"),
         ({"teacher": 21}, "teacher"),
     ):
-        with pytest.raises(ValueError, match=f"with other {names}: delete it"):
+        with pytest.raises(ValueError, match=f"with other {names}: give the settings of the file, delete it"):
             fit(RING, (40, 2), nfe=4, **{**how, **other})
     left[0] = 1000
     went_on = fit(RING, (40, 2), nfe=4, **how)
     assert left[0] == 1000 - 32  # the file was of iteration 8
-    assert not file.exists()
+    again = fit(RING, (40, 2), nfe=4, **how)  # the result is not lost before it is saved
+    assert left[0] == 1000 - 32
+    assert (again.tableau, again.losses, again.calls) == (went_on.tableau, went_on.losses, went_on.calls)
     whole = fit(RING, (40, 2), nfe=4, **{**how, "checkpoint": None})
     assert went_on.tableau == whole.tableau
     assert went_on.losses == whole.losses
     assert went_on.validation == whole.validation
     assert went_on.calls == whole.calls
     file.write_bytes(b"not a file of tensors")
-    with pytest.raises(ValueError, match="must be a (safetensors file|file of a tuning)"):
+    with pytest.raises(ValueError, match="must be the checkpoint of a tuning, got .*tuning.safetensors"):
         fit(RING, (40, 2), nfe=4, **how)
+
+
+def test_the_checkpoint_goes_once_the_tableau_is_saved(tmp_path, monkeypatch):
+    """Whatever happens in between, one of the two files has the result."""
+    how = {**QUICK, "checkpoint": tmp_path / "c", "out": tmp_path / "t.json", "iterations": 8}
+    with monkeypatch.context() as patched:
+        patched.setattr(ds.Tableau, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(RING, (40, 2), nfe=4, **how)
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(RING, (40, 2), nfe=4, **how)
+    assert {"c", "t.json"} <= {file.name for file in tmp_path.iterdir()}
+    kept = ds.Tableau.load(tmp_path / "t.json")
+    tuning = fit(RING, (40, 2), nfe=4, **how)
+    assert tuning.tableau == kept == ds.Tableau.load(tmp_path / "t.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
+    with pytest.raises(FileNotFoundError, match="out must be in a folder that exists"):
+        fit(RING, (40, 2), nfe=4, **{**how, "out": tmp_path / "nowhere" / "t.json"})
+
+
+def test_one_learning_at_a_time_on_a_checkpoint(tmp_path):
+    def loss(x, ends):
+        with pytest.raises(BlockingIOError, match="another run is writing"):
+            fit(RING, (40, 2), nfe=4, **how)
+        return (x - ends).square().sum(1)
+
+    how = {**QUICK, "checkpoint": tmp_path / "c", "iterations": 1}
+    fit(RING, (40, 2), nfe=4, **{**how, "loss": loss})
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_checkpoint_is_of_one_network_and_its_conditions(tmp_path):
+    net = torch.nn.Linear(2, 2).double()
+    model = ds.adapt(lambda x, t, shift=0.0: net(x) * t[:, None] + shift, "condot", "velocity")
+    how = {**QUICK, "checkpoint": tmp_path / "c", "iterations": 2, "solver": "ddim"}
+    fit(model, (40, 2), nfe=4, **how)
+    with pytest.raises(ValueError, match="with other cond: "):
+        fit(model, (40, 2), nfe=4, **how, cond={"shift": torch.zeros(40, 2, dtype=torch.float64)})
+    with torch.no_grad():
+        net.weight[0, 0] += 1e-9
+    with pytest.raises(ValueError, match="with other network: "):
+        fit(model, (40, 2), nfe=4, **how)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"iteration": 99}, "iteration must be an integer from 0 to 8, got 99"),
+        ({"iteration": 3}, "losses must be as many as iterations, 3"),
+        ({"losses": None}, ""),
+        ({"losses": [float(i) for i in range(7)] + ["x"]}, "losses must be a finite number"),
+        ({"validation": [[0, "x"]]}, "validation must be a finite number"),
+        ({"validation": 3}, ""),
+        ({"calls": -1}, "calls must be"),
+        ({"seconds": None}, "seconds must be"),
+        ({"about": []}, "about must be a mapping"),
+        ({"format": "diffsolve.tuning/1"}, "format must be 'diffsolve.tuning/2'"),
+    ],
+)
+def test_checkpoints_are_checked(tmp_path, change, says):
+    file, how = tmp_path / "c", {**QUICK, "iterations": 8, "solver": "unipc-3"}
+    fit(RING, (40, 2), nfe=4, **how, checkpoint=file)
+    tensors, note = read_tensors(file, "tuning")
+    write_tensors(file, tensors, "tuning", {**note, **change})
+    with pytest.raises(FileError, match=f"must be the checkpoint of a tuning, got .*{says}"):
+        fit(RING, (40, 2), nfe=4, **how, checkpoint=file)
+    for name in ("ends", "now/weights"):
+        write_tensors(file, {**tensors, name: torch.zeros(1)}, "tuning", note)
+        with pytest.raises(FileError, match="must be"):
+            fit(RING, (40, 2), nfe=4, **how, checkpoint=file)
+
+
+def test_the_teacher_has_the_calls_of_its_student():
+    for teacher in (3, ds.plan(RING, nfe=3)):
+        with pytest.raises(ValueError, match="teacher must be at least 4 network calls, those of the run to .*, got 3"):
+            fit(RING, (40, 2), nfe=4, **{**QUICK, "teacher": teacher})
 
 
 def test_where_nothing_better_is_found_the_start_comes_back():
