@@ -15,7 +15,7 @@ from diffsolve.adaptive.options import Adaptive, Status
 from diffsolve.adaptive.retrace import retrace
 from diffsolve.adaptive.solution import BatchStep, Solution, packed
 from diffsolve.adaptive.step import Field, FloatTable, Parts, index, inside, step, tensor, values
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.kernels import weighted_sum
 
 __all__ = ["Field", "Parts", "Solution", "finite", "integrate"]
@@ -272,7 +272,7 @@ def _error(
             error = weighted_sum(weights, [k[i] for k in stages])
             measured.append(_rms(error / scale))
             if i + 1 == len(parts):
-                measured.append(error.view(len(error), -1).mean(1).abs().to(measured[0]))
+                measured.append(flat(error).mean(1).abs().to(measured[0]))
     norms = torch.stack(measured).cpu().numpy()
     few = len(table.errors)
     last = norms[-2 * few :].reshape(few, 2, len(h))
@@ -291,7 +291,7 @@ def _estimate(errors: np.ndarray) -> np.ndarray:
 
 def _rms(x: Tensor) -> Tensor:
     """The root mean square of each sample, in float64."""
-    return x.flatten(1).double().square().mean(1).sqrt() if x.dim() > 1 else x.double().abs()
+    return flat(x).double().square().mean(1).sqrt() if x.dim() > 1 else x.double().abs()
 
 
 def _factor(error: np.ndarray, before: np.ndarray, options: Adaptive, order: int) -> np.ndarray:
@@ -341,5 +341,5 @@ def _first_step(
 
 def finite(parts: Parts) -> np.ndarray:
     """(n,): whether all numbers of each sample are finite."""
-    good = torch.stack([part.detach().view(len(part), -1).isfinite().all(1) for part in parts]).all(0)
+    good = torch.stack([flat(part.detach()).isfinite().all(1) for part in parts]).all(0)
     return np.asarray(good.cpu().numpy())

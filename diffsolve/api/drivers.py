@@ -16,6 +16,7 @@ from torch import Tensor
 from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, solve_ode, solve_sde
 from diffsolve.common.checks import described
 from diffsolve.common.options import given
+from diffsolve.common.tensors import flat
 from diffsolve.dynamics import Correction
 from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.graph import replay
@@ -27,7 +28,7 @@ from diffsolve.execute.watch import Watch, bar, check_finite
 from diffsolve.gradients import differentiable
 from diffsolve.gradients.adaptive import attached
 from diffsolve.likelihood import DensityRun, sample_with_density
-from diffsolve.parallel.base import Calls, flat
+from diffsolve.parallel.base import Calls
 from diffsolve.solvers import resolve
 from diffsolve.tableau import Tableau
 
@@ -112,7 +113,7 @@ def _as_graph(problem: Problem, options: Options) -> Run:
         run = ex.again(inputs)
         with torch.no_grad():
             while not run.done:
-                run.advance(network(run.call, *run.query(), again["cond"]))
+                run.take(network(run.call, *run.query(), again["cond"]))
         return run.y
 
     how = (guidance.scale, guidance.interval, guidance.batched, guidance.rescale)

@@ -27,7 +27,7 @@ from diffsolve import grids
 from diffsolve.common.checks import exactly_one, integer, number, required
 from diffsolve.common.deprecation import deprecated_alias
 from diffsolve.common.result import Status, one_line
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.models import Model
 from diffsolve.noise import Key, SeedLike, Stream
 
@@ -236,4 +236,4 @@ def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return (x.flatten(1) if x.dim() > 1 else x[:, None]).square().sum(1).sqrt()
+    return flat(x).square().sum(1).sqrt()

@@ -117,9 +117,10 @@ def plan_back(
 def _size(shape: Sequence[int] | None) -> int | None:
     """How many numbers a sample has; None where the shape does not say (the state's check refuses it)."""
     try:
-        return None if shape is None else math.prod(int(n) for n in shape[1:])
+        size = 0 if shape is None else math.prod(int(n) for n in shape[1:])
     except (TypeError, ValueError):
         return None
+    return size if size > 0 else None
 
 
 def last_time(model: Model) -> float:

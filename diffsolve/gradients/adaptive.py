@@ -28,7 +28,7 @@ from diffsolve.adaptive.integrate import integrate
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.solution import BatchStep
 from diffsolve.adaptive.step import FloatTable, Parts, step, take, tensor
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
 
 __all__ = ["attached"]
@@ -60,7 +60,7 @@ class _Backwards(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         (end,), origin, leaves = ctx.saved_tensors, ctx.origin, ctx.leaves
-        size = a.flatten(1).double().square().mean(1).sqrt() if a.dim() > 1 else a.double().abs()
+        size = flat(a).double().square().mean(1).sqrt() if a.dim() > 1 else a.double().abs()
         size = per_sample(torch.where(size > 0, size, 1.0).to(a), a)
 
         def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:

@@ -36,6 +36,7 @@ from diffsolve.adaptive.flow import Flow, Point, first_order, regular_interval
 from diffsolve.adaptive.integrate import Parts
 from diffsolve.adaptive.run import warn
 from diffsolve.common.checks import mapping, required
+from diffsolve.common.tensors import flat
 from diffsolve.execute.options import ModelLike
 from diffsolve.execute.plan import GridLike, last_time, own_times, plan, plan_back, refuse
 from diffsolve.execute.watch import Watch, bar
@@ -129,7 +130,7 @@ def log_prob(
         extra = 0
         if first != path.t_data and stop is None and not isinstance(solver, Tableau):
             noise, half = density.at_end(start, first)
-            known, extra = known + half - noise.double().square().view(len(x), -1).sum(1, keepdim=True) / 2, 1
+            known, extra = known + half - flat(noise.double().square()).sum(1, keepdim=True) / 2, 1
         flow = density.follow(start, first, path.t_noise, method)
         values = density.prior(flow.x)[:, None] + known + flow.growth
     return density.result(values, flow, flow.x, extra, path.t_data if stop is None else first)
@@ -222,7 +223,7 @@ def sample_with_density(
     if extrapolated:
         alpha, sigma = float(path.alpha(last)), float(path.sigma(last))
         noise, half = density.at_end(end, last)
-        squares = noise.double().square().view(len(x), -1).sum(1, keepdim=True)
+        squares = flat(noise.double().square()).sum(1, keepdim=True)
         values, extra = values + density.dim * math.log(alpha) + half + squares / 2, 1
         end = (end - sigma * noise) / alpha
     return end, density.result(values, flow, x, extra, stop)
@@ -294,7 +295,7 @@ class Density:
     def prior(self, x: Tensor) -> Tensor:
         """The log-density of x at the noise end."""
         std = self.flow.model.path.prior_std()
-        squares = (x.double() / std).square().view(len(x), -1).sum(1)
+        squares = flat((x.double() / std).square()).sum(1)
         return -squares / 2 - self.dim * math.log(std * math.sqrt(2 * math.pi))
 
     def at_end(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,9 @@ class Trace(ABC):
     def stderr(self, values: Tensor, dim: int) -> Tensor:
         """The standard error of the mean of the estimates (n, m), for samples of `dim` numbers."""
         count = values.shape[1]
-        return values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
+        return (
+            values.std(1) / math.sqrt(count) if count > 1 and len(values) else torch.full_like(values[:, 0], math.nan)
+        )
 
 
 @dataclass(frozen=True)

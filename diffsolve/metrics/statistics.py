@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, required
 from diffsolve.common.files import read_tensors, write_tensors, write_whole
+from diffsolve.common.tensors import flat
 
 __all__ = ["Features", "Statistics", "pixels"]
 
@@ -34,7 +35,7 @@ BLOCK = 1024  # rows of a kernel matrix computed at once
 
 def pixels(images: Tensor) -> Tensor:
     """The images themselves as features."""
-    return images.flatten(1)
+    return flat(images)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffsolve.common.checks import mapping, number, required
 from diffsolve.common.tensors import per_sample
-from diffsolve.kernels import Guided
+from diffsolve.kernels import Guided, deviation_ratio
 from diffsolve.models.model import Model
 from diffsolve.tableau import Tableau
 
@@ -34,7 +34,8 @@ class Guidance:
         batched: evaluate both in one call with twice the batch; cond and uncond must have the same names, and tensors
             with the batch dimension first.
         rescale: phi in [0, 1]: scale each sample's output this fraction of the way to the standard deviation of its
-            conditional output (Lin et al., 2305.08891, section 3.4).
+            conditional output (Lin et al., 2305.08891, section 3.4). An output that is constant over the sample, or of
+            one number, is left as it is.
 
     Raises:
         ValueError: if scale, interval or rescale is out of range.
@@ -114,7 +115,7 @@ class Guidance:
         scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
         out = without + per_sample(scale, with_) * (with_ - without)
         if self.rescale:  # 1 where there is no guidance
-            ratio = with_.flatten(1).std(1) / out.flatten(1).std(1)
+            ratio = deviation_ratio(with_, out)
             out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, self.rescale), out)
         return out
 

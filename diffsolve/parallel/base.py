@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, number
+from diffsolve.common.tensors import flat
 from diffsolve.execute import Executor, Network
 from diffsolve.execute.results import Rounds
 from diffsolve.models import Model
@@ -19,7 +19,7 @@ from diffsolve.models.guidance import Guidance, picked
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
 
-__all__ = ["Calls", "Parallel", "flat", "in_order"]
+__all__ = ["Calls", "Parallel", "in_order"]
 
 
 class Parallel(ABC):
@@ -135,11 +135,6 @@ class Calls:
         return flat(out).to(y.dtype)
 
 
-def flat(x: Tensor) -> Tensor:
-    """(B, ...) as (B, n)."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
 def in_order(
     ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None
 ) -> tuple[Executor, Rounds]:
@@ -148,7 +143,7 @@ def in_order(
     sample = torch.arange(batch, device=ex.y.device)
     while not ex.done:
         out = calls(torch.full_like(sample, ex.call), sample, flat(ex.y))
-        ex.advance(out.view_as(ex.y))
+        ex.take(out.view_as(ex.y))
         if points is not None:
             points[ex.call] = flat(ex.y)
         moved(1)
