@@ -70,7 +70,10 @@ def solve(
             of the batch. If None a seed is drawn, and kept in `Run.seed`. A `torch.Generator` gives the next seed
             of its stream. A `ds.Key` can also make the noise antithetic or shared, and has its own index.
         index: the index of the first sample, for a larger batch that is sampled in shards.
-        cond: keyword arguments for the network, passed unchanged.
+        cond: keyword arguments for the network, passed unchanged. Where samples are picked from the batch (adaptive
+            solvers, densities, `parallel`, `ds.tune`), a tensor whose first axis is the batch size B, in mappings,
+            lists and tuples too, has one entry per sample; `ds.Shared(tensor)` is one that all samples share,
+            whatever its shape. Both are so in every function with `cond`.
         guidance: classifier-free guidance: a scale, or a `Guidance` with the arguments of the unconditional call.
         corrector: Langevin steps at each node before the network is called there (predictor-corrector, 2011.13456).
             Its calls are included in `Run.nfe`; it cannot be combined with nfe or with a hook.
@@ -92,9 +95,7 @@ def solve(
             must support recording, and the tensors in `cond` must have the recorded shapes; the seed may change between
             replays of a deterministic solver, but is part of the recording of a stochastic one.
         state: the `Run.state` to continue from, with the solver (or tableau) of that run.
-        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
-            list or tuple there) whose first dimension is the batch size B is taken to have one entry per sample, and
-            repeated for each of its calls.
+        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`.
         gradient: "direct", "checkpoint" or "adjoint": x is differentiable in `noise`, `cond` and the network's
             parameters; see `diffsolve.gradients`. So is the trajectory of an adaptive solver, except with "adjoint".
         dtype: of the state. By default float32, or float64 if the noise, the network or torch's default dtype is.

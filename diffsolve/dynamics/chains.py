@@ -153,7 +153,8 @@ def langevin(
     assert step is not None
     h = step * sigma**2
     accepted = torch.zeros(len(x), device=x.device)
-    score, density = model.score(x, t, **cond), _density(log_density, x)
+    score = model.score(x, t, **cond).clone()  # the network may overwrite its last output
+    density = _density(log_density, x)
     for i in range(steps):
         z = draw(i, Stream.LANGEVIN, x.shape)
         y = how.move(x, score, z, sigma)

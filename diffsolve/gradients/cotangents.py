@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.models import Model
+from diffsolve.models.conditions import Shared, leaves
 from diffsolve.models.guidance import Guidance
 
 __all__ = ["check_leaves", "leaves_of", "pull"]
@@ -65,10 +66,5 @@ def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequ
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, Mapping):
-        yield from _tensors(list(given.values()))
-    elif isinstance(given, list | tuple):
-        for value in given:
-            yield from _tensors(value)
+    for leaf in leaves(given):
+        yield leaf.value if isinstance(leaf, Shared) else leaf

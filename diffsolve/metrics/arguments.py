@@ -11,6 +11,7 @@ from torch import Tensor
 from diffsolve.common.checks import instance, integer, required
 from diffsolve.metrics.distances import Score, frechet, frechet_infinity, kid, named
 from diffsolve.metrics.statistics import Statistics
+from diffsolve.models.conditions import mapped
 
 __all__ = ["chosen_scores", "chosen_seeds", "cycled", "named_references", "sample_shape"]
 
@@ -55,13 +56,13 @@ def sample_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def cycled(given: Mapping[str, Any], first: int, count: int) -> dict[str, Any]:
-    """The conditions of samples first .. first + count - 1: tensors are cycled along their first dimension."""
+    """The conditions of samples first .. first + count - 1: tensors, at any depth, are cycled along their first
+    dimension; what is `Shared` is not."""
 
     def entries(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return cycled(value, first, count)
         if not isinstance(value, Tensor) or not value.dim():
             return value
         return value[torch.arange(first, first + count, device=value.device) % len(value)]
 
-    return {name: entries(value) for name, value in given.items()}
+    cond: dict[str, Any] = mapped(given, entries)
+    return cond

@@ -100,9 +100,10 @@ def sweep(
         seeds: the number of seeds, from 0; or the seeds themselves.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
             if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
-        cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
-            i gets entry i modulo its length; likewise in the `uncond` of a Guidance. Cycled labels are a stratified,
-            not an independent, sample: KID is then biased downwards by an amount of order 1 / num.
+        cond: keyword arguments of the network. Tensors, at any depth, are cycled along their first dimension unless
+            they are a `ds.Shared`: sample i gets entry i modulo its length; likewise in the `uncond` of a Guidance.
+            Cycled labels are a stratified, not an independent, sample: KID is then biased downwards by an amount of
+            order 1 / num.
         guidance: as in `ds.solve`.
         decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
             bits. None if samples are images.

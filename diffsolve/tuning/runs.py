@@ -15,7 +15,8 @@ from diffsolve.common.checks import described, integer
 from diffsolve.common.tensors import flat
 from diffsolve.execute.plan import plan
 from diffsolve.models import Model
-from diffsolve.models.guidance import Guidance, picked
+from diffsolve.models.conditions import picked
+from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
 __all__ = ["Loss", "Noises", "executed", "held_out", "relative", "run_teacher"]
