@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from diffsolve.execute.start import Problem
 from diffsolve.likelihood import DensityRun, LogProb
 from diffsolve.likelihood.traces import Trace
 from diffsolve.models import Guidance, as_model
+from diffsolve.models.hints import hints
 from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
@@ -107,14 +109,20 @@ def solve(
 
     Raises:
         ValueError: if an option is out of range or not accepted by the driver, or the network returns another shape.
-        TypeError: if an option is unknown or of the wrong type.
+        TypeError: if an option is unknown or of the wrong type, or the network needs an argument in `uncond`.
         FloatingPointError: with `check`, if an output is not finite.
     """
     refuse_unknown("solve", options, SolveOptions)
     check_values(options)
-    driver = driver_for(options)
-    run: Run | AdaptiveRun | DensityRun = driver.solve(Problem.of(model, shape, options), options)
+    run: Run | AdaptiveRun | DensityRun = _solved(model, shape, options)
     return run
+
+
+def _solved(model: ModelLike, shape: Shape | None, options: Mapping[str, Any]) -> Any:
+    """What the driver of the options returns."""
+    driver, problem = driver_for(options), Problem.of(model, shape, options)
+    with hints(problem.model, problem.cond, problem.guidance):
+        return driver.solve(problem, options)
 
 
 @shows(SampleOptions, **DEFAULTS)
@@ -157,7 +165,7 @@ def sample_with_log_prob(
     refuse_unknown("sample_with_log_prob", options, SampleOptions)
     check_values(options)
     every: dict[str, Any] = {**options, "log_prob": "model", "trace": trace}
-    run: DensityRun = driver_for(every).solve(Problem.of(model, shape, every), every)
+    run: DensityRun = _solved(model, shape, every)
     return run.x, run.log_prob
 
 

@@ -42,7 +42,8 @@ def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
     """
     leaves = leaves_of(origin.flow.model, origin.flow.cond, origin.flow.guidance)
     rows = np.arange(len(z))
-    check_leaves(origin.derivative(np.full(len(z), origin.start), rows), z, leaves)
+    point = origin.flow.point(np.full(len(z), origin.start), z, rows, origin.exact_times)
+    check_leaves(point.output, point.c * z, leaves)
     with_gradient: Tensor = _Backwards.apply(z, end, origin, *leaves)  # type: ignore[no-untyped-call]
     return with_gradient
 

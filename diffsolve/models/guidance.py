@@ -31,7 +31,7 @@ class Guidance:
 
     Args:
         scale: 1 is no guidance.
-        uncond: the keyword arguments of the unconditional call; none by default.
+        uncond: the keyword arguments of the unconditional call; none by default, for networks that have defaults.
         interval: (low, high) of rho = sigma / alpha within which guidance is applied (Kynkaanniemi et al., 2404.07724).
         batched: evaluate both in one call with twice the batch; cond and uncond must have the same names, and tensors
             one entry per sample, or be a `ds.Shared` of one value in both.

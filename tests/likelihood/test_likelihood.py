@@ -12,6 +12,7 @@ from support.densities import PREDICTS, TIGHT, normal, truth
 import diffsolve as ds
 from diffsolve.adaptive import Adaptive, Status
 from diffsolve.likelihood import traces
+from diffsolve.likelihood.products import push
 from diffsolve.noise import Key
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic, random_means, ring
@@ -106,14 +107,13 @@ def test_chunks_bound_the_directions_of_a_pass_and_change_nothing(chunk):
 
     model = ds.adapt(net, "condot", "v")
     x = mixture.sample(2, seed=0)
-    push = traces._push
 
-    def watched(net, x, directions):
+    def watched(net, x, directions, mode):
         seen.append(len(directions))
-        return push(net, x, directions)
+        return push(net, x, directions, mode)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traces, "_push", watched)
+        patch.setattr(traces, "push", watched)
         found = ds.log_prob(model, x, trace=traces.Exact(chunk=chunk), solver="heun", steps=3)
     whole = ds.log_prob(model, x, solver="heun", steps=3)
     torch.testing.assert_close(found.value, whole.value, rtol=1e-10, atol=1e-10)
@@ -224,7 +224,7 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
 
     def field(t, state):
         calls.append(float(t))
-        out, pushed = traces._push(lambda y: ode(t, y), state[0], eye[:, None].expand(2, 16, 2))
+        out, pushed = push(lambda y: ode(t, y), state[0], eye[:, None].expand(2, 16, 2))
         return out.clone(), pushed.diagonal(dim1=0, dim2=2).sum(1).contiguous()
 
     times = torch.tensor([p.t_last, p.t_noise], dtype=torch.float64)
