@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from diffsolve.metrics.distances import Score, frechet, frechet_infinity, kid, n
 from diffsolve.metrics.statistics import Statistics
 from diffsolve.models.conditions import mapped
 
-__all__ = ["chosen_scores", "chosen_seeds", "cycled", "named_references", "sample_shape"]
+__all__ = ["chosen_budgets", "chosen_scores", "chosen_seeds", "cycled", "named_references", "sample_shape"]
 
 
 def named_references(given: Any) -> dict[str, Statistics]:
@@ -40,7 +41,15 @@ def chosen_scores(
     return chosen
 
 
+def chosen_budgets(nfe: int | Sequence[int]) -> list[int]:
+    nfe = _listed(nfe)
+    budgets = [integer("nfe", n, 1) for n in (nfe if isinstance(nfe, Iterable) else [nfe])]
+    required(bool(budgets), "nfe", nfe, "at least one budget")
+    return budgets
+
+
 def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    seeds = _listed(seeds)
     if isinstance(seeds, Iterable):
         chosen: Sequence[int] = [integer(f"seeds[{i}]", seed, 0) for i, seed in enumerate(seeds)]
     else:
@@ -49,7 +58,13 @@ def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     return chosen
 
 
+def _listed(value: Any) -> Any:
+    """An array or a tensor as the list, or the number, that it stands for."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+
+
 def sample_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    shape = _listed(shape)
     sizes = isinstance(shape, Sequence) and bool(shape)
     required(sizes, "shape", shape, "the sizes of one sample, without the batch")
     return tuple(integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
