@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
 
 from diffsolve import grids, solvers
+from diffsolve.common.caching import remembered
 from diffsolve.common.checks import described, exactly_one, integer
 from diffsolve.grids import Grid, Whole
 from diffsolve.models import Model, adapt
@@ -131,7 +131,7 @@ def last_time(model: Model) -> float:
     return last_call(path)
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _plan(
     method: Solver,
     grid: Grid,
