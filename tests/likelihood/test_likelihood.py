@@ -434,3 +434,16 @@ def test_errors_name_what_is_wrong(make, says, mixture):
 
     with pytest.raises((ValueError, TypeError), match=re.escape(says)):
         make(mixture_model(mixture), mixture.sample(2, seed=0))
+
+
+@pytest.mark.product({"path": list(PREDICTS)})
+def test_the_solver_error_has_that_of_the_latent(path):
+    """Far from the data the latent is far from 0, and its error is most of what the solver errs by."""
+    mixture = ring()
+    model = mixture_model(mixture, path, PREDICTS[path])
+    x = torch.tensor([[10.0, 0.0], [0.0, -6.0], [4.0, 4.0]], dtype=torch.float64)
+    found = ds.log_prob(model, x)
+    error = (found.value - ds.log_prob(model, x, solver=Adaptive("dopri8", rtol=1e-8, atol=1e-8)).value).abs().numpy()
+    assert error[0] > 1e-3
+    assert (error <= found.solver_error).all()
+    assert (found.solver_error < 0.3).all()
