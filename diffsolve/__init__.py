@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffsolve.execute.results import Run, Step
     from diffsolve.execute.start import begin
     from diffsolve.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob, transition_log_prob
-    from diffsolve.models import Guidance, Model, adapt
+    from diffsolve.models import Guidance, Model, Shared, adapt
     from diffsolve.noise import Brownian, Key
     from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
     from diffsolve.reference import load
@@ -42,7 +42,7 @@ _HOME = {
     "execute.results": ("Run", "Step"),
     "execute.start": ("begin",),
     "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "log_prob", "transition_log_prob"),
-    "models": ("Guidance", "Model", "adapt"),
+    "models": ("Guidance", "Model", "Shared", "adapt"),
     "noise": ("Brownian", "Key"),
     "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
@@ -71,6 +71,7 @@ __all__ = [
     "Ranks",
     "Result",
     "Run",
+    "Shared",
     "State",
     "Status",
     "Step",

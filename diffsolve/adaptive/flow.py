@@ -22,7 +22,8 @@ from diffsolve.common.checks import required
 from diffsolve.execute import conversion
 from diffsolve.execute.watch import Watch
 from diffsolve.models import Model, undetermined
-from diffsolve.models.guidance import Guidance, picked
+from diffsolve.models.conditions import picked, told
+from diffsolve.models.guidance import Guidance
 from diffsolve.paths import Position
 from diffsolve.tableau.ends import first_call, first_order_frame, last_call, singular
 from diffsolve.tableau.frames import Frame
@@ -73,7 +74,8 @@ class Point:
 class Flow:
     """dz/dv = d of `model` in `frame`, with its conditions and guidance.
 
-    When a sample leaves the batch, its row leaves the tensors in `cond` whose first axis is the batch.
+    When a sample leaves the batch, its row leaves the tensors in `cond` whose first axis is the batch; what is `Shared`
+    stays whole.
     """
 
     model: Model
@@ -123,6 +125,8 @@ class Flow:
 
         cond = _select(self.cond, rows, self.batch)
         uncond = {} if self.guidance is None else _select(self.guidance.uncond, rows, self.batch)
+        if self.guidance is None:
+            cond = told(cond)
 
         def output(x: Tensor) -> Tensor:
             scaled = x if scale is None else x * scale_

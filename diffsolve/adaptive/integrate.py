@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from diffsolve.adaptive.options import Adaptive, Status
 from diffsolve.adaptive.retrace import retrace
 from diffsolve.adaptive.solution import BatchStep, Solution, packed
 from diffsolve.adaptive.step import Field, FloatTable, Parts, index, inside, step, tensor, values
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.kernels import weighted_sum
 
 __all__ = ["Field", "Parts", "Solution", "finite", "integrate"]
@@ -23,6 +23,9 @@ __all__ = ["Field", "Parts", "Solution", "finite", "integrate"]
 SAFETY = 0.9  # of the step that would just be accepted
 SHRINK, GROW = 0.2, 10.0  # the most that a step may change
 TRIES = 8  # steps with a non-finite output before a sample is given up
+
+
+Gauge = Callable[[Parts, Parts, np.ndarray], Tensor]
 
 
 def integrate(
@@ -37,6 +40,7 @@ def integrate(
     reserve: int = 0,
     tolerances: Sequence[tuple[float, float]] | None = None,
     checkpointed: bool = False,
+    gauge: Gauge | None = None,
 ) -> Solution:
     """Solve d parts / dv = field from v = start to v = stop, sample by sample; nothing is called beyond either.
 
@@ -48,13 +52,15 @@ def integrate(
         outputs: values of v after the start, in the order of integration, at which `Solution.dense` is wanted.
         spent, reserve: of `max_nfe`, the calls per sample already made, and those to keep for what comes after.
         tolerances: (rtol, atol) of each part, if not those of the options.
+        gauge: (parts, derivatives, v) -> the gradient, in the first of several parts, of a quantity that the exact flow
+            carries along: what each step's error of that part changes in it is summed up in `Solution.drift`.
         checkpointed: hold the graph of only about the square root of the steps at a time.
     """
     wanted = np.asarray(outputs, dtype=np.float64)
     tolerances = tolerances or [(options.rtol, options.atol)] * len(parts)
     budget = options.max_nfe - spent - reserve
     with torch.no_grad():
-        solution = _Solve(field, parts, start, stop, options, wanted, budget, tolerances).run()
+        solution = _Solve(field, parts, start, stop, options, wanted, budget, tolerances, gauge).run()
     if not torch.is_grad_enabled():
         return solution
     return retrace(field, parts, solution, options.table, wanted, checkpointed)
@@ -101,7 +107,9 @@ class _Solve:
         outputs: np.ndarray,
         budget: int,
         tolerances: Sequence[tuple[float, float]],
+        gauge: Gauge | None,
     ) -> None:
+        self.gauge = gauge
         self.field, self.options, self.table = field, options, FloatTable(options.table)
         self.stop, self.outputs, self.budget, self.tolerances = stop, outputs, budget, tolerances
         n, v = len(parts[0]), np.array(np.broadcast_to(np.float64(start), len(parts[0])))
@@ -117,6 +125,7 @@ class _Solve:
             nfe=np.zeros(n, dtype=np.int64),
             status=np.zeros(n, dtype=np.int64),
             error=np.zeros(n),
+            drift=np.zeros(n),
             dense=torch.full((len(outputs), *parts[0].shape), math.nan).to(parts[0]) if len(outputs) else None,
             steps=[],
         )
@@ -181,10 +190,14 @@ class _Solve:
         batch.nfe += table.calls - (self.fresh and not table.ahead)  # whose first stage is counted already
         self.fresh = False
         size = self.direction * tried.h
-        error, last_error = _error(table, stages, batch.parts, new, size, self.tolerances)
+        slope = None
+        if self.gauge is not None:
+            slope = self.gauge(*((new, stages[-1], tried.end) if table.ahead else (batch.parts, stages[0], tried.v)))
+        error, own = _error(table, stages, batch.parts, new, size, self.tolerances, slope)
         accepted = error <= 1
         h = self.next_size(batch, size, error)
-        self.solution.error[batch.rows[accepted]] += last_error[accepted]
+        for total, errors in zip((self.solution.error, self.solution.drift), own, strict=False):
+            total[batch.rows[accepted]] += errors[accepted]
         if accepted.any():
             self.take(batch, tried, stages, new, accepted)
             batch.errors[accepted] = np.stack([np.maximum(error, 1e-10), batch.errors[:, 0]], -1)[accepted]
@@ -261,23 +274,31 @@ def _error(
     new: Parts,
     h: np.ndarray,
     tolerances: Sequence[tuple[float, float]],
+    slope: Tensor | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """E of each sample: the largest over the parts of the root mean square of error / tolerance; and the error of the
-    last part itself."""
-    measured = []
+    """E of each sample: the largest over the parts of the root mean square of error / tolerance; and (1 or 2, n), the
+    error of the last part itself, and what `slope`, of a function of the first of several parts, makes of its error."""
+    sizes: list[Tensor] = []
+    last, along = [], []
     for i, (y, y_new) in enumerate(zip(parts, new, strict=True)):
         rtol, atol = tolerances[i]
         scale = torch.maximum(y.abs(), y_new.abs()).mul_(rtol).add_(atol)
         for weights in table.errors:
             error = weighted_sum(weights, [k[i] for k in stages])
-            measured.append(_rms(error / scale))
+            sizes.append(_rms(error / scale))
             if i + 1 == len(parts):
-                measured.append(error.view(len(error), -1).mean(1).abs().to(measured[0]))
-    norms = torch.stack(measured).cpu().numpy()
+                last.append(flat(error).mean(1).abs().to(sizes[0]))
+            elif i == 0 and slope is not None:
+                along.append(_dot(error, slope).to(sizes[0]))
+    norms = torch.stack([*sizes, *last, *along]).cpu().numpy()
     few = len(table.errors)
-    last = norms[-2 * few :].reshape(few, 2, len(h))
-    norms = np.concatenate([norms[: -2 * few].reshape(len(parts) - 1, few, len(h)), last[None, :, 0]])
-    return np.asarray(h * _estimate(norms).max(0)), np.asarray(h * _estimate(last[None, :, 1])[0])
+    norms = norms.reshape(-1, few, len(h))
+    return np.asarray(h * _estimate(norms[: len(parts)]).max(0)), np.asarray(h * _estimate(norms[len(parts) :]))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """|a . b| of each sample, float64; 0 where it is not finite."""
+    return (flat(a).double() * flat(b)).sum(1).abs().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _estimate(errors: np.ndarray) -> np.ndarray:
@@ -291,7 +312,7 @@ def _estimate(errors: np.ndarray) -> np.ndarray:
 
 def _rms(x: Tensor) -> Tensor:
     """The root mean square of each sample, in float64."""
-    return x.flatten(1).double().square().mean(1).sqrt() if x.dim() > 1 else x.double().abs()
+    return flat(x).double().square().mean(1).sqrt() if x.dim() > 1 else x.double().abs()
 
 
 def _factor(error: np.ndarray, before: np.ndarray, options: Adaptive, order: int) -> np.ndarray:
@@ -341,5 +362,5 @@ def _first_step(
 
 def finite(parts: Parts) -> np.ndarray:
     """(n,): whether all numbers of each sample are finite."""
-    good = torch.stack([part.detach().view(len(part), -1).isfinite().all(1) for part in parts]).all(0)
+    good = torch.stack([flat(part.detach()).isfinite().all(1) for part in parts]).all(0)
     return np.asarray(good.cpu().numpy())

@@ -18,6 +18,7 @@ from diffsolve.common.result import one_line
 from diffsolve.common.tensors import per_sample
 from diffsolve.execute.watch import Watch
 from diffsolve.models import Model
+from diffsolve.models.derivative import check_connected
 from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.tableau.frames import FRAMES
@@ -147,12 +148,17 @@ def _between(
     nodes = path.nodes(np.array([interval.first, interval.last]))
     (v0, v1), (c0, _) = np.asarray(frame.v(nodes)).tolist(), np.asarray(frame.c(nodes)).tolist()
     exact_times = ((v0, interval.first), (v1, interval.last))
+    looked: list[bool] = []
 
     def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:
         (z,) = parts
         point = flow.point(v, z, rows, exact_times)
         y = point.c * z
-        return (point.rate(y),)
+        out = point.seen(point.output(y))
+        if y.requires_grad and not looked:
+            looked.append(True)
+            check_connected(out, y, point.output, "with gradient=")
+        return (point.derivative(y, out),)
 
     inside = kept.inside(path, interval)
     outputs = np.asarray(frame.v(path.nodes(inside))) if len(inside) else inside

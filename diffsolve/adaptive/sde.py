@@ -29,7 +29,7 @@ from diffsolve.adaptive.integrate import finite
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.run import AdaptiveRun
 from diffsolve.common.checks import integer, number, required
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.execute import BrownianPath
 from diffsolve.execute.watch import Watch
 from diffsolve.models import Model
@@ -191,6 +191,8 @@ class _Solve:
 
     def leave(self, start: float) -> None:
         """The step from alpha = 0, whose result does not depend on x."""
+        if not len(self.x):
+            return
         rows, ends = np.arange(len(self.x)), (np.full(len(self.x), start), np.full(len(self.x), self.ends[0]))
         s, t = (self.model.path.nodes(end) for end in ends)
         alpha, sigma = float(t.alpha[0]), float(t.sigma[0])
@@ -252,7 +254,7 @@ class _Solve:
         change = w * (D - batch.D)
         corrected = predicted + change
         scale = options.atol + options.rtol * torch.maximum(x.abs(), corrected.abs())
-        error = (change / scale).flatten(1).square().mean(1).sqrt().double().cpu().numpy()
+        error = flat(change / scale).square().mean(1).sqrt().double().cpu().numpy()
         accepted = error <= 1  # not where it is NaN
         with np.errstate(all="ignore"):  # the error falls with h^2
             halvings = np.where(np.isfinite(error), np.ceil(0.5 * np.log2(np.maximum(error, 1.0))), 3)

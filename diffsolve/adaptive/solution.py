@@ -55,6 +55,8 @@ class Solution:
     """(B,): a `Status`."""
     error: np.ndarray
     """(B,): the estimated error of the last part, averaged over its numbers and summed over the steps."""
+    drift: np.ndarray
+    """(B,): what the errors of the first part change in the quantity of `gauge`, summed over the steps; 0 without."""
     dense: Tensor | None
     """(m, B, ..): the first part at the outputs; NaN beyond where a sample stopped."""
     steps: list[BatchStep]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, solve_ode, solve_sde
 from diffsolve.common.checks import described
 from diffsolve.common.options import given
+from diffsolve.common.tensors import flat
 from diffsolve.dynamics import Correction
 from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.graph import replay
@@ -27,7 +29,8 @@ from diffsolve.execute.watch import Watch, bar, check_finite
 from diffsolve.gradients import differentiable
 from diffsolve.gradients.adaptive import attached
 from diffsolve.likelihood import DensityRun, sample_with_density
-from diffsolve.parallel.base import Calls, flat
+from diffsolve.models.conditions import Shared, leaves, mapped
+from diffsolve.parallel.base import Calls
 from diffsolve.solvers import resolve
 from diffsolve.tableau import Tableau
 
@@ -104,15 +107,29 @@ def _as_graph(problem: Problem, options: Options) -> Run:
     """The run as a CUDA graph."""
     model, cond, guidance, ex = problem.model, problem.cond, problem.guidance, begin_run(problem, options)
     kinds = {"cond": cond, "uncond": guidance.uncond}
-    inputs = {**ex.start, **{(kind, name): v for kind, values in kinds.items() for name, v in values.items()}}
+    # Tensors at any depth are inputs, which a replay copies in; what is left of the conditions is part of the key.
+    inputs: dict[Any, Any] = {**ex.start}
+    for kind, values in kinds.items():
+        found = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in leaves(values)]
+        inputs.update({(kind, i): tensor for i, tensor in enumerate(found)})
+        inputs[kind] = mapped(values, type)
+
+    def filled(kind: str, inputs: Mapping[Any, Any]) -> Any:
+        place = count()
+
+        def tensor(leaf: Tensor | Shared) -> Tensor | Shared:
+            value = inputs[kind, next(place)]
+            return Shared(value) if isinstance(leaf, Shared) else value
+
+        return mapped(kinds[kind], tensor)
 
     def work(inputs: Mapping[Any, Any]) -> Tensor:
-        again = {kind: {name: inputs[kind, name] for name in values} for kind, values in kinds.items()}
+        again = {kind: filled(kind, inputs) for kind in kinds}
         network = replace(guidance, uncond=again["uncond"]).outputs(model, ex.tableau)
         run = ex.again(inputs)
         with torch.no_grad():
             while not run.done:
-                run.advance(network(run.call, *run.query(), again["cond"]))
+                run.take(network(run.call, *run.query(), again["cond"]))
         return run.y
 
     how = (guidance.scale, guidance.interval, guidance.batched, guidance.rescale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from diffsolve.execute.start import Problem
 from diffsolve.likelihood import DensityRun, LogProb
 from diffsolve.likelihood.traces import Trace
 from diffsolve.models import Guidance, as_model
+from diffsolve.models.hints import hints
 from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
@@ -70,7 +72,10 @@ def solve(
             of the batch. If None a seed is drawn, and kept in `Run.seed`. A `torch.Generator` gives the next seed
             of its stream. A `ds.Key` can also make the noise antithetic or shared, and has its own index.
         index: the index of the first sample, for a larger batch that is sampled in shards.
-        cond: keyword arguments for the network, passed unchanged.
+        cond: keyword arguments for the network, passed unchanged. Where samples are picked from the batch (adaptive
+            solvers, densities, `parallel`, `ds.tune`), a tensor whose first axis is the batch size B, in mappings,
+            lists and tuples too, has one entry per sample; `ds.Shared(tensor)` is one that all samples share,
+            whatever its shape. Both are so in every function with `cond`.
         guidance: classifier-free guidance: a scale, or a `Guidance` with the arguments of the unconditional call.
         corrector: Langevin steps at each node before the network is called there (predictor-corrector, 2011.13456).
             Its calls are included in `Run.nfe`; it cannot be combined with nfe or with a hook.
@@ -92,9 +97,7 @@ def solve(
             must support recording, and the tensors in `cond` must have the recorded shapes; the seed may change between
             replays of a deterministic solver, but is part of the recording of a stochastic one.
         state: the `Run.state` to continue from, with the solver (or tableau) of that run.
-        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`. A tensor in cond (or in a mapping,
-            list or tuple there) whose first dimension is the batch size B is taken to have one entry per sample, and
-            repeated for each of its calls.
+        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`.
         gradient: "direct", "checkpoint" or "adjoint": x is differentiable in `noise`, `cond` and the network's
             parameters; see `diffsolve.gradients`. So is the trajectory of an adaptive solver, except with "adjoint".
         dtype: of the state. By default float32, or float64 if the noise, the network or torch's default dtype is.
@@ -106,14 +109,20 @@ def solve(
 
     Raises:
         ValueError: if an option is out of range or not accepted by the driver, or the network returns another shape.
-        TypeError: if an option is unknown or of the wrong type.
+        TypeError: if an option is unknown or of the wrong type, or the network needs an argument in `uncond`.
         FloatingPointError: with `check`, if an output is not finite.
     """
     refuse_unknown("solve", options, SolveOptions)
     check_values(options)
-    driver = driver_for(options)
-    run: Run | AdaptiveRun | DensityRun = driver.solve(Problem.of(model, shape, options), options)
+    run: Run | AdaptiveRun | DensityRun = _solved(model, shape, options)
     return run
+
+
+def _solved(model: ModelLike, shape: Shape | None, options: Mapping[str, Any]) -> Any:
+    """What the driver of the options returns."""
+    driver, problem = driver_for(options), Problem.of(model, shape, options)
+    with hints(problem.model, problem.cond, problem.guidance):
+        return driver.solve(problem, options)
 
 
 @shows(SampleOptions, **DEFAULTS)
@@ -156,7 +165,7 @@ def sample_with_log_prob(
     refuse_unknown("sample_with_log_prob", options, SampleOptions)
     check_values(options)
     every: dict[str, Any] = {**options, "log_prob": "model", "trace": trace}
-    run: DensityRun = driver_for(every).solve(Problem.of(model, shape, every), every)
+    run: DensityRun = _solved(model, shape, every)
     return run.x, run.log_prob
 
 

@@ -33,11 +33,13 @@ def describe(value: Any) -> Any:
     their type and a digest of the ends of their parameters and buffers. What a function does cannot be seen, only its
     name.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no inf or nan
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray):
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         return [*value.shape, _digest([value])]

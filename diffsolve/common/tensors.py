@@ -7,7 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["normal_log_density", "per_sample"]
+__all__ = ["flat", "normal_log_density", "per_sample"]
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, n), whatever its strides: of numbers (B,) n is 1, and an empty batch keeps its n."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def per_sample(weight: Tensor, x: Tensor) -> Tensor:
@@ -19,4 +24,4 @@ def normal_log_density(z: Tensor, std: float) -> Tensor:
     """(B,): the log-density of std z, for z standard normal of shape (B, ...); summed in float64 (float32 on MPS)."""
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     n = math.prod(z.shape[1:])
-    return -0.5 * z.square().flatten(1).sum(-1, dtype=wide) - n * (math.log(std) + 0.5 * math.log(2 * math.pi))
+    return -0.5 * flat(z.square()).sum(-1, dtype=wide) - n * (math.log(std) + 0.5 * math.log(2 * math.pi))

@@ -27,7 +27,7 @@ from diffsolve import grids
 from diffsolve.common.checks import exactly_one, integer, number, required
 from diffsolve.common.deprecation import deprecated_alias
 from diffsolve.common.result import Status, one_line
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.models import Model
 from diffsolve.noise import Key, SeedLike, Stream
 
@@ -153,7 +153,8 @@ def langevin(
     assert step is not None
     h = step * sigma**2
     accepted = torch.zeros(len(x), device=x.device)
-    score, density = model.score(x, t, **cond), _density(log_density, x)
+    score = model.score(x, t, **cond).clone()  # the network may overwrite its last output
+    density = _density(log_density, x)
     for i in range(steps):
         z = draw(i, Stream.LANGEVIN, x.shape)
         y = how.move(x, score, z, sigma)
@@ -236,4 +237,4 @@ def _density(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return (x.flatten(1) if x.dim() > 1 else x[:, None]).square().sum(1).sqrt()
+    return flat(x).square().sum(1).sqrt()

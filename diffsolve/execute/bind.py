@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from diffsolve import kernels
+from diffsolve.common.caching import remembered
 from diffsolve.common.fingerprint import rounded
 from diffsolve.execute.network import conversion
 from diffsolve.kernels import Row
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
+from diffsolve.paths import Path
 from diffsolve.tableau import Tableau
 
 __all__ = ["Program", "bind"]
@@ -91,13 +93,12 @@ def bind(tableau: Tableau, model: Model, prediction: str | None = None, *, two_s
             call.
     """
     # The cache key leaves out the network itself, so that one program serves every network of its kind.
-    return _bind(
-        tableau, replace(model, net=_no_network, clock="t", dtype=None), prediction or model.predicts, two_states
-    )
+    return _bind(tableau, model.path, model.predicts, model.sigma_data, prediction or model.predicts, two_states)
 
 
-@lru_cache(maxsize=64)
-def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> Program:
+@remembered(maxsize=64)
+def _bind(tableau: Tableau, path: Path, predicts: str, sigma_data: float, prediction: str, two_states: bool) -> Program:
+    model = Model(_no_network, path, predicts, "t", sigma_data, None)
     at = model.path.nodes(tableau.calls[:, 0])
     levels = np.stack([at.alpha, at.sigma], -1)
     off = np.abs(levels - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(levels).max(-1)

@@ -183,7 +183,13 @@ class Executor:
         return self._y
 
     def query(self) -> tuple[Tensor, Tensor]:
-        """(x, t): the network's input, and its clock for each sample, shape (B,)."""
+        """(x, t): the network's input, and its clock for each sample, shape (B,).
+
+        Raises:
+            ValueError: if the run is done.
+        """
+        if self.done:
+            raise self._over("query")
         return self._y if self._network_input is None else self._network_input, self._network_times[self.call]
 
     @property
@@ -215,7 +221,21 @@ class Executor:
         self.call, self._s, self._y = self.tableau.nfe, x, x
 
     def advance(self, out: Tensor | Guided) -> None:
-        """Take the network's output at (y, t) and update the state to the next call."""
+        """Take the network's output at (y, t) and update the state to the next call.
+
+        Raises:
+            ValueError: if the run is done, or the output is not of the state's shape.
+            TypeError: if it is not a floating tensor.
+        """
+        if self.done:
+            raise self._over("advance")
+        for part in (out.cond, out.uncond) if isinstance(out, Guided) else (out,):
+            required(isinstance(part, Tensor) and part.is_floating_point(), "out", part, "a floating tensor", TypeError)
+            required(part.shape == self._y.shape, "out", part, f"of the shape of the state, {tuple(self._y.shape)}")
+        self.take(out)
+
+    def take(self, out: Tensor | Guided) -> None:
+        """`advance`, without its checks: for outputs that were checked where they were made."""
         if isinstance(out, Guided):
             out = replace(out, cond=self._unaliased(out.cond), uncond=self._unaliased(out.uncond))
         else:
@@ -237,6 +257,9 @@ class Executor:
             increment = self._brownian(start, stop).to(like)
             return torch.div(increment, math.sqrt(stop - start))  # not in place: the path may keep it
         return Draw(self.key, row, Stream.ROW).tensor(like)
+
+    def _over(self, name: str) -> ValueError:
+        return ValueError(f"{name} must be called before the run is done, got it after the last of {self.call} calls")
 
     def _unaliased(self, out: Tensor) -> Tensor:
         """The output; a copy if the network handed its input back, which is about to be overwritten."""

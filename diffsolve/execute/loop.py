@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import required
 from diffsolve.common.tensors import normal_log_density
 from diffsolve.execute.executor import Executor
 from diffsolve.execute.results import DenoisedEstimate, Run, Step, seed_of
@@ -90,7 +91,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
                 changed = hook(step)
                 out = step.denoised if changed is None else _checked(changed, ex.y)
                 step = replace(step, denoised=out)
-            ex.advance(out)
+            ex.take(out)
             record.transition(i)
             if correct:
                 correct(ex, cond)
@@ -107,4 +108,5 @@ def _checked(changed: object, like: Tensor) -> Tensor:
     if not isinstance(changed, Tensor) or changed.shape != like.shape:
         got = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
         raise ValueError(f"hook must return None or a tensor of shape {tuple(like.shape)}, got {got}")
+    required(changed.is_floating_point(), "what hook returns", changed, "a floating tensor", TypeError)
     return changed

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
 
 from diffsolve import grids, solvers
+from diffsolve.common.caching import remembered
 from diffsolve.common.checks import described, exactly_one, integer
 from diffsolve.grids import Grid, Whole
 from diffsolve.models import Model, adapt
@@ -117,9 +117,10 @@ def plan_back(
 def _size(shape: Sequence[int] | None) -> int | None:
     """How many numbers a sample has; None where the shape does not say (the state's check refuses it)."""
     try:
-        return None if shape is None else math.prod(int(n) for n in shape[1:])
+        size = 0 if shape is None else math.prod(int(n) for n in shape[1:])
     except (TypeError, ValueError):
         return None
+    return size if size > 0 else None
 
 
 def last_time(model: Model) -> float:
@@ -130,7 +131,7 @@ def last_time(model: Model) -> float:
     return last_call(path)
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _plan(
     method: Solver,
     grid: Grid,

@@ -19,6 +19,7 @@ from diffsolve.execute.network import network_times
 from diffsolve.execute.options import BeginOptions, ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
 from diffsolve.models import Guidance, Model, as_model
+from diffsolve.models.hints import warn_training
 from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.frames import check_prediction
@@ -49,8 +50,11 @@ class Problem:
     def of(cls, model: ModelLike, shape: Shape | None, options: Mapping[str, Any]) -> Problem:
         """The problem defined by options of `solve`."""
         seed, state = options.get("seed"), options.get("state")
+        model = as_model(model)
+        if options.get("gradient") is None:  # with one the network may be in training
+            warn_training(model.net)
         return cls(
-            as_model(model),
+            model,
             shape,
             options.get("noise"),
             options.get("start"),

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.tensors import flat
+
 __all__ = ["Watch", "bar", "check_finite"]
 
 
@@ -39,7 +41,7 @@ class Watch:
     def __call__(self, out: Tensor, t: np.ndarray) -> None:
         """The output of a batch of samples at the times t."""
         if self.check:
-            rows = out.detach().reshape(len(out), -1).isfinite().all(1)
+            rows = flat(out.detach()).isfinite().all(1)
             if not bool(rows.all()):
                 first = int(torch.nonzero(~rows)[0])
                 check_finite(out, f"in call {self.calls}, of a sample at t={float(t[first]):.6g}")

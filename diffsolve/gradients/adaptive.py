@@ -28,7 +28,7 @@ from diffsolve.adaptive.integrate import integrate
 from diffsolve.adaptive.options import Status, warn
 from diffsolve.adaptive.solution import BatchStep
 from diffsolve.adaptive.step import FloatTable, Parts, step, take, tensor
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import flat, per_sample
 from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
 
 __all__ = ["attached"]
@@ -42,7 +42,8 @@ def attached(z: Tensor, end: Tensor, origin: Origin) -> Tensor:
     """
     leaves = leaves_of(origin.flow.model, origin.flow.cond, origin.flow.guidance)
     rows = np.arange(len(z))
-    check_leaves(origin.derivative(np.full(len(z), origin.start), rows), z, leaves)
+    point = origin.flow.point(np.full(len(z), origin.start), z, rows, origin.exact_times)
+    check_leaves(point.output, point.c * z, leaves)
     with_gradient: Tensor = _Backwards.apply(z, end, origin, *leaves)  # type: ignore[no-untyped-call]
     return with_gradient
 
@@ -60,7 +61,7 @@ class _Backwards(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         (end,), origin, leaves = ctx.saved_tensors, ctx.origin, ctx.leaves
-        size = a.flatten(1).double().square().mean(1).sqrt() if a.dim() > 1 else a.double().abs()
+        size = flat(a).double().square().mean(1).sqrt() if a.dim() > 1 else a.double().abs()
         size = per_sample(torch.where(size > 0, size, 1.0).to(a), a)
 
         def field(parts: Parts, v: np.ndarray, rows: np.ndarray) -> Parts:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.models import Model
+from diffsolve.models.conditions import Shared, leaves
+from diffsolve.models.derivative import check_connected
 from diffsolve.models.guidance import Guidance
 
 __all__ = ["check_leaves", "leaves_of", "pull"]
@@ -38,17 +40,20 @@ def pull(
     return d.detach(), *(torch.zeros_like(p) if g is None else g for g, p in zip(pulled, wanted, strict=True))
 
 
-def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequence[Tensor]) -> None:
-    """Check, by one call, that a gradient can reach all that the network depends on.
+def check_leaves(output: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Check, by one call of the network, that a gradient can reach all that it depends on.
 
     Raises:
-        ValueError: if it depends on another tensor that requires a gradient, such as one in a closure.
+        ValueError: if it depends on another tensor that requires a gradient, such as one in a closure; or on x without
+            a graph that leads there.
     """
     with torch.enable_grad():
-        d = derivative(x.detach())
-    known = {id(leaf) for leaf in leaves}
+        x = x.detach().requires_grad_()
+        out = output(x)
+    check_connected(out, x, output, "with gradient='adjoint'")
+    known = {id(leaf) for leaf in (x, *leaves)}
     seen = {leaf.grad_fn for leaf in leaves if leaf.grad_fn is not None}
-    queue = [d.grad_fn]
+    queue = [out.grad_fn]
     while queue:
         node = queue.pop()
         if node is None or node in seen:
@@ -65,10 +70,5 @@ def check_leaves(derivative: Callable[[Tensor], Tensor], x: Tensor, leaves: Sequ
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, Mapping):
-        yield from _tensors(list(given.values()))
-    elif isinstance(given, list | tuple):
-        for value in given:
-            yield from _tensors(value)
+    for leaf in leaves(given):
+        yield leaf.value if isinstance(leaf, Shared) else leaf

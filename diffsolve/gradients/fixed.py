@@ -35,12 +35,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from diffsolve.adaptive.flow import Flow
+from diffsolve.adaptive.flow import Flow, Point
 from diffsolve.execute import Network, Program, bind
 from diffsolve.gradients.cotangents import check_leaves, leaves_of, pull
 from diffsolve.kernels import Row, weighted_sum
 from diffsolve.kernels.terms import S, Z, beginning_with
 from diffsolve.models import Model
+from diffsolve.models.derivative import check_connected
 from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key, Stream
 from diffsolve.solvers import Solver
@@ -119,6 +120,8 @@ class _PureProgram:
         for i in range(first, last):
             row = self.program.rows[i + 1]
             out = self.network(i, y, self.cond)
+            if i == 0 and y.requires_grad and torch.is_grad_enabled():
+                check_connected(out, y, lambda y: self.network(0, y, self.cond), "with gradient=")
             before, live = y, [s, y, out, y]
             if row.noise:
                 live[Z] = self._noise(i + 1, y)
@@ -158,7 +161,7 @@ def _adjoint(
         )
     leaves = leaves_of(model, cond, guidance)
     field = _Field(tableau, Flow(model, FRAMES["trig"], len(x), x.dim(), cond, guidance))
-    check_leaves(field.derivative(0, x), x, leaves)
+    check_leaves(field.point(0, x).output, x, leaves)
     first, last = _reversible_calls(tableau)
     if last - first >= max(1, tableau.nfe - 2):  # the others are first-order steps at the ends
         s, y = _Undoing.apply(*rows.stretch(0, first, *rows.begin(x)), rows, first, last, field, *leaves)  # type: ignore[no-untyped-call]
@@ -200,12 +203,16 @@ class _Field:
     tableau: Tableau
     flow: Flow
 
-    def derivative(self, i: int, like: Tensor, unit: float = 1.0) -> Callable[[Tensor], Tensor]:
-        """z -> d of call i, at x = unit z."""
+    def point(self, i: int, like: Tensor, unit: float = 1.0) -> Point:
+        """Call i, in coordinates z = x / unit."""
         n = len(like)
         at = self.flow.model.path.nodes(np.full(n, self.tableau.calls[i, 0]))
         a, b = self.tableau.d[i]
-        point = self.flow.place(at, (np.full(n, a), np.full(n, b)), unit, like)
+        return self.flow.place(at, (np.full(n, a), np.full(n, b)), unit, like)
+
+    def derivative(self, i: int, like: Tensor, unit: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """z -> d of call i, at x = unit z."""
+        point = self.point(i, like, unit)
         return lambda z: point.derivative(z * unit, point.output(z * unit))
 
 

@@ -2,6 +2,7 @@
 
 from diffsolve.kernels.combine import combine
 from diffsolve.kernels.dispatch import fused
+from diffsolve.kernels.reduce import deviation_ratio
 from diffsolve.kernels.terms import Terms, terms, weighted_sum
 from diffsolve.kernels.update import Guided, Row, backend_for, linear_update
 from diffsolve.kernels.window import window_update
@@ -12,6 +13,7 @@ __all__ = [
     "Terms",
     "backend_for",
     "combine",
+    "deviation_ratio",
     "fused",
     "linear_update",
     "terms",

@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 
 from diffsolve.common.checks import choice, integer, number, required
 from diffsolve.common.options import refuse_unknown, shows
+from diffsolve.common.tensors import flat
 from diffsolve.execute.options import ModelLike
 from diffsolve.likelihood.density import DEFAULT, DensityOptions, log_prob
 from diffsolve.likelihood.results import LogProb
@@ -128,4 +129,4 @@ def _place(key: Key, n: Tensor, k: int, dequantisation: str, spread: float) -> t
     inside = math.erf(0.5 / spread / math.sqrt(2))  # the normal's mass in the bin
     z = torch.special.ndtri(0.5 + inside * (uniform - 0.5))
     log_q = -z.square() / 2 - math.log(spread * math.sqrt(2 * math.pi) * inside)
-    return 0.5 + spread * z, log_q.view(len(n), -1).sum(1)
+    return 0.5 + spread * z, flat(log_q).sum(1)

@@ -13,17 +13,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
 from diffsolve.common.checks import choice, integer, required
 from diffsolve.common.registry import Registry
+from diffsolve.likelihood.products import MODES, WAYS, push
 from diffsolve.noise import Key, Stream
 
-__all__ = ["Deflated", "Exact", "HutchPP", "Hutchinson", "Trace", "named", "register"]
+__all__ = ["Deflated", "Exact", "HutchPP", "Hutchinson", "Trace", "named", "register", "ways"]
 
 Network = Callable[[Tensor], Tensor]
 
@@ -33,6 +34,8 @@ class Trace(ABC):
 
     chunk: int
     """The most directions in one forward pass: memory grows with it."""
+    mode: str
+    """How products with the Jacobian are made: see `diffsolve.likelihood.products`."""
 
     @abstractmethod
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
@@ -54,17 +57,26 @@ class Trace(ABC):
     def stderr(self, values: Tensor, dim: int) -> Tensor:
         """The standard error of the mean of the estimates (n, m), for samples of `dim` numbers."""
         count = values.shape[1]
-        return values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
+        return (
+            values.std(1) / math.sqrt(count) if count > 1 and len(values) else torch.full_like(values[:, 0], math.nan)
+        )
 
 
 @dataclass(frozen=True)
 class Exact(Trace):
-    """sum_i e_i^T J e_i: as many Jacobian-vector products as a sample has numbers, `chunk` of them at a time."""
+    """sum_i e_i^T J e_i: as many Jacobian-vector products as a sample has numbers, `chunk` of them at a time.
+
+    Args:
+        chunk: the most directions in one forward pass.
+        mode: of the products with J: see `diffsolve.likelihood.products`.
+    """
 
     chunk: int = 64
+    mode: str = "auto"
 
     def __post_init__(self) -> None:
         integer("chunk", self.chunk, 1)
+        choice("mode", self.mode, MODES)
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
         return None
@@ -78,7 +90,7 @@ class Exact(Trace):
             basis = torch.zeros(size, dim, dtype=x.dtype, device=x.device)
             basis[torch.arange(size), torch.arange(first, first + size)] = 1
             basis = basis.view(size, 1, *x.shape[1:]).expand(size, *x.shape)
-            out, pushed = _push(net, x, basis)
+            out, pushed = push(net, x, basis, self.mode)
             columns = pushed.reshape(size, len(x), dim)[:, :, first : first + size]
             trace = trace + columns.diagonal(dim1=0, dim2=2).double().sum(1)
         assert out is not None
@@ -104,6 +116,7 @@ class Hutchinson(Trace):
         kind: "rademacher", +1 or -1; "gaussian"; or "sphere", Gaussian directions scaled to length sqrt(D), which keeps
             the estimate unbiased and removes the variance from the isotropic part of J.
         chunk: the most directions in one forward pass.
+        mode: of the products with J: see `diffsolve.likelihood.products`.
 
     Sources: Hutchinson, Commun. Stat. Simul. 19 (1990); frozen along the path as in FFJORD, 1810.01367.
     """
@@ -111,10 +124,12 @@ class Hutchinson(Trace):
     probes: int = 8
     kind: str = "rademacher"
     chunk: int = 64
+    mode: str = "auto"
 
     def __post_init__(self) -> None:
         integer("probes", self.probes, 1)
         integer("chunk", self.chunk, 1)
+        choice("mode", self.mode, MODES)
         choice("kind", self.kind, ("rademacher", "gaussian", "sphere"))
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
@@ -122,7 +137,7 @@ class Hutchinson(Trace):
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
         assert directions is not None
-        out, pushed = _chunked(net, x, directions, self.chunk)
+        out, pushed = _chunked(net, x, directions, self.chunk, self.mode)
         return out, _dot(directions, pushed).T
 
     def count(self, dim: int) -> int:
@@ -146,16 +161,20 @@ class HutchPP(Trace):
 
     Args:
         probes: Jacobian-vector products in all, a multiple of 3.
+        chunk: the most directions in one forward pass.
+        mode: of the products with J: see `diffsolve.likelihood.products`.
 
     Source: Meyer, Musco, Musco and Woodruff, 2010.09649, algorithm 1.
     """
 
     probes: int = 12
     chunk: int = 64
+    mode: str = "auto"
 
     def __post_init__(self) -> None:
         integer("probes", self.probes, 1)
         integer("chunk", self.chunk, 1)
+        choice("mode", self.mode, MODES)
         required(self.probes % 3 == 0, "probes", self.probes, "a multiple of 3")
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
@@ -166,7 +185,7 @@ class HutchPP(Trace):
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
         assert directions is not None
         sketch, v = directions.chunk(2)
-        out, pushed = _chunked(net, x, sketch, self.chunk)
+        out, pushed = _chunked(net, x, sketch, self.chunk, self.mode)
         # (n, D, k): the basis of each sample. It is not differentiated: any fixed one gives an unbiased estimate.
         basis = torch.linalg.qr(pushed.detach().flatten(2).permute(1, 2, 0).double()).Q
         q = basis.permute(2, 0, 1).to(x.dtype).reshape(sketch.shape)
@@ -175,7 +194,7 @@ class HutchPP(Trace):
         rest = rest * (rest.shape[1] - rest.shape[2]) ** 0.5 / rest.norm(dim=1, keepdim=True)
         rest = rest.permute(2, 0, 1).to(x.dtype).reshape(v.shape)
         both = torch.cat([q, rest])
-        _, moved = _chunked(net, x, both, self.chunk)
+        _, moved = _chunked(net, x, both, self.chunk, self.mode)
         on_range, beyond = _dot(both, moved).chunk(2)
         return out, (on_range.sum(0) + beyond).T
 
@@ -207,16 +226,19 @@ class Deflated(Trace):
     Args:
         probes: the number of directions, at most the numbers of a sample; among fewer than 4 nothing can stand out.
         chunk: the most directions in one forward pass.
+        mode: of the products with J: see `diffsolve.likelihood.products`.
 
     Source: leaving one out, Epperly, Tropp and Webber, 2301.07825; the shift and the cut are this library's own.
     """
 
     probes: int = 16
     chunk: int = 64
+    mode: str = "auto"
 
     def __post_init__(self) -> None:
         integer("probes", self.probes, 1)
         integer("chunk", self.chunk, 1)
+        choice("mode", self.mode, MODES)
 
     def directions(self, shape: torch.Size, key: Key, like: Tensor) -> Tensor | None:
         dim = shape[1:].numel()
@@ -225,7 +247,7 @@ class Deflated(Trace):
 
     def __call__(self, net: Network, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor]:
         assert directions is not None
-        out, pushed = _chunked(net, x, directions, self.chunk)
+        out, pushed = _chunked(net, x, directions, self.chunk, self.mode)
         estimates = _dot(directions, pushed).T
         if self.probes > 3:
             with torch.no_grad():
@@ -248,6 +270,18 @@ registry: Registry[Trace] = Registry(
     group="diffsolve.traces",
 )
 register = registry.register
+
+
+def ways(trace: Trace) -> list[Trace]:
+    """The traces to try in turn, until the network has the derivatives that one needs: of mode "auto" one of each mode.
+
+    A trace of another class, without a mode, stands alone.
+    """
+    found: Any = trace
+    auto = is_dataclass(found) and getattr(found, "mode", None) == "auto"
+    if not auto:
+        return [trace]
+    return [replace(found, mode=mode) for mode in WAYS]
 
 
 def named(trace: str | Trace) -> Trace:
@@ -298,21 +332,10 @@ def _outliers(gram: Tensor, h: Tensor, squares: Tensor) -> Tensor:
     return corrections
 
 
-def _push(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """(net(x), J v) for directions v of shape (m, n, ..); the network itself is run once."""
-
-    def along(v: Tensor) -> tuple[Tensor, Tensor]:
-        out, pushed = jvp(net, (x,), (v,))[:2]
-        return out, pushed
-
-    both: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
-    return both
-
-
-def _chunked(net: Network, x: Tensor, directions: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def _chunked(net: Network, x: Tensor, directions: Tensor, chunk: int, mode: str) -> tuple[Tensor, Tensor]:
     out, parts = None, []
     for piece in torch.split(directions, chunk):
-        out, pushed = _push(net, x, piece)
+        out, pushed = push(net, x, piece, mode)
         parts.append(pushed)
     assert out is not None
     return out, parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -22,6 +22,8 @@ from torch import Tensor
 from diffsolve.common.checks import instance, integer, required
 from diffsolve.common.files import read_tensors, reading, write_tensors, write_whole
 from diffsolve.common.fingerprint import describe, rounded
+from diffsolve.common.tensors import flat
+from diffsolve.models.hints import warn_training
 
 __all__ = ["Features", "Statistics", "pixels"]
 
@@ -34,7 +36,7 @@ BLOCK = 1024  # rows of a kernel matrix computed at once
 
 def pixels(images: Tensor) -> Tensor:
     """The images themselves as features."""
-    return images.flatten(1)
+    return flat(images)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,9 +214,14 @@ def _arrays(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"its archive cannot be read: {error}") from error
 
 
-def extract(features: Features, images: Any) -> Tensor:
-    """(B, F): the checked features of a batch, on the CPU, in float32 or, if they are float64, in float64."""
+def extract(features: Features, images: Any, *, finite: bool = True) -> Tensor:
+    """(B, F): the checked features of a batch, on the CPU, in float32 or, if they are float64, in float64.
+
+    Args:
+        finite: whether one that is not finite is an error.
+    """
     instance("images", images, Tensor, "tensors (B, ...)")
+    warn_training(features, "features")
     with torch.no_grad():
         rows = features(images)
     floating = isinstance(rows, Tensor) and rows.is_floating_point()
@@ -222,7 +229,7 @@ def extract(features: Features, images: Any) -> Tensor:
     fits = rows.dim() == 2 and len(rows) == len(images) and rows.shape[1] > 0
     required(fits, "output of features", rows, f"of shape ({len(images)}, F)")
     rows = rows.detach().cpu()
-    if not rows.isfinite().all():
+    if finite and not rows.isfinite().all():
         raise ValueError(f"output of features must be finite, got {int((~rows.isfinite()).sum())} that are not")
     return rows if rows.dtype == torch.float64 else rows.float()
 

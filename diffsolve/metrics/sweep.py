@@ -30,7 +30,14 @@ from diffsolve.common.records import Records
 from diffsolve.execute.options import ModelLike, Shape
 from diffsolve.execute.plan import GridLike, plan
 from diffsolve.execute.results import Step
-from diffsolve.metrics.arguments import chosen_scores, chosen_seeds, cycled, named_references, sample_shape
+from diffsolve.metrics.arguments import (
+    chosen_budgets,
+    chosen_scores,
+    chosen_seeds,
+    cycled,
+    named_references,
+    sample_shape,
+)
 from diffsolve.metrics.distances import Estimate, Score
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
@@ -100,9 +107,10 @@ def sweep(
         seeds: the number of seeds, from 0; or the seeds themselves.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
             if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
-        cond: keyword arguments of the network. Tensors, in mappings too, are cycled along their first dimension: sample
-            i gets entry i modulo its length; likewise in the `uncond` of a Guidance. Cycled labels are a stratified,
-            not an independent, sample: KID is then biased downwards by an amount of order 1 / num.
+        cond: keyword arguments of the network. Tensors, at any depth, are cycled along their first dimension, but for
+            a `ds.Shared`: sample i gets entry i modulo its length; so in the `uncond` of a Guidance. Cycled labels are
+            a stratified, not an independent, sample: KID is then biased downwards by an amount of order 1 / num.
+        guidance: as in `ds.solve`.
         decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
             bits. None if samples are images.
         exact: samples per seed whose endpoint error is measured; 0 for none.
@@ -113,7 +121,8 @@ def sweep(
         options: of `ds.solve`, for all cells: grid, stop, dtype, device and others.
 
     Returns:
-        A `Table` of the requested cells: print it, or `plot` it.
+        A `Table` of the requested cells: print it, or `plot` it. A score is None where a sample or a feature is not
+        finite, or an adaptive run ended short.
 
     Raises:
         ValueError: if an argument is out of range, a solver exceeds a budget, or `out` has other settings.
@@ -136,8 +145,7 @@ def sweep(
         chosen_scores(scores, references, num),
     )
     required(bool(references or study.exact), "reference", None, "given with exact=0, which measures nothing else")
-    budgets = list(nfe) if isinstance(nfe, Sequence) else [nfe]
-    required(bool(budgets), "nfe", nfe, "at least one budget")
+    budgets = chosen_budgets(nfe)
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
     return _filled(study, [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells], out, force, progress)
 
@@ -189,6 +197,7 @@ class _Batch(NamedTuple):
     """The index of its first sample."""
     x: Tensor
     finite: bool
+    """Whether every sample reached the end, and is finite."""
     calls: float
     """Network calls, summed over the samples."""
     seconds: float
@@ -252,7 +261,7 @@ class _Study:
                 self.model, (count, *self.shape), solver=cell.solver, seed=seed, index=first,
                 cond=cycled(self.cond, first, count), guidance=guidance, **cell.options,
             )  # fmt: skip
-            finite = bool(run.x.isfinite().all())  # the device has finished
+            finite = run.done and bool(run.x.isfinite().all())  # the device has finished
             seconds = time.perf_counter() - began
             calls = run.nfe * count if isinstance(cell.solver, Tableau) else run.nfe.sum()
             yield _Batch(first, run.x, finite, float(calls), seconds)
@@ -284,13 +293,15 @@ class _Study:
             advance(len(batch.x))
         values: dict[str, float | None] = {}
         for name, reference in self.references.items():
-            statistics = Statistics.of(torch.cat(features[name])) if finite else None
+            rows = torch.cat(features[name]) if finite else None
+            statistics = None if rows is None or not rows.isfinite().all() else Statistics.of(rows)
             for score, distance in self.scores.items():
                 title = f"{name} {score}".strip()
                 value = None if statistics is None else distance(statistics, reference)
-                values[title] = value.value if isinstance(value, Estimate) else value
+                both: dict[str, Any] = {title: value}
                 if isinstance(value, Estimate):
-                    values[f"{title} stderr"] = value.stderr
+                    both = {title: value.value, f"{title} stderr": value.stderr}
+                values.update({key: None if part is None else float(part) for key, part in both.items()})
         floor: float | None = None
         if self.exact and not cell.stochastic:
             ends, known = self.endpoints(seed)
@@ -303,7 +314,7 @@ class _Study:
 
 def _features(name: str, reference: Statistics, images: Tensor) -> Tensor:
     """The features of images, checked to be of the reference's size."""
-    rows = extract(reference.features, images)
+    rows = extract(reference.features, images, finite=False)
     if rows.shape[1] != len(reference.mean):
         raise ValueError(
             f"reference {name!r} must have features of {rows.shape[1]} numbers, as those of the samples, got "

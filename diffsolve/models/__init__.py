@@ -1,7 +1,8 @@
 """Networks as `Model`s: a callable, the path it was trained on and its prediction type; and guidance."""
 
 from diffsolve.models.adapters import ADAPTERS, adapt, as_model, register_adapter
+from diffsolve.models.conditions import Shared
 from diffsolve.models.guidance import Guidance
 from diffsolve.models.model import CLOCKS, Model, undetermined
 
-__all__ = ["ADAPTERS", "CLOCKS", "Guidance", "Model", "adapt", "as_model", "register_adapter", "undetermined"]
+__all__ = ["ADAPTERS", "CLOCKS", "Guidance", "Model", "Shared", "adapt", "as_model", "register_adapter", "undetermined"]

@@ -58,7 +58,8 @@ def adapt(
         predicts: "noise", "denoised", "score", "velocity" (dx/dt along the path's own clock), "v" (Salimans and
             Ho) or "edm" (the raw output of an EDM network, which sees x scaled by c_in and the clock c_noise).
         clock: the time that the network gets: a name in `diffsolve.models.CLOCKS` or a function of the path's t
-            (float64). The default is t itself, or c_noise for a raw EDM network.
+            (float64). The default is t itself, or c_noise for a raw EDM network. A network that looks t up in a table
+            wants "index", which tells whole rows, as floats (`t.long()` at the table).
         sigma_data: the standard deviation of the data, in the units of x, with which a raw EDM network was
             preconditioned; only predicts="edm" uses it.
         dtype: of the network's input x. By default that of its first floating parameter, or, without parameters,

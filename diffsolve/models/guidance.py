@@ -13,11 +13,13 @@ from torch import Tensor
 
 from diffsolve.common.checks import mapping, number, required
 from diffsolve.common.tensors import per_sample
-from diffsolve.kernels import Guided
+from diffsolve.kernels import Guided, deviation_ratio
+from diffsolve.models.buffers import note, reuses, same_memory
+from diffsolve.models.conditions import Told, joined, told
 from diffsolve.models.model import Model
 from diffsolve.tableau import Tableau
 
-__all__ = ["Guidance", "picked"]
+__all__ = ["Guidance"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class Guidance:
 
     Args:
         scale: 1 is no guidance.
-        uncond: the keyword arguments of the unconditional call; none by default.
+        uncond: the keyword arguments of the unconditional call; none by default, for networks that have defaults.
         interval: (low, high) of rho = sigma / alpha within which guidance is applied (Kynkaanniemi et al., 2404.07724).
         batched: evaluate both in one call with twice the batch; cond and uncond must have the same names, and tensors
-            with the batch dimension first.
+            one entry per sample, or be a `ds.Shared` of one value in both.
         rescale: phi in [0, 1]: scale each sample's output this fraction of the way to the standard deviation of its
-            conditional output (Lin et al., 2305.08891, section 3.4).
+            conditional output (Lin et al., 2305.08891, section 3.4). An output that is constant over the sample, or of
+            one number, is left as it is.
 
     Raises:
         ValueError: if scale, interval or rescale is out of range.
@@ -76,13 +79,15 @@ class Guidance:
 
         Unconditional arguments may follow cond, in place of `uncond`.
         """
-        guided = self.active(tableau)
+        guided, plain = self.active(tableau), (Told(), Told())
 
         def call(
             i: int, x: Tensor, network_time: Tensor, cond: Mapping[str, Any], uncond: Mapping[str, Any] = self.uncond
         ) -> Tensor | Guided:
             if not guided[i]:
-                return model.call(x, network_time, cond)
+                return model.call(x, network_time, plain[0](cond))
+            if not self.batched:  # which tells what is shared from what is not
+                cond, uncond = plain[0](cond), plain[1](uncond)
             return Guided(*self.pair(model, x, network_time, cond, uncond), self.scale, self.rescale)
 
         return call
@@ -109,12 +114,14 @@ class Guidance:
         """The guided output for samples each at its own noise level rho (B,)."""
         scales = self.scales(rho)
         if (scales == 1).all():
-            return model.call(x, network_time, cond)
+            return model.call(x, network_time, told(cond))
+        if not self.batched:
+            cond, uncond = told(cond), told(uncond)
         with_, without = self.pair(model, x, network_time, cond, uncond)
         scale = torch.from_numpy(scales).to(with_.device, with_.dtype)
         out = without + per_sample(scale, with_) * (with_ - without)
         if self.rescale:  # 1 where there is no guidance
-            ratio = with_.flatten(1).std(1) / out.flatten(1).std(1)
+            ratio = deviation_ratio(with_, out)
             out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, self.rescale), out)
         return out
 
@@ -123,30 +130,15 @@ class Guidance:
     ) -> tuple[Tensor, Tensor]:
         """The network's outputs with and without the condition."""
         if not self.batched:
-            return model.call(x, network_time, cond), model.call(x, network_time, uncond)
-        both = {name: torch.cat([cond[name], uncond[name]]) for name in _same_names(cond, uncond)}
+            with_ = model.call(x, network_time, cond)
+            if reuses(model.net):
+                return with_.clone(), model.call(x, network_time, uncond)
+            without = model.call(x, network_time, uncond)
+            if not same_memory(with_, without):
+                return with_, without
+            note(model.net)  # which has overwritten its first output: once more
+            without = without.clone()
+            return model.call(x, network_time, cond), without
+        both = joined(cond, uncond, len(x))
         with_, without = model.call(torch.cat([x, x]), torch.cat([network_time, network_time]), both).chunk(2)
         return with_, without
-
-
-def _same_names(cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> set[str]:
-    if cond.keys() != uncond.keys():
-        raise ValueError(
-            f"uncond must have the arguments of cond for batched guidance, {sorted(cond)}, got {sorted(uncond)}"
-        )
-    return set(cond)
-
-
-def picked(value: Any, sample: Tensor, size: int) -> Any:
-    """Conditioning arguments for the samples with indices `sample` of a batch of `size`.
-
-    Tensors whose first dimension is `size`, in mappings, lists and tuples too, have one entry per sample and are
-    indexed; all else is returned unchanged.
-    """
-    if isinstance(value, Tensor):
-        return value[sample.to(value.device)] if value.dim() > 0 and len(value) == size else value
-    if isinstance(value, Mapping):
-        return {name: picked(part, sample, size) for name, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(picked(part, sample, size) for part in value)
-    return value

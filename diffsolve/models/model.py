@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffsolve.common.checks import described
 from diffsolve.common.deprecation import deprecated_alias
+from diffsolve.models.conditions import told
 from diffsolve.paths import Path, Position
 from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import PREDICTIONS, check_prediction, convert
@@ -119,7 +120,7 @@ class Model:
         scale = self.input_scale(self.path.at(t))
         if scale is not None:
             x = x * _like(scale, x)
-        return self.call(x, self.network_time(t).to(x.device, self.time_dtype(x.dtype)), cond)
+        return self.call(x, self.network_time(t).to(x.device, self.time_dtype(x.dtype)), told(cond))
 
     def call(self, x: Tensor, network_time: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """The network's output at an input already scaled and times on its own clock, checked for shape and dtype.

@@ -54,8 +54,8 @@ class Brownian:
 
     A query costs depth + 1 normals per time and element at most; fewer where times share nodes, where a time is
     a multiple of a power of two, and along the nodes of the query before, which are kept (depth + 1 tensors of
-    `shape`, or of 1 MB each, whatever was asked). Large batches of times are worked on in chunks. One thread at a
-    time may query a path; a path of the same seed in another thread has the same values.
+    `shape`, or of 1 MB each, whatever was asked). Large batches of times are worked on in chunks. Threads may share
+    a path.
 
     Args:
         shape: (B, *): the batch first.
@@ -96,10 +96,10 @@ class Brownian:
         self._inner = math.prod(sizes[1:])
         self._nodes = NodeNormals(self.key, sizes[0], self._inner, self._wide, self.device)
         self._numel = self._nodes.numel
-        # Where the last query ended: (octave, cell, middles passed), the ends of the cells on the way there, and
-        # (origin, octave, W) where the octave begins.
-        self._last = NOWHERE
-        self._cells: list[tuple[Tensor, Tensor]] = []
+        # Where the last query ended: (octave, cell, middles passed) with the ends of the cells on the way there, and
+        # (origin, octave, W) where the octave begins. Each is read once, never changed, and replaced as a whole, so
+        # that threads, and a query that is interrupted, leave what another can use.
+        self._way: tuple[tuple[int, int, int], Sequence[tuple[Tensor, Tensor]]] = (NOWHERE, ())
         self._base: tuple[int, int, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -180,10 +180,10 @@ class Brownian:
             1.6    keeps the ends of [1, 2), turns into its right half, and draws the middle of [1.5, 2) (node 3)
             last   each time adds its own multiple of its cell's normal (nodes 4 + 1 and 4 + 2), drawn once a cell
         """
-        last, self._last = self._last, NOWHERE  # until the end, should this be interrupted
+        last, way = self._way
+        cells = list(way)
         descent = _Descent(octave, place, self.depth, last)
         normals = self._nodes.scaled(descent.octaves, descent.nodes, descent.scale)
-        cells = self._cells
         base, zero = None, torch.zeros(self._numel, dtype=self._wide, device=self.device)
         value = zero.new_empty(len(octave), self._numel)
         places = zip(octave.tolist(), descent.cell.tolist(), descent.u.tolist(), strict=True)
@@ -203,7 +203,7 @@ class Brownian:
                 cells.append((middle, right) if cell >> (self.depth - 1 - level) & 1 else (left, middle))
             torch.lerp(*cells[-1], u, out=w).add_(base)
             last = k, cell, needed
-        self._last, self._cells = last, cells
+        self._way = last, cells
         inside = list(normals)
         for w, i, spread in zip(value.unbind(), descent.which, descent.spread, strict=True):
             if spread:
@@ -213,8 +213,9 @@ class Brownian:
     def _start(self, octave: int, origin: int) -> Tensor:
         """W(2^octave) over 2^(octave/2), from W = 0 at 2^origin."""
         k, w = origin, torch.zeros(self._numel, dtype=self._wide, device=self.device)
-        if self._base is not None and self._base[0] == origin and self._base[1] <= octave:
-            _, k, w = self._base
+        known = self._base
+        if known is not None and known[0] == origin and known[1] <= octave:
+            _, k, w = known
         several = np.arange(k, octave)
         for n in self._nodes.scaled(several, several * 0, np.ones(len(several))):
             w = (w + n).mul_(0.5**0.5)

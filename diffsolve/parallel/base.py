@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -12,14 +11,16 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, number
+from diffsolve.common.tensors import flat
 from diffsolve.execute import Executor, Network
 from diffsolve.execute.results import Rounds
 from diffsolve.models import Model
-from diffsolve.models.guidance import Guidance, picked
+from diffsolve.models.conditions import picked
+from diffsolve.models.guidance import Guidance
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.tableau import Tableau
 
-__all__ = ["Calls", "Parallel", "flat", "in_order"]
+__all__ = ["Calls", "Parallel", "in_order"]
 
 
 class Parallel(ABC):
@@ -57,8 +58,8 @@ class Parallel(ABC):
 class Calls:
     """The network of a run, called for any samples at any rows of its tableau, and counted.
 
-    A tensor among the conditioning arguments (in mappings, lists and tuples too) whose first dimension is the batch
-    size has one entry per sample, repeated for each of the sample's calls; all else is passed unchanged.
+    A tensor among the conditions, at any depth, whose first axis is the batch size has one entry per sample, repeated
+    for each of the sample's calls; all else, and what is `Shared`, is passed unchanged.
     """
 
     def __init__(
@@ -107,10 +108,13 @@ class Calls:
         if not len(row):  # nothing for this rank to do
             return torch.empty_like(y)
         size = self.max_batch or len(row)
-        parts = [
-            self._batch(*part) for part in zip(*(torch.split(part, size) for part in (row, sample, y)), strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if size >= len(row):
+            return self._batch(row, sample, y)
+        out = torch.empty_like(y)  # filled at once: the network may overwrite its last output
+        for first in range(0, len(row), size):
+            part = slice(first, first + size)
+            out[part] = self._batch(row[part], sample[part], y[part])
+        return out
 
     def _batch(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
         if self._mixed is None:
@@ -135,11 +139,6 @@ class Calls:
         return flat(out).to(y.dtype)
 
 
-def flat(x: Tensor) -> Tensor:
-    """(B, ...) as (B, n)."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
 def in_order(
     ex: Executor, calls: Calls, moved: Callable[[int], object], points: Tensor | None
 ) -> tuple[Executor, Rounds]:
@@ -148,7 +147,7 @@ def in_order(
     sample = torch.arange(batch, device=ex.y.device)
     while not ex.done:
         out = calls(torch.full_like(sample, ex.call), sample, flat(ex.y))
-        ex.advance(out.view_as(ex.y))
+        ex.take(out.view_as(ex.y))
         if points is not None:
             points[ex.call] = flat(ex.y)
         moved(1)

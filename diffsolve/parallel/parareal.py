@@ -12,9 +12,10 @@ from torch import Tensor
 
 from diffsolve import solvers
 from diffsolve.common.checks import required
+from diffsolve.common.tensors import flat
 from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
-from diffsolve.parallel.base import Calls, Parallel, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, in_order
 from diffsolve.parallel.coarse import one_by_one
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, advance_window

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import integer, required
+from diffsolve.common.tensors import flat
 from diffsolve.execute import Executor, executor_at_end
 from diffsolve.execute.results import Rounds
 from diffsolve.kernels.window import Window
 from diffsolve.parallel.anderson import Anderson, Mixer
-from diffsolve.parallel.base import Calls, Parallel, flat, in_order
+from diffsolve.parallel.base import Calls, Parallel, in_order
 from diffsolve.parallel.distributed import Ranks
 from diffsolve.parallel.rows import Rows, advance_window, gather_slots, shifted
 from diffsolve.parallel.secant import Slopes

@@ -158,16 +158,16 @@ class Designed(ForNetwork):
         w = 1.0 if self.guidance is None else self.guidance
         problems = world(draft.path, self.predicts or "v", self.delta, self.spread, self.modes, w)
         straight, grid = FRAMES["straight"], draft.grid
-        for i, row in enumerate(rows(problems, grid, self.history)):
+        for i, row in enumerate(rows(problems, draft.path, grid, self.history)):
             ratio, _ = straight.step(grid[i], grid[i + 1])
             c = float(straight.c(grid[i + 1]))
             changes: dict[str | int, float] = {j: c * float(w) for j, w in enumerate(row) if w != 0}
             draft.call(grid[i], "straight", y={**changes, "y": float(ratio)}, node=i + 1)
 
 
-def rows(problems: World, grid: Position[np.ndarray], history: int) -> np.ndarray:
+def rows(problems: World, path: Path, grid: Position[np.ndarray], history: int) -> np.ndarray:
     """The weights w_ij of a run over the grid, shape (steps, steps)."""
-    path, frame = problems.path, FRAMES["straight"]
+    frame = FRAMES["straight"]
     u = np.asarray(frame.v(grid))
     steps = len(u) - 1
     integrals = Integrals(path, frame, "arc", grid)

@@ -18,10 +18,10 @@ by 1 / alpha for noise and by 1 / sigma for the denoised, which is why the predi
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
+from diffsolve.common.caching import remembered
 from diffsolve.paths import Path
 from diffsolve.tableau.theory import FAR, output_unit
 
@@ -57,7 +57,7 @@ class World:
     ) -> None:
         from scipy.special import ndtri
 
-        self.path, self.predicts, self.guidance = path, predicts, guidance
+        self.predicts, self.guidance = predicts, guidance
         random = np.random.RandomState(0)  # the generator whose stream NumPy promises not to change
         kinds = [(s, m) for m in modes for s in spread if m == 0 or s <= 0.6 * m] * DRAWS
         self.s, self.m = (np.array(column)[:, None] for column in zip(*kinds, strict=True))
@@ -72,7 +72,7 @@ class World:
         self.sign = np.where(random.rand(problems, PARTICLES) < 0.5, -1.0, 1.0)
         self.weight = self.size**-0.25
         """Of an error in each problem: between absolute and relative."""
-        self._solve()
+        self._solve(path)
 
     def velocity(self, y: np.ndarray, u: float) -> np.ndarray:
         """The network's output, as the straight velocity V, at the states y and the level u."""
@@ -100,11 +100,10 @@ class World:
             return np.asarray(self.last + (u - self.u_last) * self.v_last)
         return np.asarray(self.spline(lam))
 
-    def _solve(self) -> None:
+    def _solve(self, path: Path) -> None:
         """Adams-Bashforth of order 4 in lambda, begun by Runge-Kutta steps; an interpolation in between."""
         from scipy.interpolate import CubicSpline
 
-        path = self.path
         self.low = max(float(path.lam(path.t_noise)), -FAR)
         self.high = min(float(path.lam(path.t_last)), FAR)
         self.lam = lam = np.linspace(self.low, self.high, FINE + 1)
@@ -134,7 +133,7 @@ class World:
         self.v_first, self.v_last = self.velocity(self.first, self.u_first), self.velocity(self.last, self.u_last)
 
 
-@lru_cache(maxsize=16)
+@remembered(maxsize=16)
 def world(
     path: Path,
     predicts: str,

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from diffsolve.api.sampling import sample
 from diffsolve.common.checks import described, integer
+from diffsolve.common.tensors import flat
 from diffsolve.execute.plan import plan
 from diffsolve.models import Model
-from diffsolve.models.guidance import Guidance, picked
+from diffsolve.models.conditions import picked
+from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
 __all__ = ["Loss", "Noises", "executed", "held_out", "relative", "run_teacher"]
@@ -70,7 +72,7 @@ def run_teacher(
 def relative(ends: Tensor) -> Loss:
     """The loss |x - end| of each sample over the root mean square of |end|."""
     size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
-    return lambda x, end: (x - end).reshape(len(x), -1).norm(dim=1) / size
+    return lambda x, end: flat(x - end).norm(dim=1) / size
 
 
 def held_out(count: int, fraction: float) -> int:

@@ -12,6 +12,7 @@ from support.solvers import KINDS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
+from diffsolve import kernels
 from diffsolve.noise import Stream
 from diffsolve.reference import mixture_model
 
@@ -541,3 +542,26 @@ def test_a_network_of_whole_rows_is_told_the_times_of_its_steps():
     told.clear()
     ds.encode(model, torch.zeros(2, 3), steps=9)
     assert told == [round(t) for t in told]
+
+
+def test_an_output_of_another_shape_or_of_integers_is_refused():
+    ex = ds.begin(ds.adapt(lambda x, t: -x, "condot", "velocity"), (3, 2), solver="euler", steps=1, seed=0)
+    y = ex.y.clone()
+    for out in (torch.ones(1, 2), torch.ones(3, 1), torch.ones(()), kernels.Guided(torch.ones(1, 2), y, 2.0)):
+        with pytest.raises(ValueError, match=r"out must be of the shape of the state, \(3, 2\), got"):
+            ex.advance(out)
+    for out in (torch.ones(3, 2, dtype=torch.long), y.tolist(), kernels.Guided(y, torch.ones(3, 2).int(), 2.0)):
+        with pytest.raises(TypeError, match="out must be a floating tensor, got"):
+            ex.advance(out)
+    assert torch.equal(ex.y, y)
+    assert ex.call == 0
+    ex.advance(-y)
+    for call in (ex.query, lambda: ex.advance(y)):
+        with pytest.raises(ValueError, match="must be called before the run is done, got it after the last of 1"):
+            call()
+
+
+def test_a_hook_that_returns_integers_is_refused():
+    model = ds.adapt(lambda x, t: -x, "condot", "velocity")
+    with pytest.raises(TypeError, match="what hook returns must be a floating tensor"):
+        ds.sample(model, (3, 2), solver="euler", steps=2, seed=0, hook=lambda step: torch.ones(3, 2).int())

@@ -198,3 +198,17 @@ def test_steps_of_one_form_are_compiled_once():
         torch.testing.assert_close(new, (s + y_ + z) * y + d0 * out + d1 * before)
         y, d = new, out
     assert counter.frame_count == 1
+
+
+def test_conditions_at_any_depth_are_copied_into_a_replay(recorded):
+    def net(x, t, added, scale):
+        return -x * added["k"][0][:, None] * scale
+
+    model = ds.adapt(net, "condot", "velocity")
+    for k in (1.0, 2.0, 3.0):
+        given = {
+            "noise": torch.ones(2, 2), "solver": "euler", "steps": 2,
+            "cond": {"added": {"k": [torch.tensor([k, 1.0])]}, "scale": ds.Shared(torch.tensor([k, 0.5]))},
+        }  # fmt: skip
+        assert torch.equal(ds.sample(model, graph=True, **given), ds.sample(model, **given))
+    assert len(recorded) == 1

@@ -10,6 +10,7 @@ from support.densities import PREDICTS, TIGHT, normal, truth
 
 import diffsolve as ds
 from diffsolve.likelihood import Density, traces
+from diffsolve.likelihood.products import push
 from diffsolve.noise import Key
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import random_means, ring
@@ -45,7 +46,7 @@ def torchdiffeq_curve(model, x, expected, tolerances, to_data=True):
 
     def field(t, state):
         calls[0] += 1
-        out, pushed = traces._push(lambda y: ode(t, y), state[0], eye[:, None].expand(dim, *x.shape))
+        out, pushed = push(lambda y: ode(t, y), state[0], eye[:, None].expand(dim, *x.shape))
         return out.clone(), pushed.diagonal(dim1=0, dim2=2).sum(1).contiguous()
 
     alpha, extra = float(path.alpha(path.t_last)), int(to_data and path.t_last != path.t_data)

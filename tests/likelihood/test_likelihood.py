@@ -12,6 +12,7 @@ from support.densities import PREDICTS, TIGHT, normal, truth
 import diffsolve as ds
 from diffsolve.adaptive import Adaptive, Status
 from diffsolve.likelihood import traces
+from diffsolve.likelihood.products import push
 from diffsolve.noise import Key
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic, random_means, ring
@@ -106,14 +107,13 @@ def test_chunks_bound_the_directions_of_a_pass_and_change_nothing(chunk):
 
     model = ds.adapt(net, "condot", "v")
     x = mixture.sample(2, seed=0)
-    push = traces._push
 
-    def watched(net, x, directions):
+    def watched(net, x, directions, mode):
         seen.append(len(directions))
-        return push(net, x, directions)
+        return push(net, x, directions, mode)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traces, "_push", watched)
+        patch.setattr(traces, "push", watched)
         found = ds.log_prob(model, x, trace=traces.Exact(chunk=chunk), solver="heun", steps=3)
     whole = ds.log_prob(model, x, solver="heun", steps=3)
     torch.testing.assert_close(found.value, whole.value, rtol=1e-10, atol=1e-10)
@@ -224,7 +224,7 @@ def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
 
     def field(t, state):
         calls.append(float(t))
-        out, pushed = traces._push(lambda y: ode(t, y), state[0], eye[:, None].expand(2, 16, 2))
+        out, pushed = push(lambda y: ode(t, y), state[0], eye[:, None].expand(2, 16, 2))
         return out.clone(), pushed.diagonal(dim1=0, dim2=2).sum(1).contiguous()
 
     times = torch.tensor([p.t_last, p.t_noise], dtype=torch.float64)
@@ -434,3 +434,16 @@ def test_errors_name_what_is_wrong(make, says, mixture):
 
     with pytest.raises((ValueError, TypeError), match=re.escape(says)):
         make(mixture_model(mixture), mixture.sample(2, seed=0))
+
+
+@pytest.mark.product({"path": list(PREDICTS)})
+def test_the_solver_error_has_that_of_the_latent(path):
+    """Far from the data the latent is far from 0, and its error is most of what the solver errs by."""
+    mixture = ring()
+    model = mixture_model(mixture, path, PREDICTS[path])
+    x = torch.tensor([[10.0, 0.0], [0.0, -6.0], [4.0, 4.0]], dtype=torch.float64)
+    found = ds.log_prob(model, x)
+    error = (found.value - ds.log_prob(model, x, solver=Adaptive("dopri8", rtol=1e-8, atol=1e-8)).value).abs().numpy()
+    assert error[0] > 1e-3
+    assert (error <= found.solver_error).all()
+    assert (found.solver_error < 0.3).all()

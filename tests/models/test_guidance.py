@@ -115,3 +115,30 @@ def test_rescaled_guidance_has_the_conditional_deviation():
         torch.testing.assert_close(seen[0], plain * (1 - phi + phi * ratio)[:, None, None])
     with pytest.raises(ValueError, match="rescale must be .*, got 2"):
         ds.Guidance(6.0, rescale=2)
+
+
+@pytest.mark.parametrize("solver", [{"solver": "euler", "steps": 2}, {"solver": ds.Adaptive()}])
+@pytest.mark.parametrize("shape", [(3, 2), (3, 1), (3,)])
+def test_rescaling_leaves_an_output_without_a_spread_as_it_is(shape, solver):
+    """A constant over a sample, and a sample of one number, have no deviation to divide by."""
+
+    def constant(x, t, k=0.0):
+        return torch.zeros_like(x) + k
+
+    def run(phi):
+        guidance = ds.Guidance(5.0, rescale=phi)
+        model = ds.adapt(constant, "condot", "velocity")
+        return ds.sample(model, shape, seed=0, cond={"k": 0.2}, guidance=guidance, **solver)
+
+    assert torch.equal(run(0.7), run(0.0))
+    assert run(0.7).isfinite().all()
+
+
+def test_rescaling_has_a_finite_gradient_where_there_is_no_spread():
+    k = torch.tensor(0.2, requires_grad=True)
+    model = ds.adapt(lambda x, t, k=0.0: torch.zeros_like(x) + k, "condot", "velocity")
+    x = ds.sample(
+        model, (3, 2), solver="euler", steps=2, seed=0, cond={"k": k}, guidance=ds.Guidance(5.0, rescale=0.7),
+        gradient="direct",
+    )  # fmt: skip
+    assert torch.autograd.grad(x.sum(), k)[0] == pytest.approx(30.0)

@@ -1,6 +1,8 @@
 """A Brownian path is one fixed function of its address and the time, whatever was asked before, and it is Brownian."""
 
 import math
+import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -146,7 +148,7 @@ def test_the_cache_is_bounded_and_spares_nodes(monkeypatch):
         path(s, t)
     # A chain of steps draws its new end, about depth - log2(300) + 2 nodes of it, and the start's last one again.
     assert sum(drawn) / 300 < path.depth - math.log2(300) + 4
-    assert len(path._cells) <= path.depth + 1
+    assert len(path._way[1]) <= path.depth + 1
     drawn.clear()
     path(1.5)
     Brownian((2, 8), 0)(1.0, 1.5)  # a power of two: the octave and its middle
@@ -388,3 +390,27 @@ def test_words_of_64_bits_are_signed_from_the_middle():
     assert nodes._signed(2**63 - 1) == 2**63 - 1
     assert nodes._signed(2**63) == -(2**63)
     assert nodes._signed(2**64 - 1) == -1
+
+
+def test_threads_share_a_path():
+    times = np.random.default_rng(0).uniform(0.01, 1.0, (4, 150))
+    path, found = ds.Brownian((64, 3), seed=0), {}
+    start = threading.Barrier(4)
+
+    def ask(i):
+        start.wait()
+        found[i] = [path(t) for t in times[i].tolist()]
+
+    interval, threads = sys.getswitchinterval(), [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    alone = ds.Brownian((64, 3), seed=0)
+    for i in range(4):
+        for t, w in zip(times[i].tolist(), found[i], strict=True):
+            torch.testing.assert_close(w, alone(t), rtol=0, atol=1e-5)

@@ -29,7 +29,7 @@ WORLD = (0.03, (0.03, 0.1, 0.3, 1.0), (0.0, 0.5, 1.0), 1.0)
 @pytest.fixture(params=CASES)
 def case(request):
     path = paths.named(CASES[request.param])
-    return world(path, request.param, *WORLD), path.nodes(ArcOf(request.param)(path, 7))
+    return world(path, request.param, *WORLD), path, path.nodes(ArcOf(request.param)(path, 7))
 
 
 def replay(problems, grid, weights):
@@ -43,9 +43,9 @@ def replay(problems, grid, weights):
 
 
 def test_rows_are_exact_for_a_constant_and_short(case):
-    problems, grid = case
+    problems, path, grid = case
     for history in (1, 2, 4, 7):
-        weights = rows(problems, grid, history)
+        weights = rows(problems, path, grid, history)
         u = grid.sigma / (grid.alpha + grid.sigma)
         np.testing.assert_allclose(weights.sum(1), np.diff(u), rtol=0, atol=1e-15)
         assert not np.triu(weights, 1).any()
@@ -67,8 +67,8 @@ def lagrange_means(nodes, start, stop):
 
 def test_rows_against_a_stacked_least_squares(case):
     """Each row again by another formula: the ridge as equations w_j = Adams' w_j, as heavy as their columns."""
-    problems, grid = case
-    weights = rows(problems, grid, 4)
+    problems, path, grid = case
+    weights = rows(problems, path, grid, 4)
     u = grid.sigma / (grid.alpha + grid.sigma)
     states = replay(problems, grid, weights)
     outputs = [problems.velocity(y, at) for y, at in zip(states, u[:-1], strict=False)]
@@ -88,8 +88,7 @@ def test_rows_against_a_stacked_least_squares(case):
 
 def test_the_worlds_network_is_the_mixtures_with_an_error_on_the_prediction(case):
     """V of one problem by the exact mixture of `diffsolve.reference`, its own prediction moved by the field."""
-    problems, _ = case
-    path = problems.path
+    problems, path, _ = case
     row = next(i for i, m in enumerate(problems.m[:, 0]) if m == 0.5)
     s, m = float(problems.s[row, 0]), float(problems.m[row, 0])
     mixture = GaussianMixture.isotropic([[-m], [m]], s)
@@ -127,8 +126,8 @@ def test_the_worlds_guidance_is_continuous():
 
 def test_rows_are_the_least_squares_solution(case):
     """No other weights of a row lead nearer to the flow."""
-    problems, grid = case
-    weights = rows(problems, grid, 4)
+    problems, path, grid = case
+    weights = rows(problems, path, grid, 4)
     u = grid.sigma / (grid.alpha + grid.sigma)
     row = 3
 
@@ -147,9 +146,9 @@ def test_rows_are_the_least_squares_solution(case):
 
 def test_a_run_is_the_replay(case):
     """The tableau does to a state what the rows say, on the straight path and on every other."""
-    problems, grid = case
-    tableau = Designed(predicts=problems.predicts)(problems.path, grid.t)
-    weights = rows(problems, grid, 4)
+    problems, path, grid = case
+    tableau = Designed(predicts=problems.predicts)(path, grid.t)
+    weights = rows(problems, path, grid, 4)
     c = grid.alpha + grid.sigma
     i = 4
     found = tableau.weights[i, 1]
@@ -160,7 +159,7 @@ def test_a_run_is_the_replay(case):
 
 def test_the_world_is_a_flow(case):
     """Its states obey dy/du = V, by differences; twice as fine a solution is the same."""
-    problems, _ = case
+    problems, _, _ = case
     low, high = problems.low, problems.high
     for lam in np.linspace(low + 0.5, high - 0.5, 5):
         u, e = 1 / (1 + np.exp(lam)), 1e-3
@@ -181,7 +180,7 @@ def test_an_exact_world_is_exact(path):
 
 def test_the_world_against_another_integrator(case):
     """scipy's, in theta, from the state where the run begins."""
-    problems, _ = case
+    problems, _, _ = case
     u, end = 1 / (1 + np.exp(problems.low)), 1 / (1 + np.exp(problems.high - 2))
 
     def slope(angle, y):
@@ -214,9 +213,9 @@ def test_the_problems_of_the_world():
 
 
 def test_where_no_call_is_made_at_the_data_the_last_step_is_the_last_outputs(case):
-    problems, grid = case
-    last = rows(problems, grid, 4)[-1]
-    assert bool(last[:-1].any()) == (problems.path.t_last == problems.path.t_data)
+    problems, path, grid = case
+    last = rows(problems, path, grid, 4)[-1]
+    assert bool(last[:-1].any()) == (path.t_last == path.t_data)
 
 
 def test_many_steps_are_adams():
