@@ -180,7 +180,7 @@ def _inverse(model: Model, network_time: float | Tensor) -> Tensor:
 
 def times_of(model: Model, plan: Plan | None, timesteps: float | Tensor) -> Tensor:
     """The path's times (B,) of timesteps: a planned call's own, which a host may tell rounded; else the clock's."""
-    values = torch.as_tensor(timesteps).reshape(-1)
+    values = (timesteps if isinstance(timesteps, Tensor) else torch.tensor(timesteps, device="cpu")).reshape(-1)
     if plan is None:
         return _inverse(model, values.cpu())
     if len(values) == 1:
@@ -216,7 +216,7 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
     else:
         required(bool(listed), "num_inference_steps", steps, "an integer >= 1 where no timesteps or sigmas are given")
     arguments = {**given, **{name: _as_taken(name, values) for name, values in listed.items()}}
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), torch.device("cpu"):  # whatever torch's default device is
         theirs.set_timesteps(**arguments)
     told = theirs.timesteps.cpu().double().numpy()
     if getattr(theirs, "sigmas", None) is None:

@@ -389,3 +389,22 @@ def test_every_scheduler_of_diffusers_works_or_is_refused_by_name(df, make):
     ]  # fmt: skip
     with pytest.raises(TypeError, match="scheduler must be a diffusers scheduler, got 3"):
         type(make())(3)
+
+
+def test_constants_stay_on_the_cpu_under_another_default_device(df, make):
+    """`torch.set_default_device("cuda")` moves what is made without a device; "meta" shows it without one."""
+    hosts = ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler")
+    made = [make(host, "unipc-3") for host in hosts]
+    with torch.device("meta"):
+        for path in ("ddpm", "vp", "edm", "condot", "rectified", "cosine"):
+            model = ds.adapt(lambda x, t: x * t[:, None], path, "v")
+            assert ds.sample(model, noise=NOISE, solver="sa-3", steps=4, seed=0).isfinite().all()
+        assert ds.paths.Custom(torch.cos, torch.sin, 1.5, 0.0).t_noise == 1.5
+        for scheduler in made:
+            scheduler.set_timesteps(4, device="cpu")
+            x = scheduler.add_noise(POINT, NOISE, scheduler.timesteps[:1])
+            for t in scheduler.timesteps:
+                x = scheduler.step(0.1 * x, t, scheduler.scale_model_input(x, t))[0]
+            assert x.device.type == "cpu"
+            both = scheduler.add_noise(POINT.expand(2, 2), NOISE, scheduler.timesteps[1:3])
+            assert both.isfinite().all()
