@@ -468,9 +468,6 @@ def test_seeds_of_a_sampling_function():
     assert torch.equal(one, wanted)
     half = run(lambda x, s, seed=None: model.net(x.float(), s).half(), x.half(), sigmas, disable=True)
     assert half.dtype == torch.float16
-    for bad in ([1.0], [1.0, 1.0], [1.0, 2.0], [1.0, -1.0]):
-        with pytest.raises(ValueError, match="sigmas must be"):
-            run(denoiser, x, torch.tensor(bad), disable=True)
     assert run(denoiser, x, torch.tensor([30.0, 0.0]), disable=True).isfinite().all()
 
 
