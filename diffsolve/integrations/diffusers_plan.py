@@ -19,6 +19,7 @@ from diffsolve.models import Model
 from diffsolve.paths import EDM, CondOT, Path, Rectified
 from diffsolve.solvers import DDIM, Ancestral, Multistep, Solver
 from diffsolve.tableau import Tableau
+from diffsolve.tableau.ends import TINY
 
 __all__ = ["HostRows", "Plan", "host_rows", "planned", "times_of"]
 
@@ -87,11 +88,12 @@ class Plan:
         if rows:
             return float(self.clock[rows[0]])
         value, path = value_of(timestep), self.model.path
-        on_clock = np.isfinite(value) and (self.model.clock == "c_noise" or path.within(_inverse(self.model, value)))
-        if on_clock:
+        try:
             time = float(_inverse(self.model, value))
-            if path.within(time) and time != path.t_data:
-                return time
+        except ValueError:  # noisier, or less so, than the path
+            time = np.nan
+        if path.within(time) and float(path.rho(time)) > TINY:
+            return time
         low, high = sorted((float(self.told.min()), float(self.told.max())))
         raise ValueError(f"timestep must be on the network's clock, as {low:g} to {high:g} are, got {value:g}")
 
@@ -205,7 +207,8 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
     for name in given.keys() - accepted.keys():
         kind = type(host).__name__
         raise ValueError(f"{name}={described(given[name])} cannot be given with {kind}, which does not take it")
-    listed = {name: np.asarray(value, dtype=np.float64) for name, value in given.items() if name != "mu"}
+    arrays = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
+    listed = {name: np.asarray(value, dtype=np.float64) for name, value in arrays.items() if name != "mu"}
     for name, values in listed.items():
         good = values.ndim == 1 and len(values) > 0 and bool(np.isfinite(values).all())
         required(good, name, given[name], "a list of finite numbers")

@@ -147,6 +147,12 @@ def test_timesteps_as_numbers_and_between_rows(make):
         for bad in (-1, 1000, math.nan):
             with pytest.raises(ValueError, match="timestep must be on the network's clock"):
                 scheduler.step(x, bad, x)
+    for host, values in (("EDMEulerScheduler", (9.0, -99.0, math.nan)), ("FlowMatchEulerDiscreteScheduler", (0, 1001))):
+        scheduler = make(host)
+        scheduler.set_timesteps(10)
+        for bad in values:
+            with pytest.raises(ValueError, match="timestep must be on the network's clock, as"):
+                scheduler.step(NOISE, bad, NOISE)
     scheduler = make()
     scheduler.set_timesteps(10)
     x = scheduler.add_noise(POINT, NOISE, torch.tensor([333.5]))
