@@ -36,7 +36,7 @@ class Network:
     def of(cls, model: Model, tableau: Tableau, guidance: Guidance, like: Tensor) -> Network:
         """The network at the calls of a tableau, for states such as `like`."""
         scale = model.input_scale(model.path.nodes(tableau.calls[:, 0]))
-        times = network_times(model, torch.tensor(tableau.calls[:, 0]), like)
+        times = network_times(model, torch.tensor(tableau.calls[:, 0], device="cpu"), like)
         return cls(guidance.around(model, tableau), times, None if scale is None else scale.tolist())
 
     def __call__(self, i: int, y: Tensor, *conditions: Mapping[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ class Spaced(Grid):
     linspace: n rows from 0 to T - 1, both included
 
     Row T - 1 is the start, row 0 the last time before the end. A continuous clock is divided into T = 1000 rows
-    and not rounded. `leading` begins below the noise end, which is its known flaw.
+    and not rounded. `leading` begins below the noise end, which is its known flaw; a `start` of one's own it keeps.
     """
 
     spacing: str = "trailing"
@@ -53,4 +53,7 @@ class Spaced(Grid):
         if self.spacing == "trailing":  # rounded before, as in the paper: halves go to the even side
             rows = rows - 1
         times = low + rows * ((start - low) / (count - 1) if count > 1 else 0.0)
-        return np.append(np.where(rows > count - 1 - 1e-9, start, times), end)
+        times = np.where(rows > count - 1 - 1e-9, start, times)
+        if start != path.t_noise:
+            times[0] = start  # where the state is
+        return np.append(times, end)

@@ -27,11 +27,16 @@ from diffsolve.solvers import Solver, resolve
 
 __all__ = ["denoiser", "sampler"]
 
+FIRST = 1e-4
+"""Where a run to the noise begins that is to begin at 0."""
+
 
 def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., Tensor]:
     """A sampling function, with the arguments of k-diffusion's `sample_euler`, that runs a solver of this library.
 
-    The sigmas given are the grid, bit for bit; a last one of 0 is the data. The noise of a stochastic solver comes
+    The sigmas given are the grid, bit for bit; a last one of 0 is the data. Those that repeat the one before are
+    skipped, one alone is no step, and rising ones lead from the data to the noise. From a flow's sigmas above 1 the
+    steps are Euler's. The noise of a stochastic solver comes
     from `seed`, else from extra_args["seed"] (ComfyUI puts it there), else from the system. At the first call of each
     step `callback` gets the mapping that k-diffusion passes: x, i, sigma, sigma_hat and denoised.
 
@@ -40,7 +45,7 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
         seed: an integer; None as above.
 
     Raises:
-        ValueError: if the solver is unknown; from the sampling function, if the sigmas do not fall strictly.
+        ValueError: if the solver is unknown; from the sampling function, if the sigmas are negative, or rise and fall.
     """
     method = resolve(solver)[0]
 
@@ -53,25 +58,51 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
         disable: bool | None = None,
     ) -> Tensor:
         cond = dict(extra_args or {})
-        levels = sigmas.double().cpu()
-        path = _path(model, levels)
-
+        levels, places = _levels(sigmas)
         inside = _Denoiser(model, sigmas.dtype)
-        denoised = adapt(inside, path, "denoised", dtype=x.dtype, learned=_learned(model))
-        number = cond.get("seed") if seed is None else seed
-        ex = begin(denoised, noise=x, solver=method, grid=levels, seed=number)
-        nodes = [0, *ex.tableau.node[:-1].tolist()]  # the grid node of each call; -1 between nodes
+
+        def shown(node: int, y: Tensor, out: Tensor) -> None:
+            if node >= 0 and callback is not None:
+                i = places[node]
+                callback({"x": y.clone(), "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": out})
+
+        y = x
         with torch.no_grad(), tqdm(total=len(levels) - 1, disable=disable) as bar:
-            for i in nodes:
+            above = int((levels > 1).sum()) if _flow(model) else 0
+            for k in range(min(above, len(levels) - 1)):
+                sigma, next_sigma = float(levels[k]), float(levels[k + 1])
+                out = inside(y, torch.full((len(y),), sigma, dtype=torch.float64, device=y.device), **cond)
+                shown(k, y, out)
+                y = y + (next_sigma - sigma) / sigma * (y - out)
+                bar.update()
+            if len(levels) - above < 2:
+                return y.to(x.dtype, copy=True)
+            path = _path(model, levels[above:])
+            denoised = adapt(inside, path, "denoised", dtype=x.dtype, learned=_learned(model))
+            number = cond.get("seed") if seed is None else seed
+            ex = begin(denoised, noise=y, solver=method, grid=levels[above:], seed=number)
+            for node in [0, *ex.tableau.node[:-1].tolist()]:  # the grid node of each call; -1 between nodes
                 out = denoised.call(*ex.query(), cond)
-                if i >= 0 and callback is not None:
-                    about = {"x": ex.y.clone(), "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": out}
-                    callback(about)
+                shown(node + above if node >= 0 else -1, ex.y, out)
                 ex.advance(out)
-                bar.update(i >= 0)
+                bar.update(node >= 0)
         return ex.y.to(x.dtype)
 
     return sample
+
+
+def _levels(sigmas: Tensor) -> tuple[Tensor, list[int]]:
+    """The sigmas without repetitions, in float64 on the CPU, and the places of each in the list."""
+    levels = sigmas.cpu().double()  # in this order: some devices have no float64
+    fits = levels.dim() == 1 and len(levels) > 0 and bool((levels >= 0).all())
+    steps = levels.diff() if fits else levels
+    if not fits or (bool((steps > 0).any()) and bool((steps < 0).any())):
+        raise ValueError(f"sigmas must be >= 0 and falling, or rising, got {levels.tolist()}")
+    places = [0, *(steps.nonzero().flatten() + 1).tolist()]
+    levels = levels[places]
+    if len(levels) > 1 and levels[0] == 0:  # where the denoised says nothing of the noise: as ComfyUI flips sigmas
+        levels[0] = min(FIRST, float(levels[1]) / 2)
+    return levels, places
 
 
 class _Denoiser:
@@ -85,12 +116,10 @@ class _Denoiser:
 
 
 def _path(model: Any, levels: Tensor) -> Path:
-    """The path whose clock is the model's sigma, from the first of the levels to the last positive one."""
-    if levels.dim() != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all()) or float(levels[-1]) < 0:
-        raise ValueError(f"sigmas must be at least two, >= 0 and falling strictly, got {levels.tolist()}")
+    """The path whose clock is the model's sigma, from the highest of the levels to the lowest positive one."""
     if _flow(model):
         return Rectified()
-    high, low = float(levels[0]), float(levels[levels > 0][-1])
+    high, low = float(levels.max()), float(levels[levels > 0].min())
     return EDM(low if low < high else high / 2, high)
 
 

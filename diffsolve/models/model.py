@@ -133,7 +133,10 @@ class Model:
         if not isinstance(out, Tensor):
             raise TypeError(f"output of net must be a tensor of shape {tuple(x.shape)}, got {described(out)}")
         if out.shape != x.shape:
-            raise ValueError(f"output of net must have the shape of x, {tuple(x.shape)}, got shape {tuple(out.shape)}")
+            both = out.shape[1:2] == (2 * x.shape[1],) if x.dim() > 1 else False
+            hint = "; of a network that also predicts a variance adapt the first half, net(x, t)[:, :C]" if both else ""
+            shapes = f"{tuple(x.shape)}, got shape {tuple(out.shape)}{hint}"
+            raise ValueError(f"output of net must have the shape of x, {shapes}")
         if not out.is_floating_point():
             raise TypeError(f"output of net must have a floating dtype, got {out.dtype}")
         return out
@@ -204,7 +207,7 @@ def first_parameter(net: object) -> Tensor | None:
 
 
 def _times(t: float | Tensor, x: Tensor) -> Tensor:
-    times = torch.as_tensor(t, dtype=torch.float64)
+    times = torch.as_tensor(t, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else "cpu")
     if times.dim() > 1 or (times.dim() == 1 and len(times) not in (1, len(x))):
         raise ValueError(f"t must have shape () or ({len(x)},) for a batch of {len(x)}, got shape {tuple(times.shape)}")
     return times.expand(len(x))

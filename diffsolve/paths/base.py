@@ -165,7 +165,8 @@ def float64(t: Times) -> Tensor:
         t = t.cpu()
     if isinstance(t, np.ndarray):
         t = np.array(t, dtype=np.float64)  # torch wants it writable and with positive strides
-    return torch.as_tensor(t, dtype=torch.float64)
+    # Numbers stay on the CPU, whatever torch's default device is.
+    return torch.as_tensor(t, dtype=torch.float64, device=t.device if isinstance(t, Tensor) else "cpu")
 
 
 def _brief(values: Tensor) -> str:

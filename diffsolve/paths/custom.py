@@ -39,7 +39,7 @@ class Custom(Path):
             object.__setattr__(self, "t_last", self.t_data)
         ends = self.t_noise, self.t_data
         required(bool(np.isfinite(ends).all()) and ends[0] != ends[1], "(t_noise, t_data)", ends, "two finite times")
-        t = torch.linspace(self.t_noise, self.t_data, 1001, dtype=torch.float64)
+        t = torch.linspace(self.t_noise, self.t_data, 1001, dtype=torch.float64, device="cpu")
         for name, value in (("alpha(t)", self._alpha(t)), ("sigma(t)", self._sigma(t))):
             required(value.shape == t.shape, name, value, f"of shape {tuple(t.shape)} for t of that shape")
             good = bool((value.isfinite() & (value >= 0)).all())

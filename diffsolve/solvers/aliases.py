@@ -19,6 +19,7 @@ Alias = tuple[str, str | None]
 _LMS = "ab-4(frame='noise')"
 _HEUN = "heun(frame='noise')"
 _ANCESTRAL = "ddim(eta=1.0)"
+_2M_SDE_HEUN = "res-2m(tau=1.0)"  # its weights are the exact ones
 
 _K_DIFFUSION: dict[str, str] = {
     "euler": "euler",
@@ -31,7 +32,7 @@ _K_DIFFUSION: dict[str, str] = {
     "dpmpp_2s_ancestral": "dpmpp-2s-ancestral",
     # As these are by default, eta = 1, their law is that of tau = 1.
     "dpmpp_sde": "dpmpp-sde",
-    "dpmpp_2m_sde": "dpmpp-2m-sde",
+    "dpmpp_2m_sde": "dpmpp-2m-sde",  # solver_type="midpoint"
     "dpmpp_3m_sde": "dpmpp-3m-sde",
 }
 """sampling.sample_*."""
@@ -47,6 +48,12 @@ _COMFYUI: dict[str, str] = {
     "seeds_2": "seeds-2",
     "seeds_3": "seeds-3",
     "deis": "tab-2",  # three values; its clock is that of a VP path fitted to the range of sigma
+    "dpmpp_2m_sde_heun": _2M_SDE_HEUN,
+    # On the GPU ComfyUI draws the same law elsewhere.
+    "dpmpp_sde_gpu": "dpmpp-sde",
+    "dpmpp_2m_sde_gpu": "dpmpp-2m-sde",
+    "dpmpp_3m_sde_gpu": "dpmpp-3m-sde",
+    "dpmpp_2m_sde_heun_gpu": _2M_SDE_HEUN,
     "ipndm": "ipndm-4",
     # As it was meant: the code there has (1 - a b) / 2 for (1 - a) b / 2, which is wrong from three values on.
     "ipndm_v": _LMS,
@@ -62,6 +69,7 @@ _A1111: dict[str, str] = {
     "DPM2 a": "dpm-2-ancestral",
     "DPM++ 2M": "dpmpp-2m",
     "DPM++ 2M SDE": "dpmpp-2m-sde",
+    "DPM++ 2M SDE Heun": _2M_SDE_HEUN,
     "DPM++ 2S a": "dpmpp-2s-ancestral",
     "DPM++ 3M SDE": "dpmpp-3m-sde",
     "DPM++ SDE": "dpmpp-sde",
@@ -139,8 +147,10 @@ REFUSED: dict[str, str] = {
         "res-2m": "res_multistep_ancestral, res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp",
         "dpm-3s": "dpm_fast, sample_dpm_fast, DPM fast, dpm_adaptive, sample_dpm_adaptive, DPM adaptive",
         "heun(frame='noise')": "heunpp2",
-        "ab-2(frame='noise')": "gradient_estimation",
-        "ddim": "DDIM CFG++, euler_cfg_pp, dpmpp_2m_cfg_pp, DDIMInverseScheduler",
+        "ab-2(frame='noise')": "gradient_estimation, gradient_estimation_cfg_pp",
+        "ddim": "DDIM CFG++, euler_cfg_pp, DDIMInverseScheduler",
+        "dpmpp-2m": "dpmpp_2m_cfg_pp",
+        "dpmpp-2s-ancestral": "dpmpp_2s_ancestral_cfg_pp",
     }.items()
     for name in names.split(", ")
 }

@@ -16,15 +16,20 @@ import math
 from diffsolve.paths import Path, Position
 from diffsolve.tableau.frames import FRAMES, Frame
 
-__all__ = ["CUT", "end_frame", "first_call", "first_order_frame", "last_call", "may_call", "singular"]
+__all__ = ["CUT", "TINY", "end_frame", "first_call", "first_order_frame", "last_call", "may_call", "singular"]
 
 CUT = math.log(1000.0)
 """|lambda| of the first and last call of a path that has no time for them: 1000 times more noise than data, or less."""
 
+TINY = 1e-6
+"""sigma / alpha of times that count as the data: the noise (x - alpha D) / sigma is float32's rounding there."""
+
 
 def singular(frame: Frame, path: Path, p: Position[float]) -> bool:
-    """Whether the frame cannot be used at p: only at sigma = 0 or alpha = 0, and as the frame declares."""
+    """Whether the frame cannot be used at p: at sigma = 0, or next to it, or alpha = 0, and as the frame declares."""
     regular = path.regular and frame.lam is None
+    if 0 < p.sigma <= TINY * p.alpha:
+        return True
     return bool((p.sigma == 0 and not (frame.at_data or regular)) or (p.alpha == 0 and not (frame.at_noise or regular)))
 
 

@@ -42,11 +42,11 @@ def distance(a, b):
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
-def loop(scheduler, net, x, *, edit=None, **options):
+def loop(scheduler, net, x, *, edit=None, stop=None, **options):
     """What a pipeline does."""
-    for i, t in enumerate(scheduler.timesteps[scheduler._first :]):
+    for i, t in enumerate(scheduler.timesteps[scheduler.begin_index or 0 : stop]):
         out = net(scheduler.scale_model_input(x, t), t.expand(len(x)))
-        (x,) = scheduler.step(out, t, x, return_dict=False, **options)
+        x, _ = scheduler.step(out, t, x, return_dict=False, **options)
         x = x if edit is None else edit(i, x)
     return x
 
@@ -86,7 +86,7 @@ def test_a_scheduler_is_the_run(df, module, solver, grid):
     scheduler = module.Scheduler(df.DPMSolverMultistepScheduler(**SCALED), solver, grid=grid, seed=5)
     scheduler.set_timesteps(7)
     model, x = known(scheduler), latents()
-    run = ds.solve(model, noise=x, solver=scheduler._tableau, seed=5)
+    run = ds.solve(model, noise=x, solver=scheduler._plan.tableau, seed=5)
     assert len(scheduler.timesteps) == run.nfe
     torch.testing.assert_close(loop(scheduler, model.net, x), run.x, rtol=0, atol=0)
     assert scheduler.step_index == run.nfe
@@ -100,7 +100,7 @@ def theirs_and_ours():
     yield dpm, {}, "dpmpp-2m(lower_final=15)", 1e-5
     yield dpm, {"solver_order": 3, "use_karras_sigmas": True}, "dpmpp-3m(lower_final=15)", 1e-5
     yield "UniPCMultistepScheduler", {}, "unipc-2", 1e-5
-    yield "DEISMultistepScheduler", {}, "deis-2(lower_final=15)", 1e-5
+    yield "DEISMultistepScheduler", {"lower_order_final": False}, "deis-2", 1e-5
     yield "PNDMScheduler", {"skip_prk_steps": True}, "plms", None
     yield "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "euler", 1e-5
     yield dpm, {**flow, "flow_shift": 3.0}, "dpmpp-2m(lower_final=15)", 1e-5
@@ -118,16 +118,17 @@ def test_in_the_place_of(df, module, name, options, solver, bound):
     if name == "PNDMScheduler":
         wanted = wanted.unique().flip(0)
         mine = mine.unique().flip(0)
-    assert bound is None or float((mine - wanted).abs().max()) < 1.0  # some round what they tell the network
-    if name.startswith(("DDIM", "PNDM")):
-        assert torch.equal(mine, wanted)
+    assert torch.equal(mine, wanted)  # rounded, where they round what they tell the network
+    assert scheduler.timesteps.dtype == theirs.timesteps.dtype
     if bound is None:
         return
     flow = scheduler.model.predicts == "velocity"
     model, x = known(scheduler, "1000t" if flow else "t"), latents()
-    at = scheduler._tableau.times
-    peer = peers.run_scheduler(theirs, model.net, x, at * 1000 if flow else at)
-    assert distance(loop(scheduler, model.net, x), peer) < bound
+    stop = None
+    if name.startswith("DEIS"):  # theirs ends at its first row, not on the data
+        stop, theirs.timesteps = -1, theirs.timesteps[:-1]
+    peer = peers.run_scheduler(theirs, model.net, x, wanted.tolist())
+    assert distance(loop(scheduler, model.net, x, stop=stop), peer) < bound
 
 
 @pytest.mark.parametrize("prediction", list(NAMES))
@@ -158,14 +159,11 @@ def test_image_to_image(df, module, solver):
     x = scheduler.add_noise(image, noise, t[None])
     model, path = known(scheduler), scheduler.model.path
     torch.testing.assert_close(x, image * float(path.alpha(t)) + noise * float(path.sigma(t)))
-    times = scheduler._tableau.times[4:]
+    times = scheduler._plan.tableau.times[4:]
     assert float(t) == times[0]
     wanted = ds.sample(model, noise=x, solver=solver, grid=times)
     torch.testing.assert_close(loop(scheduler, model.net, x), wanted, rtol=0, atol=0)
     assert scheduler.step_index == len(scheduler.timesteps)
-    if scheduler.order > 1:
-        with pytest.raises(ValueError, match="begin_index must be .*, got 1"):
-            scheduler.set_begin_index(1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -173,7 +171,7 @@ def test_half_precision_latents_keep_a_float32_state(df, module, dtype):
     scheduler = module.Scheduler(df.DPMSolverMultistepScheduler(**SCALED), "dpmpp-2m")
     scheduler.set_timesteps(20)
     model, x = known(scheduler, net_dtype=dtype), latents(dtype=dtype)
-    wanted = ds.sample(model, noise=x.float(), solver=scheduler._tableau)
+    wanted = ds.sample(model, noise=x.float(), solver=scheduler._plan.tableau)
     mine = loop(scheduler, model.net, x)
     assert mine.dtype == dtype
     assert torch.equal(mine, wanted.to(dtype))
@@ -191,12 +189,12 @@ def test_edited_latents_are_taken(df, module, in_place):
         kept = scheduler.add_noise(image, latents(), t) if len(t) else image
         return x.add_(kept).div_(2) if in_place else (x + kept) / 2
 
-    ex = ds.begin(model, noise=x, solver=scheduler._tableau)
+    ex = ds.begin(model, noise=x, solver=scheduler._plan.tableau)
     while not ex.done:
         ex.advance(model.net(*ex.query()))
         ex.correct(edit(ex.call - 1, ex.y.clone()))
     assert torch.equal(loop(scheduler, model.net, x, edit=edit), ex.y)
-    untouched = ds.sample(model, noise=x, solver=scheduler._tableau)
+    untouched = ds.sample(model, noise=x, solver=scheduler._plan.tableau)
     assert distance(ex.y, (untouched + image) / 2) > 0.01  # more than the last edit has an effect
 
 
@@ -214,11 +212,11 @@ def test_inference_mode(df, module):
     model = known(scheduler)
     with torch.inference_mode():
         mine = loop(scheduler, model.net, latents())
-    assert torch.equal(mine, ds.sample(model, noise=latents(), solver=scheduler._tableau))
+    assert torch.equal(mine, ds.sample(model, noise=latents(), solver=scheduler._plan.tableau))
 
 
 def test_clipping_and_thresholding(df, module):
-    """Against DDIM with its noise estimate made anew from the clipped data, and DPM-Solver++ with thresholds."""
+    """Against DDIM with its noise estimate from unclipped and from clipped data, and DPM-Solver++ with thresholds."""
     options = {**SCALED, "timestep_spacing": "trailing"}
     x = latents()
 
@@ -228,11 +226,12 @@ def test_clipping_and_thresholding(df, module):
         theirs.set_timesteps(10)
         net = known(scheduler).net
         wide = lambda x, t: 3 * net(x, t)  # noqa: E731  so that there is something to clip
-        peer = peers.run_scheduler(theirs, wide, x, scheduler._tableau.times, options=lambda i: step)
-        return loop(scheduler, wide, x), peer
+        peer = peers.run_scheduler(theirs, wide, x, scheduler._plan.tableau.times, options=lambda i: step)
+        return loop(scheduler, wide, x, **step), peer
 
-    mine, peer = pair(df.DDIMScheduler(**options), "ddim", use_clipped_model_output=True)
-    assert distance(mine, peer) < 1e-4
+    for step in ({}, {"use_clipped_model_output": True}):
+        mine, peer = pair(df.DDIMScheduler(**options), "ddim", **step)
+        assert distance(mine, peer) < 1e-4
     assert float(mine.abs().max()) == pytest.approx(1.0, abs=1e-6)
     theirs = df.DPMSolverMultistepScheduler(**options, thresholding=True, sample_max_value=1.5)
     mine, peer = pair(theirs, "dpmpp-2m(lower_final=15)")
@@ -280,7 +279,7 @@ def test_flow_pipelines(df, module):
     torch.testing.assert_close(scheduler.timesteps, theirs.timesteps)
     model = known(scheduler, "1000t")
     x = loop(scheduler, model.net, latents())
-    assert torch.equal(x, ds.sample(model, noise=latents(), solver=scheduler._tableau))
+    assert torch.equal(x, ds.sample(model, noise=latents(), solver=scheduler._plan.tableau))
     image, noise = latents(0.5), latents()
     wanted = theirs.scale_noise(image, theirs.timesteps[2:3], noise)
     torch.testing.assert_close(scheduler.scale_noise(image, scheduler.timesteps[2:3], noise), wanted)
@@ -307,7 +306,7 @@ def test_edm_and_continuous(df, module):
     torch.testing.assert_close(scheduler.timesteps, theirs.timesteps.float(), rtol=1e-5, atol=1e-6)
     assert scheduler.init_noise_sigma == 80.0
     x = latents(80.0)
-    peer = peers.run_scheduler(theirs, lambda x, t: raw(x, t.log() / 4), x, scheduler._tableau.times)
+    peer = peers.run_scheduler(theirs, lambda x, t: raw(x, t.log() / 4), x, scheduler._plan.tableau.times)
     assert distance(loop(scheduler, raw, x), peer) < 1e-5
 
     # x of the peer is x / alpha here.
@@ -320,7 +319,7 @@ def test_edm_and_continuous(df, module):
     torch.testing.assert_close(scheduler.timesteps, theirs.timesteps, rtol=1e-4, atol=1e-5)
     exact = mixture_model(MIXTURE, scheduler.model.path, "v").net
     net = lambda x, c: exact(x, torch.atan((4 * c).exp()))  # noqa: E731
-    peer = peers.run_scheduler(theirs, lambda x, t: exact(x, t), latents(700.0), scheduler._tableau.times)
+    peer = peers.run_scheduler(theirs, lambda x, t: exact(x, t), latents(700.0), scheduler._plan.tableau.times)
     mine = loop(scheduler, net, latents(float(torch.sin(torch.tensor(math.atan(700.0))))))
     assert distance(mine, peer) < 1e-3
     t = scheduler.timesteps[3:4]
@@ -469,9 +468,6 @@ def test_seeds_of_a_sampling_function():
     assert torch.equal(one, wanted)
     half = run(lambda x, s, seed=None: model.net(x.float(), s).half(), x.half(), sigmas, disable=True)
     assert half.dtype == torch.float16
-    for bad in ([1.0], [1.0, 1.0], [1.0, 2.0], [1.0, -1.0]):
-        with pytest.raises(ValueError, match="sigmas must be"):
-            run(denoiser, x, torch.tensor(bad), disable=True)
     assert run(denoiser, x, torch.tensor([30.0, 0.0]), disable=True).isfinite().all()
 
 

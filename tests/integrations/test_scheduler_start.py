@@ -34,12 +34,14 @@ def test_the_first_call_is_a_beginning_too(scheduler):
     assert torch.equal(run(), plain)
 
 
-def test_only_calls_at_nodes_are_beginnings(scheduler):
+def test_a_run_may_begin_at_any_call(scheduler):
+    """Between nodes too, where a pipeline's strength does not fall on one."""
+    plan = scheduler._plan
     calls = len(scheduler.timesteps)
-    assert [scheduler._node(call) for call in range(calls)][:5] == [0, -1, 1, -1, 2]
+    assert [plan.node(call) for call in range(calls)][:5] == [0, -1, 1, -1, 2]
     for call in range(calls):
-        if call % 2 == 0:
-            scheduler.set_begin_index(call)
-    for call in (-1, 1, 3, calls):
+        scheduler.set_begin_index(call)
+        assert scheduler.begin_index == call
+    for call in (-1, calls, 0.5):
         with pytest.raises(ValueError, match=f"begin_index.*{call}"):
             scheduler.set_begin_index(call)

@@ -1,0 +1,218 @@
+"""Sampling functions for k-diffusion and ComfyUI on lists of sigmas of every kind, and the names of samplers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve import paths
+from diffsolve.integrations import k_diffusion
+from diffsolve.reference import mixture_model
+from diffsolve.reference.mixture import GaussianMixture, anisotropic
+
+MIXTURE = anisotropic(dim=8, modes=4)
+MODEL = mixture_model(MIXTURE, paths.EDM(), "denoised")
+SOLVERS = ["euler", "heun(frame='noise')", "dpmpp-2m", "unipc-3", "rk4", "ab-3(frame='noise')", "dpm-2s"]
+X = ds.Key(3).normal((4, 2, 2, 2), dtype=torch.float64)
+
+
+def denoiser(x, sigma, **extra):
+    return MODEL.net(x, sigma)
+
+
+def sample(solver, sigmas, x, model=denoiser, **options):
+    return k_diffusion.sampler(solver, seed=0)(model, x, torch.as_tensor(sigmas), disable=True, **options)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_sigma_is_no_step_and_repeated_ones_are_skipped(solver):
+    seen = []
+    for sigmas in ([5.0], [5.0, 5.0], [0.0]):
+        out = sample(solver, sigmas, X, callback=seen.append)
+        assert torch.equal(out, X)
+        assert out is not X
+    assert not seen
+    plain = sample(solver, [9.0, 3.0, 0.5, 0.0], 9 * X)
+    again = sample(solver, [9.0, 9.0, 3.0, 3.0, 3.0, 0.5, 0.0, 0.0], 9 * X, callback=seen.append)
+    assert torch.equal(again, plain)
+    assert [about["i"] for about in seen] == [0, 2, 5]
+    assert [float(about["sigma"]) for about in seen] == [9.0, 3.0, 0.5]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rising_sigmas_lead_to_the_noise_and_back(kd, solver):
+    fine = np.geomspace(0.02, 20, 161)
+    data = MIXTURE.sample(4, seed=0, dtype=torch.float64).view(X.shape)
+    noise = sample(solver, fine, data)
+    assert 10 < float(noise.std()) < 40
+    back = sample(solver, fine[::-1].copy(), noise)
+    assert float((back - data).abs().max()) < (0.2 if solver == "euler" else 0.05)
+    coarse = torch.tensor([0.02, 0.1, 0.5, 2.0, 10.0], dtype=torch.float64)
+    if solver == "euler":
+        wanted = kd.sample_euler(denoiser, data, coarse, disable=True)
+        torch.testing.assert_close(sample(solver, coarse, data), wanted)
+    assert sample(solver, [0.0, 0.02, 1.0, 9.0], data).isfinite().all()
+
+
+def test_sigmas_that_rise_and_fall_are_refused():
+    for bad in ([1.0, 2.0, 1.0], [1.0, -1.0], [], [[1.0, 0.0]], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="sigmas must be >= 0 and falling, or rising, got"):
+            sample("euler", bad, X)
+
+
+class CONST:
+    """ComfyUI's mark of a flow."""
+
+
+class Guider:
+    inner_model = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda name: CONST()))
+
+    def __call__(self, x, sigma, **extra):
+        return 0.3 * torch.tanh(x) - 0.1 * sigma.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_flow_s_sigma_above_one(kd, solver):
+    """There alpha is negative, which no path has: the steps from such sigmas are Euler's, as in every sampler there."""
+    sigmas, seen = torch.tensor([1.3, 1.1, 0.8, 0.4, 0.0], dtype=torch.float64), []
+    mine = sample(solver, sigmas, X, model=Guider(), callback=seen.append)
+    assert [about["i"] for about in seen] == [0, 1, 2, 3]
+    x = X
+    for k in range(2):
+        d = (x - Guider()(x, sigmas[k].expand(4))) / sigmas[k]
+        x = x + d * (sigmas[k + 1] - sigmas[k])
+    torch.testing.assert_close(mine, sample(solver, sigmas[2:], x, model=Guider()))
+    if solver == "euler":
+        torch.testing.assert_close(mine, kd.sample_euler(Guider(), X, sigmas, disable=True))
+    assert sample(solver, [1.5, 1.2], X, model=Guider()).isfinite().all()
+
+
+def test_a_tiny_sigma_counts_as_the_data():
+    """Next to it the noise that the denoised implies is rounding, which a method of two stages would multiply."""
+    x = torch.tensor([[9.0, 12.0], [-4.0, 3.0]])
+    mixture = GaussianMixture.isotropic(torch.tensor([[0.7, -1.3], [-1.0, 1.0]]), 0.5)
+    net = mixture_model(mixture, paths.EDM(), "denoised").net
+    for solver in (*SOLVERS, "heun", "midpoint", "dopri5", "reversible-heun", "abm-3(frame='noise')", "res-5s", "plms"):
+        wanted = sample(solver, [14.6, 3.0, 1.0, 0.1, 0.0], x, model=net)
+        for tiny in (1e-6, 1e-8, 1e-12, 1e-20):
+            found = sample(solver, [14.6, 3.0, 1.0, 0.1, tiny, 0.0], x, model=net)
+            close = 1.0 if solver == "unipc-3" else 1e-4  # which counts the steps to the end
+            torch.testing.assert_close(found, wanted, rtol=0, atol=close)
+    flow = ds.adapt(lambda x, t: (x - 0.7) / t[:, None], "rectified", "velocity")
+    for solver in ("heun", "rk4", "dpmpp-2m"):
+        out = ds.sample(flow, noise=x, solver=solver, grid=[1.0, 0.5, 0.1, 1e-7, 0.0])
+        torch.testing.assert_close(out, torch.full_like(x, 0.7))
+
+
+COMFYUI = [
+    "euler",
+    "euler_cfg_pp",
+    "euler_ancestral",
+    "euler_ancestral_cfg_pp",
+    "heun",
+    "heunpp2",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "lms",
+    "dpm_fast",
+    "dpm_adaptive",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_sde",
+    "dpmpp_sde_gpu",
+    "dpmpp_2m",
+    "dpmpp_2m_cfg_pp",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_gpu",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2m_sde_heun_gpu",
+    "dpmpp_3m_sde",
+    "dpmpp_3m_sde_gpu",
+    "ddpm",
+    "lcm",
+    "ipndm",
+    "ipndm_v",
+    "deis",
+    "res_multistep",
+    "res_multistep_cfg_pp",
+    "res_multistep_ancestral",
+    "res_multistep_ancestral_cfg_pp",
+    "gradient_estimation",
+    "gradient_estimation_cfg_pp",
+    "er_sde",
+    "seeds_2",
+    "seeds_3",
+    "sa_solver",
+    "sa_solver_pece",
+    "ddim",
+    "uni_pc",
+    "uni_pc_bh2",
+]
+
+
+@pytest.mark.parametrize("name", COMFYUI)
+def test_every_sampler_name_of_comfyui_is_known(name):
+    """It stands for a solver, or it is refused with the name of the nearest."""
+    different = {"heunpp2", "dpm_fast", "dpm_adaptive", "lcm", "gradient_estimation", "res_multistep_ancestral"}
+    if name in different or name.endswith("cfg_pp"):
+        with pytest.raises(ValueError, match=f"solver='{name}' is not offered; the nearest that is: "):
+            ds.plan("edm", name, steps=4)
+    else:
+        assert len(ds.plan("edm", name, steps=4, grid="karras").times) == 5
+        assert sample(name, [9.0, 3.0, 0.5, 0.0], 9 * X.float()).isfinite().all()
+
+
+def test_the_gpu_names_and_the_heun_kind():
+    for name in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2m_sde_heun"):
+        assert ds.solvers.named(f"{name}_gpu") == ds.solvers.named(name)
+    # Tested against k-diffusion's solver_type="heun" under this name.
+    exact = ds.solvers.Multistep(2, "denoised", "lambda", tau=1.0)
+    assert ds.solvers.named("dpmpp_2m_sde_heun") == ds.solvers.named("DPM++ 2M SDE Heun") == exact
+
+
+def test_denoisers_without_sigmas_are_refused_by_name():
+    from support import peers
+
+    external = peers.k_diffusion("external")
+    denoiser = external.VDenoiser(torch.nn.Identity())
+    for call in (ds.adapt, lambda thing: ds.sample(thing, (1, 2), nfe=1)):
+        with pytest.raises(TypeError, match=r"got VDenoiser, which has no sigma_min .* learned='v'\)"):
+            call(denoiser)
+    inner = lambda x, t: torch.zeros_like(x)  # noqa: E731
+    model = ds.adapt(external.VDenoiser(inner), paths.EDM(0.01, 50.0), "denoised", learned="v")
+    assert ds.sample(model, (2, 3), solver="dpmpp-2m", steps=4, seed=0).isfinite().all()
+
+
+def test_the_wrapper_of_torchcfm():
+    """A class of that name in that package; the network has x and t in one tensor."""
+
+    def forward(self, t, x, *args, **kwargs):
+        return self.model(torch.cat([x, t.repeat(x.shape[0])[:, None]], 1))
+
+    def init(self, model):
+        torch.nn.Module.__init__(self)
+        self.model = model
+
+    made = {"__init__": init, "forward": forward, "__module__": "torchcfm.utils"}
+    wrapper = type("torch_wrapper", (torch.nn.Module,), made)(torch.nn.Linear(3, 2))
+    model = ds.adapt(wrapper)
+    assert (model.path, model.predicts) == (paths.CondOT(), "velocity")
+    x = ds.Key(0).normal((5, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(model.velocity(x, 0.3), wrapper(torch.tensor(0.3), x))
+        y = x
+        for k in range(4):
+            y = y + wrapper(torch.tensor(k / 4), y) / 4
+        torch.testing.assert_close(ds.sample(wrapper, noise=x, solver="euler", grid=[0, 0.25, 0.5, 0.75, 1.0]), y)
+
+
+def test_a_network_with_a_learned_variance_is_told_how():
+    net = lambda x, t: torch.cat([x, x], 1)  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"shape of x, \(2, 3, 4, 4\), got shape \(2, 6, 4, 4\); of a network that also"
+    ):
+        ds.sample(ds.adapt(net, "ddpm", "noise"), (2, 3, 4, 4), solver="ddim", steps=2, seed=0)
+    half = ds.adapt(lambda x, t: net(x, t)[:, :3], "ddpm", "noise")
+    assert ds.sample(half, (2, 3, 4, 4), solver="ddim", steps=2, seed=0).isfinite().all()
