@@ -76,8 +76,10 @@ class Tableau:
             )
             wanted = ", ".join("*" if size is None else str(size) for size in shape)
             required(fits, name, array, f"of shape ({wanted}) for {self.nfe} calls")
-            # Only a clock such as log sigma ends at infinity, at a node where nothing is called.
-            finite = np.isfinite(array[:, 1:] if name == "grid" else array).all() and not np.isnan(array).any()
+            # Only a clock such as log sigma ends at infinity, at the data.
+            finite = (
+                np.isfinite(array[:, 1:] if name in ("grid", "calls") else array).all() and not np.isnan(array).any()
+            )
             required(bool(finite), name, array, "of finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -262,7 +264,8 @@ class Tableau:
         """The tableau as JSON text; floats survive bit for bit."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
-        plain["grid"] = [[t if math.isfinite(t) else str(t), *levels] for t, *levels in plain["grid"]]
+        for name in ("grid", "calls"):
+            plain[name] = [[t if math.isfinite(t) else str(t), *levels] for t, *levels in plain[name]]
         return dumps({"format": FORMAT, **plain})
 
     @classmethod

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffsolve.metrics.settings import describe
 
 import diffsolve as ds
+from diffsolve.common.fingerprint import describe
 from diffsolve.metrics import Estimate, Statistics, sweep
 from diffsolve.reference.mixture import ring
 

@@ -257,19 +257,12 @@ def test_other_layouts(solver, loops):
         assert torch.equal(*found)
 
 
-def test_outputs_that_do_not_fit_are_torchs_affair():
-    """Wrong shapes and devices are errors or broadcast, never a look beyond the memory."""
-    for wrong in (normal(2, 5), torch.empty(3, 5, device="meta")):
+def test_outputs_that_do_not_fit_are_refused():
+    """Never a look beyond the memory."""
+    for wrong in (normal(2, 5), normal(1, 5), torch.empty(3, 5, device="meta")):
         ex = ds.begin(MODEL, noise=normal(3, 5), solver="ab-2", steps=5)
-        with pytest.raises(RuntimeError):
+        with pytest.raises((ValueError, RuntimeError)):
             ex.advance(wrong)
-    found = []
-    for out in (normal(1, 5), normal(1, 5).repeat(3, 1)):
-        ex = ds.begin(MODEL, noise=normal(3, 5), solver="ab-2", steps=5)
-        while not ex.done:
-            ex.advance(out)
-        found.append(ex.y)
-    assert torch.equal(*found)
 
 
 def test_guided_outputs(loops):

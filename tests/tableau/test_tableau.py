@@ -154,3 +154,10 @@ def test_written_for_another_path():
         lambda x, t: 0 * x, paths.Custom(lambda t: 1 + 0 * t, lambda t: t, t_noise=80.0, t_last=0.002), "denoised"
     )
     assert (ds.sample(same, (1, 2), solver=tableau, seed=0) == 0).all()
+
+
+def test_a_run_from_data_at_an_infinite_time_survives_its_file(tmp_path):
+    back = ds.solvers.named("euler")(ds.paths.named("ve"), ds.plan("ve", "ddpm", steps=3).times[::-1])
+    assert back.calls[0, 0] == -np.inf
+    back.save(tmp_path / "t.json")
+    assert ds.Tableau.load(tmp_path / "t.json") == back
