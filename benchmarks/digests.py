@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from digested import others, sequential
+from digested import drivers, parts, sequential
 from digested.models import Runs
 from torch import Tensor
 
@@ -67,14 +67,14 @@ GROUPS: tuple[Callable[[], Runs], ...] = (
     sequential.network_runs,
     sequential.extra_runs,
     sequential.guidance_runs,
-    others.parallel_runs,
-    others.gradient_runs,
-    others.adaptive_runs,
-    others.density_runs,
-    others.langevin_runs,
-    others.tune_runs,
-    others.diffusers_runs,
-    others.noise_runs,
+    drivers.parallel_runs,
+    drivers.gradient_runs,
+    drivers.adaptive_runs,
+    drivers.density_runs,
+    parts.langevin_runs,
+    parts.tune_runs,
+    parts.diffusers_runs,
+    parts.noise_runs,
 )
 
 

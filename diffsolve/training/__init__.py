@@ -2,11 +2,12 @@
 
 from diffsolve.training.laws import LogNormal, Spread, TimeLaw
 from diffsolve.training.objective import Parts, objective
-from diffsolve.training.weights import EDM, SNR, MinSNR, Plain, Sigmoid, Weight
+from diffsolve.training.weights import EDM, SNR, DataWeight, MinSNR, Plain, Sigmoid, Weight
 
 __all__ = [
     "EDM",
     "SNR",
+    "DataWeight",
     "LogNormal",
     "MinSNR",
     "Parts",

@@ -16,18 +16,25 @@ from diffsolve.common.checks import number
 from diffsolve.common.registry import Registry
 from diffsolve.paths import Position
 
-__all__ = ["EDM", "SNR", "MinSNR", "Plain", "Sigmoid", "Weight", "named", "register"]
+__all__ = ["EDM", "SNR", "DataWeight", "MinSNR", "Plain", "Sigmoid", "Weight", "named", "register"]
 
 
 class Weight(ABC):
     """A weight of the noise levels; a frozen dataclass of options."""
 
     @abstractmethod
+    def of_output(self, p: Position[Tensor], a: Tensor, b: Tensor) -> Tensor:
+        """At each position, the weight of the squared error of an output a x_0 + b eps."""
+
+
+class DataWeight(Weight):
+    """One that is of x_0's error, and so the same loss whatever is predicted."""
+
+    @abstractmethod
     def of_data(self, p: Position[Tensor]) -> Tensor:
         """w at each position, of the squared error of x_0."""
 
     def of_output(self, p: Position[Tensor], a: Tensor, b: Tensor) -> Tensor:
-        """The same, of the squared error of an output a x_0 + b eps."""
         return self.of_data(p) * (p.sigma / (a * p.sigma - b * p.alpha)) ** 2
 
 
@@ -35,15 +42,12 @@ class Weight(ABC):
 class Plain(Weight):
     """1 for the network's own output: DDPM's simple loss, and that of flow matching and of raw EDM networks."""
 
-    def of_data(self, p: Position[Tensor]) -> Tensor:
-        raise NotImplementedError("it depends on the prediction")
-
     def of_output(self, p: Position[Tensor], a: Tensor, b: Tensor) -> Tensor:
         return torch.ones_like(p.sigma)
 
 
 @dataclass(frozen=True)
-class SNR(Weight):
+class SNR(DataWeight):
     """(alpha / sigma)^2: an error of the noise counts alike everywhere."""
 
     def of_data(self, p: Position[Tensor]) -> Tensor:
@@ -51,7 +55,7 @@ class SNR(Weight):
 
 
 @dataclass(frozen=True)
-class MinSNR(Weight):
+class MinSNR(DataWeight):
     """min((alpha / sigma)^2, gamma) (Hang et al., 2303.09556)."""
 
     gamma: float = 5.0
@@ -64,7 +68,7 @@ class MinSNR(Weight):
 
 
 @dataclass(frozen=True)
-class EDM(Weight):
+class EDM(DataWeight):
     """(rho^2 + s^2) / (rho s)^2 with rho = sigma / alpha and s = sigma_data (Karras et al., 2206.00364, table 1)."""
 
     sigma_data: float = 0.5
@@ -77,7 +81,7 @@ class EDM(Weight):
 
 
 @dataclass(frozen=True)
-class Sigmoid(Weight):
+class Sigmoid(DataWeight):
     """sigmoid(bias - log SNR) of the noise's error, which is that times SNR of x_0's (Kingma and Gao, 2303.00848)."""
 
     bias: float = 0.0

@@ -98,7 +98,9 @@ def test_one_weight_is_one_loss_for_every_prediction(predicts, weight):
     model = ds.adapt(net, path, predicts, dtype=torch.float64)
     x0 = data(64, 3)
     loss, parts = training.objective(model, x0, seed=4, step=0, weight=weight)
-    w = weights.named(weight).of_data(path.at(parts.times))
+    weighing = weights.named(weight)
+    assert isinstance(weighing, training.DataWeight)
+    w = weighing.of_data(path.at(parts.times))
     torch.testing.assert_close(loss, w * (torch.tanh(parts.x) - x0).square().mean(1), rtol=1e-8, atol=1e-12)
 
 
