@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import peers
+from support import peers, tiny
 
 import diffsolve as ds
 from diffsolve import paths
@@ -381,16 +381,7 @@ def test_an_unconditional_pipeline(df, module):
 
 def test_a_guided_pipeline_with_a_learned_variance(df, module):
     """DiT's pipeline hands the scheduler a new tensor each time, cut out of a batch for both guidance halves."""
-    torch.manual_seed(0)
-    net = df.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, norm_num_groups=4, num_embeds_ada_norm=1000,
-    ).eval()  # fmt: skip
-    torch.nn.init.normal_(net.proj_out_2.weight, std=0.1)
-    vae = df.AutoencoderKL(
-        block_out_channels=(4,), latent_channels=4, norm_num_groups=2, down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-    ).eval()  # fmt: skip
+    net, vae = tiny.dit(df, 0), tiny.vae(df)
     images = []
     for mine in (False, True):
         scheduler = df.DPMSolverMultistepScheduler()

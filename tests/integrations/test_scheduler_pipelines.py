@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import tiny
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,13 +26,6 @@ def kind(df):
 
     torch.manual_seed(0)
     return Scheduler
-
-
-def vae(df, channels=4):
-    return df.AutoencoderKL(
-        block_out_channels=(8,), latent_channels=channels, norm_num_groups=2, down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-    ).eval()  # fmt: skip
 
 
 def conditional(df, in_channels=4):
@@ -131,13 +125,8 @@ def test_unconditional(df, kind, host, options, solver):
 
 
 def test_dit(df, kind):
-    torch.manual_seed(3)
-    net = df.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, norm_num_groups=4, num_embeds_ada_norm=1000,
-    ).eval()  # fmt: skip
-    torch.nn.init.normal_(net.proj_out_2.weight, std=0.1)
-    decoder = vae(df)
+    net = tiny.dit(df, 3)
+    decoder = tiny.vae(df)
 
     def call(pipe, g):
         return pipe([1, 7], guidance_scale=3.0, generator=g, num_inference_steps=8, output_type="np").images
