@@ -109,18 +109,18 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
     if prediction is not None:
         check_prediction("prediction", prediction)
     solver = options.get("solver", DEFAULT_SOLVER)
+    if state is not None:
+        required(isinstance(state, State), "state", state, "a ds.State", TypeError)
+        fresh = {name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
+        refuse("state", shape=problem.shape, **fresh)
     planned = {name: options.get(name) for name in ("steps", "nfe", "grid", "start", "stop")}
     if isinstance(solver, Tableau):
         refuse("a tableau as solver", **planned)
         tableau = solver
     else:
         answered = model if prediction is None else replace(model, predicts=prediction)
-        shape = problem.sizes if state is None else getattr(state, "y", torch.empty(0)).shape
+        shape = problem.sizes if state is None else state.y.shape
         tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale, shape=shape)
-    if state is not None:
-        required(isinstance(state, State), "state", state, "a ds.State", TypeError)
-        fresh = {name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
-        refuse("state", shape=problem.shape, **fresh)
     two_states = state is not None and state.call == 0 and state.s is not state.y
     program = bind(tableau, model, prediction, two_states=two_states)
     x = problem.state(float(tableau.times[0])) if state is None else state.y

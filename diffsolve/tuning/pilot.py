@@ -25,7 +25,7 @@ STARTS: tuple[tuple[str, str | None], ...] = (
     ("dpmpp-2m", "karras"),
     ("ab-3(variable='lambda')", "quadratic"),
 )
-"""(solver, grid): each led somewhere among the starts of docs/tuning.md; None is the solver's own grid."""
+"""(solver, grid), of different orders and spacings; None is the solver's own grid."""
 
 PILOT = 16
 """Noises of the pilot, of those to learn from."""
