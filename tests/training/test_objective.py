@@ -9,6 +9,7 @@ import torch
 
 import diffsolve as ds
 from diffsolve import training
+from diffsolve.paths import Position
 from diffsolve.tableau.frames import PREDICTIONS
 from diffsolve.training import laws, weights
 
@@ -205,3 +206,21 @@ def test_half_precision_data_has_a_loss_in_float32():
     assert loss.dtype == torch.float32
     one = training.objective(model, torch.ones(3), seed=0, step=0)[0]
     assert one.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("weight", "value"),
+    [
+        ("snr", 4.0),
+        ("min-snr(gamma=3)", 3.0),
+        ("min-snr(gamma=9)", 4.0),
+        ("edm(sigma_data=0.25)", (0.5**2 + 0.25**2) / (0.5 * 0.25) ** 2),
+        ("sigmoid(bias=-1)", 4.0 / (1 + math.exp(1 + math.log(4)))),
+    ],
+)
+def test_weights_are_those_of_their_papers(weight, value):
+    """Of x_0's error at alpha = .8, sigma = .4: rho = 1/2, SNR = 4."""
+    p = Position(*(torch.tensor([v], dtype=torch.float64) for v in (0.5, 0.8, 0.4, 0.0, 0.0)))
+    assert float(weights.named(weight).of_data(p)) == pytest.approx(value)
+    noise = weights.named(weight).of_output(p, torch.zeros(1), torch.ones(1))
+    assert float(noise) == pytest.approx(value / 4)  # an error of the noise is half of that of x_0 there
