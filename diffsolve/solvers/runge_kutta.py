@@ -66,7 +66,7 @@ class OneStep(Solver):
             w = self.spacing.v(g)
         inner = self._inner(draft, w)
         for i in range(draft.steps):
-            end = end_frame(frame, path, g[i], g[i + 1])
+            end = end_frame(frame, path, g[i], g[i + 1], called=i + 1 < draft.steps or 1 in self.c)
             if end is None and not np.isfinite(w[i : i + 2]).all():
                 end = frame
             if end is None and i + 1 == draft.steps and not call_last and self.calls > 1:

@@ -38,12 +38,16 @@ def first_order_frame(s: Position[float]) -> Frame:
     return FRAMES["denoised" if s.sigma > 0 else "noise"]
 
 
-def end_frame(frame: Frame, path: Path, s: Position[float], t: Position[float]) -> Frame | None:
+def end_frame(frame: Frame, path: Path, s: Position[float], t: Position[float], *, called: bool = True) -> Frame | None:
     """The frame of the one first-order call that replaces the method's step where `frame` is singular, else None.
 
     A step out of a regular point stays in an exponential frame, where the first-order step is that same formula.
+
+    Args:
+        called: whether the network will be called at t; if not, only sigma = 0 is singular there, and not its vicinity.
     """
-    if not singular(frame, path, s) and not singular(frame, path, t):
+    there = singular(frame, path, t) and (called or not 0 < t.sigma <= TINY * t.alpha)
+    if not singular(frame, path, s) and not there:
         return None
     if frame.name in ("denoised", "noise") and not singular(frame, path, s):
         return frame

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+import diffsolve as ds
 from diffsolve import paths
 from diffsolve.tableau.ends import CUT, end_frame, first_call, first_order_frame, last_call, may_call
 from diffsolve.tableau.frames import FRAMES
@@ -41,3 +42,11 @@ def test_which_call_stands_in():
             if frame:
                 with np.errstate(all="ignore"):
                     assert np.isfinite(frame.step(s, t)).all()
+
+
+def test_an_overshoot_next_to_the_data_is_no_end():
+    """From sigma = 80 to .002 an ancestral step overshoots to 5e-8 and is noised again: nothing is called there."""
+    made = ds.plan("edm", "dpm-2-ancestral", steps=2)
+    assert made.calls[:, 2] == pytest.approx([80.0, 0.002, 0.002], rel=1e-6)
+    heun = ds.solvers.named("heun(frame='noise')")(ds.paths.named("edm"), [1.0, 0.1, 1e-9])
+    assert heun.calls[:, 2].tolist() == [1.0, 0.1, 0.1]  # which would be called there
