@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from diffsolve.cli.options import (
+    LABELLED,
     Force,
     GridSpec,
     Label,
@@ -78,7 +79,9 @@ def sample(
     )
     seconds = time.perf_counter() - began
     rounds = {"parallel": f"{run.parallel.rounds} rounds in place of {tableau.nfe} calls"} if run.parallel else {}
-    write_whole(out, encoded(run.x.numpy(), out.suffix))
+    decode = getattr(net.net, "decode", None)  # of latents
+    images = run.x if decode is None else decode(run.x)
+    write_whole(out, encoded(images.numpy(), out.suffix))
     report(
         model=f"{model}, class {label}" if cond else model,
         solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
@@ -99,7 +102,9 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 250,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
     label: Label = "all",
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance, of the digits.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance, of models with classes.")
+    ] = None,
     exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
     out: Annotated[
         Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
@@ -122,7 +127,7 @@ def bench(
         if file is not None:
             check_out(file, suffix)
     net, name = ds.load(model), model.partition("(")[0].strip().lower()
-    if name != "digits" and guidance is not None:
+    if name not in LABELLED and guidance is not None:
         raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
     shape, cond = batch_of(model, label, 10)
     torch.set_num_threads(1)
@@ -130,7 +135,7 @@ def bench(
     table = metrics.sweep(
         net, shape[1:], reference=DATA[name](label), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
         batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, force=force,
-        progress=bar(progress),
+        progress=bar(progress), decode=getattr(net.net, "decode", None),
         **options,
     )  # fmt: skip
     typer.echo(table)

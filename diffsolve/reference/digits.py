@@ -221,7 +221,7 @@ class _Training:
         steps = self.config["steps"]
         rise, fall = min((self.step + 1) / WARMUP, 1.0), 0.5 * (1 + math.cos(math.pi * self.step / steps))
         self.optimizer.param_groups[0]["lr"] = self.config["lr"] * rise * fall
-        error = F.mse_loss(self.net(x, t, label), velocity)
+        error = F.mse_loss(self.net(x, t, label=label), velocity)
         self.optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
