@@ -92,7 +92,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:
         """Set shift and scale by the latents of these images."""
-        means = torch.cat([self.posterior(chunk)[0] for chunk in images.split(500)])
+        means = torch.cat([self.posterior(chunk)[0] for chunk in torch.split(images, 500)])
         self.shift.copy_(means.mean((0, 2, 3)))
         self.scale.copy_(means.std((0, 2, 3)))
 

@@ -2,7 +2,7 @@ r"""Networks of Fashion-MNIST: a flow, a noise prediction, an EDM network and a 
 
 One U-Net of half a million parameters, whose first level works at 14 x 14 by taking squares of 2 x 2 pixels as
 channels, with three paths and predictions, and a smaller one on 4 x 7 x 7 latents. `RECIPES` says how each was trained;
-`diffsolve.training.reference` runs a recipe.
+`diffsolve.training.fashion` runs a recipe.
 
 References:
     | Flow Matching for Generative Modeling (Lipman et al., 2022), https://arxiv.org/abs/2210.02747

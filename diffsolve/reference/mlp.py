@@ -52,7 +52,8 @@ class MLP(Conditioned):
         """
         h = self.inner(x.flatten(1))
         embedding = self.embed(t, s, label)
-        for modulate, norm, first, second in self.blocks:  # type: ignore[misc]
+        for block in self.blocks:
+            modulate, norm, first, second = block.children()
             scale, shift = modulate(embedding).chunk(2, 1)
             h = h + second(F.silu(first(norm(h) * (1 + scale) + shift)))
         out: Tensor = self.outer(h).view_as(x)

@@ -20,7 +20,7 @@ def idx(*sizes: int, content: bytes | None = None) -> bytes:
     return bytes((0, 0, 8, len(sizes))) + b"".join(size.to_bytes(4, "big") for size in sizes) + body
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two images to train on, gzipped, and one to test on, not."""
     for name, count in (("train", 2), ("t10k", 1)):

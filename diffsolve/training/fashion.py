@@ -17,13 +17,13 @@ from diffsolve.reference.autoencoder import Autoencoder, Latent
 from diffsolve.reference.data import fashion as fashion_data
 from diffsolve.training.fit import fit
 
-__all__ = ["train_fashion"]
+__all__ = ["train"]
 
 AUTOENCODER = {"steps": 2500, "batch": 32, "lr": 2e-3, "ema": 0.998}
 OBJECTIVES = (*fashion.RECIPES, "autoencoder")
 
 
-def train_fashion(
+def train(
     objective: str,
     out: str | Path,
     *,
@@ -35,28 +35,23 @@ def train_fashion(
     """Train a reference network of Fashion-MNIST on the CPU, in about half an hour of one core, and write its weights.
 
     Args:
-        objective: "flow", "noise", "edm", "latent", or "autoencoder", which "latent" needs.
+        objective: "flow", "noise", "edm", "latent" or "autoencoder".
         out: the file, in float16.
         seed: of the initial weights and of the training.
         folder: where the images are, as in `diffsolve.reference.data.fashion`.
-        autoencoder: for "latent", the file that was trained as "autoencoder".
+        autoencoder: for "latent", a file that was trained as "autoencoder"; by default the one in the package.
         options: of `ds.training.fit`, in place of the recipe's.
 
     Returns:
         The report of `fit`.
 
     Raises:
-        ValueError: if there is no such objective, or the autoencoder is missing or not of its network.
+        ValueError: if there is no such objective, or the autoencoder is not of its network or not of use.
         FileNotFoundError: if the data are not there.
     """
     required(objective in OBJECTIVES, "objective", objective, f"one of {', '.join(map(repr, OBJECTIVES))}")
-    needed = objective == "latent"
-    required(
-        (autoencoder is not None) == needed,
-        "autoencoder",
-        autoencoder,
-        "the file of a trained autoencoder" if needed else "None but for objective='latent'",
-    )
+    alone = autoencoder is None or objective == "latent"
+    required(alone, "autoencoder", autoencoder, "None but for objective='latent'")
     images, labels = fashion_data("train", folder)
     fixed: dict[str, Any] = {"seed": seed, "dtype": torch.float16}
     with torch.random.fork_rng(devices=[]):
@@ -67,10 +62,9 @@ def train_fashion(
         net = recipe.build()
     data = images
     if isinstance(net, Latent):
-        assert autoencoder is not None
-        _fill(net.autoencoder, Path(autoencoder), images)
+        _fill(net.autoencoder, autoencoder, images)
         with torch.no_grad():
-            data = torch.cat([net.encode(chunk) for chunk in images.split(500)])
+            data = torch.cat([net.encode(chunk) for chunk in torch.split(images, 500)])
     given = {
         "steps": recipe.steps, "batch": recipe.batch, "lr": recipe.lr, "ema": recipe.ema,
         "objective": {**recipe.objective, **fashion.LABELS},
@@ -85,8 +79,11 @@ def _train_autoencoder(images: Tensor, out: str | Path, options: dict[str, Any])
     return fit(model, images, out, objective=autoencoders.loss, **options)
 
 
-def _fill(net: Autoencoder, file: Path, images: Tensor) -> None:
+def _fill(net: Autoencoder, file: str | Path | None, images: Tensor) -> None:
     """Load the weights, and measure the size of the latents."""
+    if file is None:
+        net.load_state_dict(fashion.load("latent").net.autoencoder.state_dict())  # type: ignore[attr-defined]
+        return
     weights, _ = read_tensors(file, fashion.KEY)
     match(file, weights, net.state_dict())
     net.load_state_dict({name: value.float() for name, value in weights.items()})
