@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,17 @@ class Power(Average):
     @property
     def gamma(self) -> float:
         """The positive root of sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
-        # (g + 2)^2 (g + 3) = (g + 1) / sigma^2
-        inverse = self.length**-2
-        return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+        return _gamma(self.length)
 
     def decay(self, t: int) -> float:
         return float((1 - 1 / t) ** (self.gamma + 1))
+
+
+@cache
+def _gamma(length: float) -> float:
+    # (g + 2)^2 (g + 3) = (g + 1) / length^2
+    inverse = length**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def named(ema: float | Average) -> Average:

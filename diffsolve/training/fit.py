@@ -5,87 +5,31 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from typing_extensions import Unpack
 
-from diffsolve.common.checks import instance, integer, mapping, number, required
-from diffsolve.common.files import dumps, in_folder, parsed, write_tensors
-from diffsolve.common.fingerprint import describe
+from diffsolve.common.checks import instance, integer, number
+from diffsolve.common.files import in_folder
 from diffsolve.common.locks import exclusive
+from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.common.records import Records
 from diffsolve.models import Model
-from diffsolve.training import average, checkpoint
-from diffsolve.training import schedule as schedules
-from diffsolve.training.average import Average
-from diffsolve.training.data import UPDATE, Batch, Own, Source, source, word
-from diffsolve.training.distributed import whole
-from diffsolve.training.objective import objective as regression
-from diffsolve.training.schedule import Schedule
+from diffsolve.training.data import Own, Source, source
+from diffsolve.training.distributed import world
+from diffsolve.training.options import DEFAULTS, FitOptions, Settings
+from diffsolve.training.trainer import Keeper, Trainer
 
-__all__ = ["Look", "Loss", "fit"]
-
-Loss = Callable[..., tuple[Tensor, Any]]
-"""loss(model, x0, *, cond, seed, step, index) -> (the loss of each sample (B,), anything)."""
-Look = Callable[[Model, int], None]
-"""look(model with the averaged weights, step)."""
-RECORDS = 200
-"""Records of a training in its log, roughly."""
-WINDOW = 100
-"""Updates over which the reported loss is averaged."""
+__all__ = ["fit"]
 
 
-@dataclass
-class Settings:
-    """How `fit` trains; its arguments, checked."""
-
-    steps: int
-    batch: int
-    lr: float
-    seed: int
-    ema: Average
-    schedule: Schedule
-    loss: Loss
-    optimizer: Callable[..., torch.optim.Optimizer]
-    clip: float | None
-    accumulate: int
-    autocast: torch.dtype | None
-    config: dict[str, Any] = field(default_factory=dict)
-    """What a checkpoint, a log and the weights' note must agree on, as JSON values."""
-
-
-def fit(
-    model: Model,
-    data: Any,
-    out: str | os.PathLike[str],
-    *,
-    steps: int = 20_000,
-    batch: int = 128,
-    lr: float = 2e-3,
-    seed: int = 0,
-    objective: Mapping[str, Any] | Loss | None = None,
-    ema: float | Average = 0.999,
-    schedule: str | Schedule = "cosine",
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
-    clip: float | None = 1.0,
-    accumulate: int = 1,
-    autocast: torch.dtype | None = None,
-    workers: int = 0,
-    dtype: torch.dtype | None = None,
-    note: Mapping[str, Any] | None = None,
-    log: str | os.PathLike[str] | None = None,
-    look: Look | None = None,
-    minutes: float | None = None,
-    checkpoint_every: float = 30.0,
-    resume: bool = True,
-    progress: bool = False,
-) -> dict[str, Any]:
+@shows(FitOptions, **DEFAULTS)
+def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[FitOptions]) -> dict[str, Any]:
     """Train the network of a model and write its averaged weights to a file.
 
         model = ds.adapt(net, "condot", "velocity")
@@ -114,6 +58,10 @@ def fit(
         clip: the largest norm of the gradient; a longer one is shortened. None for no bound.
         accumulate: parts of a batch that are computed one after the other, for memory.
         autocast: torch.bfloat16 for `torch.autocast` around the loss.
+        parallel: with several ranks (under `torchrun`, or in a group of `torch.distributed`), what makes the network
+            one of all ranks: DDP, a `functools.partial` of it, or a function that calls `fully_shard` (FSDP2) on the
+            network and its blocks and returns it. Each rank computes an equal part of the batch; without dropout the
+            weights are those of one rank, to rounding. The first rank writes; all see its files.
         workers: processes that read a Dataset or folder.
         dtype: of the written weights, such as torch.float16; by default as they are.
         note: JSON values to be kept with the weights.
@@ -133,157 +81,55 @@ def fit(
         IsADirectoryError: if `out` is a folder.
         BlockingIOError: while another run has the checkpoint.
         FloatingPointError: if the loss is not finite.
+        ConnectionError: if another rank ended or does not answer.
     """
+    refuse_unknown("fit", options, FitOptions)
+    given: dict[str, Any] = {**dict.fromkeys(FitOptions.__annotations__), **DEFAULTS, **options}
     net = _network(model)
-    loss = objective if callable(objective) else partial(regression, **mapping("objective", objective))
-    settings = Settings(
-        integer("steps", steps, 1),
-        integer("batch", batch, 1),
-        number("lr", lr, above=0),
-        integer("seed", seed, 0, 2**64 - 1),
-        average.named(ema),
-        schedules.named(schedule),
-        loss,
-        optimizer,
-        None if clip is None else number("clip", clip, above=0),
-        integer("accumulate", accumulate, 1),
-        autocast,
-    )
-    required(batch % accumulate == 0, "accumulate", accumulate, f"a divisor of the batch, {batch}")
-    number("checkpoint_every", checkpoint_every, low=0)
+    file, saved = _files(out)
+    settings = Settings.of(given)
+    reader = source(data, settings.batch, settings.seed, integer("workers", given["workers"], 0))
+    settings = settings.about(model, reader)
+    minutes = given["minutes"]
     deadline = math.inf if minutes is None else time.monotonic() + 60 * number("minutes", minutes, above=0)
-    file = _file(out)
-    reader = source(data, batch, seed, integer("workers", workers, 0))
-    settings.config = _config(model, settings, reader, objective)
+    every = number("checkpoint_every", given["checkpoint_every"], low=0)
     devices = [model.device] if model.device.type == "cuda" else []
-    saved = file.with_name(f"{file.name}.checkpoint")
-    with exclusive(saved), torch.random.fork_rng(devices), _log(log, settings.config, not resume) as records:
-        training = Training(model, net, settings)
-        if resume and saved.exists():
-            training.load(saved)
-        keep = _Keeper(training, saved, checkpoint_every, deadline)
-        with _bar(progress, steps, training.step) as bar:
-            for part in reader.batches(training.step, steps, slice(0, batch)):
-                training.update(part.parts(accumulate))
-                bar.set_postfix(loss=f"{training.loss:.4f}", refresh=False)
+    with world(model.device) as ranks, ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(exclusive(saved)))
+        records = ranks.once(lambda: stack.enter_context(_log(given["log"], settings.config, not given["resume"])))
+        stack.enter_context(torch.random.fork_rng(devices))
+        trainer = Trainer(model, net, settings, ranks)
+        if ranks.shared(given["resume"] and saved.exists()):
+            trainer.load(saved)
+        _train(trainer, Keeper(trainer, saved, every, deadline), reader, records, given)
+        finished = trainer.step == settings.steps
+        if finished:
+            note = {**(given["note"] or {}), **settings.config, "loss": trainer.loss}
+            trainer.finish(file, given["dtype"], note)
+            ranks.once(lambda: saved.unlink(missing_ok=True))
+    report = {"out": str(out), "finished": finished, "steps": trainer.step, "loss": trainer.loss}
+    return {**report, "seconds": trainer.seconds, "parameters": sum(p.numel() for p in net.parameters())}
+
+
+def _train(
+    trainer: Trainer, keeper: Keeper, reader: Source | Own, records: Records | None, given: Mapping[str, Any]
+) -> None:
+    """The updates that are left, or as many as there is time for."""
+    steps, ranks = trainer.settings.steps, trainer.ranks
+    batches = reader.batches(trainer.step, steps, ranks.part(trainer.settings.batch))
+    with _bar(given["progress"] and ranks.first, steps, trainer.step) as bar:
+        try:
+            for batch in batches:
+                due, paused = trainer.update(batch, *keeper.due())
+                bar.set_postfix(loss=f"{trainer.loss:.4f}", refresh=False)
                 bar.update()
-                training.report(records, look)
-                if keep.paused():
-                    break
-        if training.step == steps:
-            training.finish(file, dtype, {**(note or {}), **settings.config, "loss": training.loss})
-            saved.unlink(missing_ok=True)
-    done = {"finished": training.step == steps, "steps": training.step, "loss": training.loss}
-    parameters = sum(p.numel() for p in net.parameters())
-    return {"out": str(out), **done, "seconds": training.seconds, "parameters": parameters}
-
-
-class Training:
-    """The state of a training: the network, its optimizer, its average, and how far it is."""
-
-    def __init__(self, model: Model, net: nn.Module, settings: Settings) -> None:
-        self.model, self.net, self.settings = model, net.train(), settings
-        self.average = average.averaged(net, settings.ema)
-        trained = [p for p in net.parameters() if p.requires_grad]
-        required(bool(trained), "model.net", net, "a module with parameters that require a gradient")
-        self.optimizer = settings.optimizer(trained, lr=settings.lr)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.step, self.loss, self.norm, self._began = 0, 0.0, 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time spent so far, including earlier calls."""
-        return time.monotonic() - self._began
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds the tensors of, beside the optimizer's."""
-        return {"weights": self.net, "average": self.average}
-
-    def load(self, file: Path) -> None:
-        """Go on from a checkpoint."""
-        self.step, self.loss, seconds = checkpoint.load(file, self.modules, self.optimizer, self.settings.config)
-        self._began = time.monotonic() - seconds
-
-    def save(self, file: Path) -> None:
-        """Write the checkpoint."""
-        tensors = checkpoint.state_of(self.modules, self.optimizer)
-        note = {"config": self.settings.config, "done": self.step, "loss": self.loss, "seconds": self.seconds}
-        checkpoint.save(file, tensors, self.optimizer, note)
-
-    def update(self, batches: list[Batch]) -> None:
-        """One step of the optimizer, on the parts of a batch.
-
-        Raises:
-            FloatingPointError: if the loss is not finite.
-        """
-        how = self.settings
-        torch.manual_seed(word(how.seed, UPDATE, self.step))  # of the dropout, and whatever else the network draws
-        factor = how.schedule(self.step, how.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.zero_grad()
-        value = sum(self._backward(part.to(self.model.device), 1 / len(batches)) for part in batches)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if how.clip is None else how.clip))
-        self.step += 1
-        if not (math.isfinite(value) and math.isfinite(self.norm)):
-            what = f"the loss became {value} and the norm of its gradient {self.norm}"
-            raise FloatingPointError(f"{what} at step {self.step} of {how.steps}: lower lr")
-        self.optimizer.step()
-        self.average.update_parameters(self.net)
-        self.loss += (value - self.loss) / min(self.step, WINDOW)
-
-    def _backward(self, part: Batch, share: float) -> float:
-        """The loss of a part of the batch, whose gradient is added to that of the others."""
-        how = self.settings
-        with _autocast(self.model.device, how.autocast):
-            losses, _ = how.loss(self.model, part.x0, cond=part.cond, seed=how.seed, step=self.step, index=part.index)
-        loss = losses.mean() * share
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
-
-    def report(self, records: Records | None, look: Look | None) -> None:
-        """Add to the log and call `look`, if it is time; a resumed run leaves the records that are there."""
-        gap = max(1, self.settings.steps // RECORDS)
-        if self.step % gap and self.step != self.settings.steps:
-            return
-        if records is not None and self.step not in records.found:
-            rate = self.optimizer.param_groups[0]["lr"]
-            records.append(
-                {"step": self.step, "loss": self.loss, "lr": rate, "norm": self.norm, "seconds": self.seconds}
-            )
-        if look is not None:
-            look(replace(self.model, net=self.average.module.eval()), self.step)
-
-    def finish(self, file: Path, dtype: torch.dtype | None, note: Mapping[str, Any]) -> None:
-        """Put the averaged weights into the network, and into the file."""
-        self.net.load_state_dict(self.average.module.state_dict())
-        self.net.eval()
-        weights = {name: whole(tensor) for name, tensor in self.net.state_dict().items()}
-        if dtype is not None:
-            weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
-        write_tensors(file, weights, checkpoint.KEY, note)
-
-
-@dataclass
-class _Keeper:
-    """When a checkpoint is written."""
-
-    training: Training
-    file: Path
-    every: float
-    deadline: float
-    last: float = field(default_factory=time.monotonic)
-
-    def paused(self) -> bool:
-        """Whether the time is up. Writes the checkpoint then, and where one is due."""
-        now = time.monotonic()
-        due, paused = now - self.last >= self.every, now > self.deadline
-        if (due or paused) and self.training.step < self.training.settings.steps:
-            self.training.save(self.file)
-            self.last = time.monotonic()
-        return paused
+                trainer.report(records, given["look"])
+                keeper.keep(due, paused)
+                if paused:
+                    return
+        except ConnectionError:
+            trainer.rescue(keeper.file)
+            raise
 
 
 def _network(model: Model) -> nn.Module:
@@ -291,23 +137,12 @@ def _network(model: Model) -> nn.Module:
     return instance("model.net", model.net, nn.Module, "a torch module, which has parameters")
 
 
-def _file(out: str | os.PathLike[str]) -> Path:
+def _files(out: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The file of weights and its checkpoint."""
     if Path(out).is_dir():
         raise IsADirectoryError(f"out must be a file, got the folder {os.fspath(out)!r}")
-    return in_folder(out, "out")
-
-
-def _config(
-    model: Model, how: Settings, reader: Source | Own, objective: Mapping[str, Any] | Loss | None
-) -> dict[str, Any]:
-    config = {
-        "steps": how.steps, "batch": how.batch, "lr": how.lr, "seed": how.seed,
-        "ema": describe(how.ema), "schedule": describe(how.schedule), "clip": how.clip, "accumulate": how.accumulate,
-        "optimizer": describe(how.optimizer), "autocast": describe(how.autocast),
-        "objective": describe(objective or {}), "path": str(model.path), "predicts": model.predicts,
-        "data": describe(reader),
-    }  # fmt: skip
-    return parsed(dumps(config))  # as they are read from a file
+    file = in_folder(out, "out")
+    return file, file.with_name(f"{file.name}.checkpoint")
 
 
 @contextmanager
@@ -317,10 +152,6 @@ def _log(log: str | os.PathLike[str] | None, config: Mapping[str, Any], anew: bo
         return
     with Records(log, config, key=lambda entry: entry["step"], force=anew) as records:
         yield records
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _bar(progress: bool, total: int, initial: int) -> Any:
