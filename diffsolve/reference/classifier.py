@@ -5,7 +5,7 @@ The counterpart of Inception's pooled features for natural images: the last hidd
 | data | trained on | held out | accuracy on those held out |
 |---|---|---|---|
 | digits | 1347 of scikit-learn's 1797 | 450 | 97 % |
-| fashion | 60 000 | the 10 000 of the test part | 92 % |
+| fashion | 60 000 | the 10 000 of the test part | 91.2 % |
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from diffsolve.reference.digits import load_data
 __all__ = ["Classifier", "load", "split", "train"]
 
 HELD_OUT = 450  # digits
+PENALTY = 1e-3  # of the squared weights of a layer that is fitted anew
 Labelled = tuple[Tensor, Tensor]  # images and labels
 
 
@@ -117,8 +118,9 @@ def train(
 ) -> Classifier:
     """Train a classifier on the CPU and write its weights, in float16, to the safetensors file `out`.
 
-    The digits take seconds; Fashion-MNIST, with steps=3000, six minutes of one core. The images are shifted by up to
-    one pixel and slightly noised, so that the features are smooth.
+    The digits take seconds; Fashion-MNIST, with steps=2500, five minutes of one core. The images are shifted by up to
+    one pixel and slightly noised, so that the features are smooth. Of Fashion-MNIST the last layer is then fitted anew
+    to the images as they are, which leaves the features alone.
     """
     _check(data)
     torch.manual_seed(seed)
@@ -137,8 +139,25 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    if data == "fashion":
+        fit_last(net, images, labels)
     write_tensors(out, {name: value.half() for name, value in net.state_dict().items()})
     return load(out, data=data)
+
+
+def fit_last(net: Classifier, images: Tensor, labels: Tensor) -> None:
+    """Logistic regression of the labels on the features, with a small penalty, by L-BFGS."""
+    with torch.no_grad():
+        features = torch.cat([net(chunk) for chunk in torch.split(images, 500)])
+    optimizer = torch.optim.LBFGS(net.last.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(net.last(features), labels) + PENALTY * net.last.weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
 
 
 def _check(data: str) -> None:
