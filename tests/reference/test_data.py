@@ -8,29 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.idx import clothes, idx
 
 from diffsolve.reference import data
-
-NAMES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-
-
-def idx(*sizes: int, content: bytes | None = None) -> bytes:
-    """An idx file of unsigned bytes 0, 1, 2, .."""
-    body = bytes(i % 256 for i in range(math.prod(sizes))) if content is None else content
-    return bytes((0, 0, 8, len(sizes))) + b"".join(size.to_bytes(4, "big") for size in sizes) + body
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images to train on, gzipped, and one to test on, not."""
-    for name, count in (("train", 2), ("t10k", 1)):
-        for kind, sizes in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
-            raw, file = idx(*sizes), tmp_path / f"{name}-{kind}-ubyte"
-            if name == "train":
-                file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(raw))
-            else:
-                file.write_bytes(raw)
-    return tmp_path
+    return clothes(tmp_path)
 
 
 @pytest.mark.parametrize(("part", "count"), [("train", 2), ("test", 1)])
