@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from diffsolve.common.checks import instance, integer, required
+from diffsolve.common.checks import instance, required
 from diffsolve.common.fingerprint import describe
+from diffsolve.training.images import Images
 
-__all__ = ["Batch", "Images", "Own", "Source", "Tensors", "source", "word"]
+__all__ = ["Batch", "Reader", "Tensors", "TwoSided", "source", "word"]
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 UPDATE, SAMPLE, EPOCH, OWN = range(4)
 """What torch's generator is seeded for: the second number of the key of `word`."""
 KINDS = (
     "a tensor x0, a pair (x0, {name: values}), a torch Dataset of x, (x, label) or (x, {name: value}), a folder of "
-    "images, or an iterable of batches"
+    "images, a distribution of torch, or an iterable of batches"
 )
 
 
@@ -38,11 +38,14 @@ class Batch:
     """Conditions of the network, a row per sample."""
     index: int
     """The number of the first sample within the batch of the update."""
+    noise: Tensor | None = None
+    """(B, ...), the other end of each pair, if it is given."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         cond = {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in self.cond.items()}
-        return Batch(self.x0.to(device, non_blocking=True), cond, self.index)
+        noise = None if self.noise is None else self.noise.to(device, non_blocking=True)
+        return Batch(self.x0.to(device, non_blocking=True), cond, self.index, noise)
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in parts of one size.
@@ -57,6 +60,7 @@ class Batch:
                 self.x0[i : i + size],
                 {name: v[i : i + size] if is_per_sample(v, rows) else v for name, v in self.cond.items()},
                 self.index + i,
+                None if self.noise is None else self.noise[i : i + size],
             )
             for i in range(0, rows, size)
         ]
@@ -96,61 +100,6 @@ class Tensors(Dataset[Any]):
         return describe([self.x0, self.cond])
 
 
-class Images(Dataset[Any]):
-    """The images of a folder, in [-1, 1] as float32 (C, H, W); its subfolders, by the order of names, are classes.
-
-    Args:
-        folder: looked through with all that is in it.
-        size: side in pixels, to which the largest middle square is scaled; None for images that agree in size.
-
-    Raises:
-        NotADirectoryError: if there is no such folder.
-        ValueError: if it has no images.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], size: int | None = None) -> None:
-        self.folder, self.size = Path(folder), None if size is None else integer("size", size, 1)
-        if not self.folder.is_dir():
-            raise NotADirectoryError(f"data must be a folder of images, got {os.fspath(folder)!r}, which is no folder")
-        found = sorted(file for file in self.folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
-        required(bool(found), "data", os.fspath(folder), f"a folder with images ({', '.join(EXTENSIONS)})")
-        self.files = [file.relative_to(self.folder) for file in found]
-        self.classes = sorted({file.parts[0] for file in self.files if len(file.parts) > 1})
-        with _opened(found[0]) as image:
-            self.mode, self.first = ("L" if image.mode in ("1", "L") else "RGB"), image.size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> Any:
-        file = self.files[i]
-        with _opened(self.folder / file) as image:
-            picture = image.convert(self.mode)
-        if self.size is not None:
-            side, (w, h) = min(picture.size), picture.size
-            box = ((w - side) // 2, (h - side) // 2, (w + side) // 2, (h + side) // 2)
-            picture = picture.resize((self.size, self.size), box=box)
-        elif picture.size != self.first:
-            raise ValueError(
-                f"images must be of one size, got {self.first} and {picture.size} of {str(file)!r}: give "
-                "ds.training.Images(folder, size=..)"
-            )
-        pixels = torch.from_numpy(np.array(picture)).float().div(127.5).sub(1)
-        x = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
-        return (x, self.classes.index(file.parts[0])) if len(file.parts) > 1 else x
-
-    def __fingerprint__(self) -> Any:
-        return ["images", len(self), self.size, self.mode, self.classes]
-
-
-def _opened(file: Path) -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("images are read by pillow: pip install 'diffsolve[cli]'") from error
-    return Image.open(file)
-
-
 class Source:
     """Batches of a `Dataset`, whose order depends on the seed and the update alone.
 
@@ -159,8 +108,8 @@ class Source:
     on (seed, n), with any number of workers.
     """
 
-    def __init__(self, dataset: Dataset[Any], batch: int, seed: int, workers: int = 0) -> None:
-        self.dataset, self.batch, self.seed, self.workers = dataset, batch, seed, workers
+    def __init__(self, dataset: Dataset[Any], batch: int, key: Sequence[int], workers: int = 0) -> None:
+        self.dataset, self.batch, self.key, self.workers = dataset, batch, key, workers
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def batches(self, step: int, steps: int, part: slice) -> Iterator[Batch]:
@@ -168,12 +117,12 @@ class Source:
         numbers = ([(n, self.place(n)) for n in self.numbers(k, part)] for k in range(step, steps))
         if isinstance(self.dataset, Tensors):
             for some in numbers:
-                yield Batch(*self.dataset.taken([i for _, i in some]), part.start)
+                yield batch_of(self.dataset.taken([i for _, i in some]), part.start)
             return
-        keyed = _Keyed(self.dataset, self.seed)
+        keyed = _Keyed(self.dataset, self.key)
         loader: DataLoader[Any] = DataLoader(keyed, batch_sampler=_Listed(numbers), num_workers=self.workers)
         for items in loader:
-            yield Batch(*split(items), part.start)
+            yield batch_of(items, part.start)
 
     def numbers(self, step: int, part: slice) -> range:
         """The running numbers of the samples of an update."""
@@ -183,7 +132,7 @@ class Source:
         """Where in the data the n-th sample of the training is."""
         epoch, i = divmod(n, len(self.dataset))  # type: ignore[arg-type]  # which has a length: see `source`
         if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
+            self._order = np.random.default_rng([*self.key, epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
             self._epoch = epoch
         return int(self._order[i])
 
@@ -195,12 +144,12 @@ class Source:
 class _Keyed(Dataset[Any]):
     """A data set whose random draws are keyed by the number of the sample in the training."""
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset[Any], key: Sequence[int]) -> None:
+        self.dataset, self.key = dataset, key
 
     def __getitem__(self, where: tuple[int, int]) -> Any:
         n, i = where
-        torch.default_generator.manual_seed(word(self.seed, SAMPLE, n))
+        torch.default_generator.manual_seed(word(*self.key, SAMPLE, n))
         return self.dataset[i]
 
 
@@ -217,8 +166,8 @@ class _Listed:
 class Own:
     """The user's batches, in their order, from the beginning again when they end; each rank has its own."""
 
-    def __init__(self, loader: Iterable[Any], seed: int) -> None:
-        self.loader, self.seed = loader, seed
+    def __init__(self, loader: Iterable[Any], key: Sequence[int]) -> None:
+        self.loader, self.key = loader, key
 
     def batches(self, step: int, steps: int, part: slice) -> Iterator[Batch]:
         """A batch for each update; those before `step` are drawn and dropped."""
@@ -228,14 +177,14 @@ class Own:
         epoch = 0
         while True:
             # A DataLoader that shuffles draws its order from torch's generator, one for ranks asks for the epoch.
-            torch.default_generator.manual_seed(word(self.seed, EPOCH, epoch))
+            torch.default_generator.manual_seed(word(*self.key, EPOCH, epoch))
             sampler: Any = getattr(self.loader, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
             empty = True
-            for items in _keyed(self.loader, self.seed, epoch):
-                x0, cond = split(items)
-                yield Batch(x0, cond, part.start // (part.stop - part.start) * len(x0))
+            for items in _keyed(self.loader, self.key, epoch):
+                batch = batch_of(items)
+                yield replace(batch, index=part.start // (part.stop - part.start) * len(batch.x0))
                 empty = False
             required(not empty, "data", self.loader, "batches that can be iterated again and again, and at least one")
             epoch += 1
@@ -244,11 +193,11 @@ class Own:
         return type(self.loader).__name__
 
 
-def _keyed(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
+def _keyed(loader: Iterable[Any], key: Sequence[int], epoch: int) -> Iterator[Any]:
     """The batches of an epoch, each drawn with a state of torch's generator of its own, updates in between or not."""
     batches, count = iter(loader), 0
     while True:
-        torch.default_generator.manual_seed(word(seed, OWN, epoch, count))
+        torch.default_generator.manual_seed(word(*key, OWN, epoch, count))
         try:
             items = next(batches)
         except StopIteration:
@@ -257,36 +206,79 @@ def _keyed(loader: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
         count += 1
 
 
-def source(data: Any, batch: int, seed: int, workers: int = 0) -> Source | Own:
-    """The batches of what the user gave as data.
+class Drawn:
+    """Samples of a distribution, drawn for each update by (seed, step)."""
+
+    def __init__(self, law: Distribution, batch: int, key: Sequence[int]) -> None:
+        self.law, self.batch, self.key = law, batch, key
+
+    def batches(self, step: int, steps: int, part: slice) -> Iterator[Batch]:
+        """The part of the batch of each update from `step` to `steps`."""
+        for k in range(step, steps):
+            torch.default_generator.manual_seed(word(*self.key, SAMPLE, k))
+            yield Batch(self.law.sample((self.batch,))[part], {}, part.start)
+
+    def __fingerprint__(self) -> Any:
+        return repr(self.law)
+
+
+class TwoSided:
+    """Data with another source's samples as their noise."""
+
+    def __init__(self, data: Reader, noise: Reader) -> None:
+        self.data, self.noise = data, noise
+
+    def batches(self, step: int, steps: int, part: slice) -> Iterator[Batch]:
+        """The part of the batch of each update from `step` to `steps`."""
+        for batch, other in zip(*(end.batches(step, steps, part) for end in (self.data, self.noise)), strict=True):
+            yield replace(batch, noise=other.x0)
+
+    def __fingerprint__(self) -> Any:
+        return {"data": describe(self.data), "noise": describe(self.noise)}
+
+
+Reader = Source | Own | Drawn | TwoSided
+
+
+def source(data: Any, batch: int, key: Sequence[int], workers: int = 0, name: str = "data") -> Reader:
+    """The batches of what the user gave as data, in an order that is a function of the key.
 
     Raises:
         TypeError: if it is nothing of what is accepted.
     """
     if isinstance(data, Tensor):
-        return Source(Tensors(data), batch, seed, workers)
+        return Source(Tensors(data), batch, key, workers)
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        instance("data[1]", data[1], Mapping, "a mapping of conditions, {'label': labels}")
-        return Source(Tensors(*data), batch, seed, workers)
+        instance(f"{name}[1]", data[1], Mapping, "a mapping of conditions, {'label': labels}")
+        return Source(Tensors(*data), batch, key, workers)
     if isinstance(data, str | os.PathLike):
-        return Source(Images(data), batch, seed, workers)
+        return Source(Images(data), batch, key, workers)
+    if isinstance(data, Distribution):
+        return Drawn(data, batch, key)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        required(hasattr(data, "__len__"), "data", data, "a Dataset that has a length", TypeError)
-        required(len(data) > 0, "data", data, "a Dataset with at least one sample")  # type: ignore[arg-type]
-        return Source(data, batch, seed, workers)
+        required(hasattr(data, "__len__"), name, data, "a Dataset that has a length", TypeError)
+        required(len(data) > 0, name, data, "a Dataset with at least one sample")  # type: ignore[arg-type]
+        return Source(data, batch, key, workers)
     loaded = isinstance(data, Iterable) and not isinstance(data, Iterator | Mapping | list | tuple)
-    required(loaded, "data", data, KINDS, TypeError)
-    return Own(DataLoader(data, batch) if isinstance(data, IterableDataset) else data, seed)
+    required(loaded, name, data, KINDS, TypeError)
+    return Own(DataLoader(data, batch) if isinstance(data, IterableDataset) else data, key)
 
 
-def split(items: Any) -> tuple[Tensor, dict[str, Any]]:
-    """(x0, conditions) of a batch: of x, (x,), (x, label) or (x, {name: values})."""
+def batch_of(items: Any, index: int = 0) -> Batch:
+    """The batch of what a loader gives: x, (x,), (x, label) or (x, {name: values}), of which "noise" is the other end.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
     parts = tuple(items) if isinstance(items, tuple | list) else (items,)
     accepted = "x, (x, label) or (x, {name: values}) with a tensor x"
     required(1 <= len(parts) <= 2 and isinstance(parts[0], Tensor), "a batch of data", items, accepted, TypeError)
-    if len(parts) == 1:
-        return parts[0], {}
-    return parts[0], dict(parts[1]) if isinstance(parts[1], Mapping) else {"label": parts[1]}
+    cond = (
+        dict(parts[1])
+        if len(parts) == 2 and isinstance(parts[1], Mapping)
+        else dict(zip(["label"], parts[1:], strict=False))
+    )
+    return Batch(parts[0], {name: v for name, v in cond.items() if name != "noise"}, index, cond.get("noise"))
 
 
 def word(*key: int) -> int:

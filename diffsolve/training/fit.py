@@ -20,7 +20,7 @@ from diffsolve.common.locks import exclusive
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.common.records import Records
 from diffsolve.models import Model
-from diffsolve.training.data import Own, Source, source
+from diffsolve.training.data import Reader, TwoSided, source
 from diffsolve.training.distributed import world
 from diffsolve.training.options import DEFAULTS, FitOptions, Settings
 from diffsolve.training.trainer import Keeper, Trainer
@@ -44,12 +44,15 @@ def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[
         model: of `ds.adapt`, whose network is a module; its parameters that require a gradient are trained.
         data: a tensor x0 (N, ...); a pair (x0, {"label": labels}) of tensors; a torch `Dataset` of x, (x, label) or
             (x, {name: value}); a folder of images, whose subfolders are the classes (`ds.training.Images`); or an
-            iterable of batches of these, such as a `DataLoader`, whose batches are taken as they come.
+            iterable of batches of these, such as a `DataLoader`, whose batches are taken as they come; or a
+            `torch.distributions.Distribution`.
+            An entry {"noise": ..} of a mapping is the other end of the pair (`ds.training.reflow`), not a condition.
         out: the safetensors file, written as a whole once the training has finished; names as in `net.state_dict()`.
         steps: number of updates in all.
         batch: samples of an update.
         lr: the highest learning rate.
         seed: of everything random here, in [0, 2**64). The initial weights are the caller's.
+        noise: the other end in place of normals, of the size that sigma multiplies: data of any of these kinds.
         objective: options of `ds.training.objective`, {"times": "logit-normal", "drop": 0.1, "uncond": {"label": 10}};
             or any loss(model, x0, *, cond, seed, step, index) -> (loss of each sample (B,), anything).
         ema: the decay of the weights' average per update, or an `Average` such as `ds.training.Power(length=0.1)`.
@@ -88,7 +91,7 @@ def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[
     net = _network(model)
     file, saved = _files(out)
     settings = Settings.of(given)
-    reader = source(data, settings.batch, settings.seed, integer("workers", given["workers"], 0))
+    reader = _reader(data, given["noise"], settings, integer("workers", given["workers"], 0))
     settings = settings.about(model, reader)
     minutes = given["minutes"]
     deadline = math.inf if minutes is None else time.monotonic() + 60 * number("minutes", minutes, above=0)
@@ -111,9 +114,7 @@ def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[
     return {**report, "seconds": trainer.seconds, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def _train(
-    trainer: Trainer, keeper: Keeper, reader: Source | Own, records: Records | None, given: Mapping[str, Any]
-) -> None:
+def _train(trainer: Trainer, keeper: Keeper, reader: Reader, records: Records | None, given: Mapping[str, Any]) -> None:
     """The updates that are left, or as many as there is time for."""
     steps, ranks = trainer.settings.steps, trainer.ranks
     batches = reader.batches(trainer.step, steps, ranks.part(trainer.settings.batch))
@@ -130,6 +131,11 @@ def _train(
         except ConnectionError:
             trainer.rescue(keeper.file)
             raise
+
+
+def _reader(data: Any, noise: Any, how: Settings, workers: int) -> Reader:
+    reader = source(data, how.batch, (how.seed,), workers)
+    return reader if noise is None else TwoSided(reader, source(noise, how.batch, (how.seed, 1), workers, "noise"))
 
 
 def _network(model: Model) -> nn.Module:

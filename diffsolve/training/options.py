@@ -37,6 +37,7 @@ class FitOptions(TypedDict, total=False):
     batch: int
     lr: float
     seed: int
+    noise: Any
     objective: Mapping[str, Any] | Loss | None
     ema: float | Average
     schedule: str | Schedule

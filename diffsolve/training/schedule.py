@@ -22,7 +22,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """min((step + 1) / warmup, 1)."""
+    """min((step + 1) / warmup, 1), with a warm-up of at most a tenth of the training."""
 
     warmup: int = 200
 
@@ -30,7 +30,7 @@ class Constant(Schedule):
         integer("warmup", self.warmup, 0)
 
     def __call__(self, step: int, steps: int) -> float:
-        return min((step + 1) / max(self.warmup, 1), 1.0)
+        return min((step + 1) / max(min(self.warmup, steps // 10), 1), 1.0)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,9 @@ class Trainer:
         model = replace(self.model, net=self.parallel)
         with unsynchronised(self.parallel, more), together():
             with _autocast(self.device, how.autocast):
-                losses, _ = how.loss(model, part.x0, cond=part.cond, seed=how.seed, step=self.step, index=part.index)
+                key = {"seed": how.seed, "step": self.step, "index": part.index}
+                pairs = {} if part.noise is None else {"noise": part.noise}
+                losses, _ = how.loss(model, part.x0, cond=part.cond, **key, **pairs)
                 loss = losses.mean() / parts
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()

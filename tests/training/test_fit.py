@@ -282,8 +282,9 @@ def test_a_power_average_has_its_length(length, gamma):
 
 def test_schedules_are_their_formulas():
     cosine, constant, root = map(schedule.named, ("cosine(warmup=4)", "constant", "inverse-root(decay=10,warmup=0)"))
-    assert [cosine(k, 8) for k in (0, 3, 4)] == pytest.approx([0.25, 0.5 * (1 + math.cos(3 * math.pi / 8)), 0.5])
-    assert [constant(k, 8) for k in (0, 99, 500)] == [1 / 200, 0.5, 1]
+    assert [cosine(k, 80) for k in (0, 3, 40)] == pytest.approx([0.25, 0.5 * (1 + math.cos(3 * math.pi / 80)), 0.5])
+    assert [constant(k, 9999) for k in (0, 99, 500)] == [1 / 200, 0.5, 1]
+    assert [constant(k, 20) for k in (0, 1, 2)] == [0.5, 1, 1]  # a tenth at most
     assert [root(k, 8) for k in (0, 10, 40)] == [1, 1, 0.5]
 
 
