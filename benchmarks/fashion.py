@@ -81,7 +81,7 @@ def mixture(num: int, components: int) -> tuple[Tensor, Tensor]:
     for label in range(10):
         rows = labels == label
         basis = PCA(64, random_state=0)
-        numbers = basis.fit_transform(images[classes == label].flatten(1).numpy())
+        numbers = basis.fit_transform(images[classes == label].flatten(1).double().numpy())
         fitted = GaussianMixture(components, random_state=0).fit(numbers)
         drawn = basis.inverse_transform(fitted.sample(int(rows.sum()))[0])
         out[rows] = torch.from_numpy(drawn).float().view(-1, 1, 28, 28)
@@ -115,7 +115,7 @@ def picture(samples: dict[str, Tensor], file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fashion-MNIST by the reference networks.")
-    parser.add_argument("--names", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--names", nargs="*", default=list(NAMES), help="none: only what they are compared with")
     parser.add_argument("--num", type=int, default=NUM, help="samples of each")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the other networks")
     parser.add_argument("--picture", type=Path, default=PICTURE)
@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fd, accuracy = scores(drawn, labels)
         table.add([f"{name}, {CALLS} calls"], [fd, *ratios(fd, table), accuracy, cost])
     turn = torch.arange(20) % 10
-    picture({name: draw(name, turn, nfe=CALLS) for name in options.names}, options.picture)
+    if options.names:
+        picture({name: draw(name, turn, nfe=CALLS) for name in options.names}, options.picture)
 
 
 if __name__ == "__main__":
