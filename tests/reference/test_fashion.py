@@ -91,3 +91,17 @@ def test_classifier_on_the_test_images():
 def test_unknown_data_of_the_classifier_are_an_error():
     with pytest.raises(ValueError, match="data must be 'digits' or 'fashion', got 'mnist'"):
         classifier.load(data="mnist")
+
+
+def test_the_last_layer_is_fitted_to_the_images_as_they_are():
+    """The gradient of its loss is zero, and the features have not changed."""
+    torch.manual_seed(0)
+    net = classifier.BUILD["fashion"]()
+    images, labels = torch.rand(60, 1, 28, 28) * 2 - 1, torch.arange(60) % 10
+    features = net(images).detach()
+    classifier.fit_last(net, images, labels)
+    assert torch.equal(net(images), features)
+    loss = torch.nn.functional.cross_entropy(net.last(features), labels)
+    loss = loss + classifier.PENALTY * net.last.weight.square().sum()
+    gradients = torch.autograd.grad(loss, net.last.parameters())
+    assert max(float(g.abs().max()) for g in gradients) < 1e-4

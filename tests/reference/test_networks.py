@@ -135,3 +135,21 @@ def test_transformer_takes_other_sizes():
 def test_blocks_of_the_transformer_begin_as_the_identity():
     x, e = torch.randn(2, 5, 16), torch.randn(2, 16)
     assert torch.equal(DiT(1, 16, 1).blocks[0](x, e), x)
+
+
+def test_block_of_the_transformer_is_that_of_the_paper():
+    """adaLN-zero written out: shift, scale and gate of the attention, then those of the dense layers."""
+    block = awake(DiT(1, 16, 1, heads=2)).blocks[0].double()
+    x, e = torch.randn(2, 5, 16, dtype=torch.float64), torch.randn(2, 16, dtype=torch.float64)
+    parts = block.modulate(e).view(2, 6, 1, 16).unbind(1)
+
+    def normed(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return (h - h.mean(2, keepdim=True)) / (h.var(2, keepdim=True, correction=0) + 1e-5).sqrt() * (
+            1 + scale
+        ) + shift
+
+    q, k, v = (part.unflatten(2, (2, 8)) for part in block.qkv(normed(x, *parts[:2])).split(16, dim=2))
+    share = (torch.einsum("bihd,bjhd->bhij", q, k) / 8**0.5).softmax(3)
+    h = x + parts[2] * block.out(torch.einsum("bhij,bjhd->bihd", share, v).flatten(2))
+    expected = h + parts[5] * block.dense(normed(h, *parts[3:5]))
+    torch.testing.assert_close(block(x, e), expected)
