@@ -52,9 +52,9 @@ def thousandth(t: Tensor) -> Tensor:
     return t / 1000
 
 
-def quarter_log(sigma: Tensor) -> Tensor:
-    """EDM's c_noise, log(sigma) / 4, of sigma from 0.002 to 80, moved into [0, 1]."""
-    return (sigma.log() / 4 + 2) / 4
+def straight(sigma: Tensor) -> Tensor:
+    """1 / (1 + sigma): the time on the straight path at which data and noise are in this ratio."""
+    return 1 / (1 + sigma)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Recipe:
 RECIPES = {
     "flow": Recipe("condot", "velocity", objective={"times": "logit-normal"}),
     "noise": Recipe("ddpm", "noise", clock=thousandth),
-    "edm": Recipe("edm", "edm", clock=quarter_log, objective={"times": "log-normal"}),
+    "edm": Recipe("edm", "edm", clock=straight, objective={"times": "log-normal"}),
     "latent": Recipe("condot", "velocity", latent_network, objective={"times": "logit-normal"}),
 }
 LABELS = {"drop": 0.1, "uncond": {"label": -1}}

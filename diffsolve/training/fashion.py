@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsolve.common.checks import required
 from diffsolve.common.files import match, read_tensors
@@ -30,6 +30,7 @@ def train(
     seed: int = 0,
     folder: str | Path | None = None,
     autoencoder: str | Path | None = None,
+    start: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train a reference network of Fashion-MNIST on the CPU, in about half an hour of one core, and write its weights.
@@ -40,6 +41,7 @@ def train(
         seed: of the initial weights and of the training.
         folder: where the images are, as in `diffsolve.reference.data.fashion`.
         autoencoder: for "latent", a file that was trained as "autoencoder"; by default the one in the package.
+        start: a file of weights of the same network, of any objective, to begin with in place of random ones.
         options: of `ds.training.fit`, in place of the recipe's.
 
     Returns:
@@ -60,9 +62,15 @@ def train(
             return _train_autoencoder(images, out, {**AUTOENCODER, **fixed, **options})
         recipe = fashion.RECIPES[objective]
         net = recipe.build()
+    if start is not None:
+        _fill(net, start)
     data = images
     if isinstance(net, Latent):
-        _fill(net.autoencoder, autoencoder, images)
+        if autoencoder is None:
+            net.autoencoder.load_state_dict(fashion.load("latent").net.autoencoder.state_dict())  # type: ignore[attr-defined]
+        else:
+            _fill(net.autoencoder, autoencoder)
+            net.autoencoder.measure(images[:10_000])
         with torch.no_grad():
             data = torch.cat([net.encode(chunk) for chunk in torch.split(images, 500)])
     given = {
@@ -79,12 +87,8 @@ def _train_autoencoder(images: Tensor, out: str | Path, options: dict[str, Any])
     return fit(model, images, out, objective=autoencoders.loss, **options)
 
 
-def _fill(net: Autoencoder, file: str | Path | None, images: Tensor) -> None:
-    """Load the weights, and measure the size of the latents."""
-    if file is None:
-        net.load_state_dict(fashion.load("latent").net.autoencoder.state_dict())  # type: ignore[attr-defined]
-        return
+def _fill(net: nn.Module, file: str | Path) -> None:
+    """Load the weights of a file."""
     weights, _ = read_tensors(file, fashion.KEY)
     match(file, weights, net.state_dict())
     net.load_state_dict({name: value.float() for name, value in weights.items()})
-    net.measure(images[:10_000])
