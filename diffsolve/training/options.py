@@ -17,7 +17,7 @@ from diffsolve.common.checks import integer, mapping, number
 from diffsolve.common.files import dumps, parsed
 from diffsolve.common.fingerprint import describe
 from diffsolve.models import Model
-from diffsolve.training import average, schedule
+from diffsolve.training import average, couplings, laws, schedule, weights
 from diffsolve.training.average import Average
 from diffsolve.training.objective import objective as regression
 from diffsolve.training.schedule import Schedule
@@ -76,6 +76,18 @@ DEFAULTS: dict[str, Any] = {
 """Of the options whose default is not None."""
 
 
+RESOLVERS: dict[str, Callable[[Any], Any]] = {
+    "times": laws.named,
+    "weight": weights.named,
+    "coupling": couplings.named,
+}
+
+
+def _resolved(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the objective with objects in place of names, once and for all updates."""
+    return {name: RESOLVERS[name](v) if name in RESOLVERS else v for name, v in options.items()}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the weights, checked."""
@@ -110,7 +122,7 @@ class Settings:
             batch=integer("batch", options["batch"], 1),
             lr=number("lr", options["lr"], above=0),
             seed=integer("seed", options["seed"], 0, 2**64 - 1),
-            loss=objective if callable(objective) else partial(regression, **objective),
+            loss=objective if callable(objective) else partial(regression, **_resolved(objective)),
             ema=average.named(options["ema"]),
             schedule=schedule.named(options["schedule"]),
             optimizer=options["optimizer"],
