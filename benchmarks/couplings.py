@@ -35,7 +35,7 @@ from diffsolve.reference.mixture import ring
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "couplings.png"
 CALLS = (1, 2, 4, 8)
 KINDS = {"condot": "velocity", "vp": "v", "ve": "edm"}
-STEPS, BATCH, PAIRS, SAMPLES = 3000, 256, 40_000, 2000
+STEPS, BATCH, PAIRS, SAMPLES = 1500, 256, 20_000, 2000
 
 
 class Net(nn.Module):
