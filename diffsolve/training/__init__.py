@@ -1,6 +1,6 @@
 """Training: one regression for every kind of network, inside anyone's loop or by `fit`."""
 
-from diffsolve.training.average import Average, Exponential, Power
+from diffsolve.training.average import Average, Exponential, Power, combine
 from diffsolve.training.couplings import Coupling, Independent, Optimal, Sinkhorn
 from diffsolve.training.data import Tensors
 from diffsolve.training.fit import fit
@@ -37,6 +37,7 @@ __all__ = [
     "Tensors",
     "TimeLaw",
     "Weight",
+    "combine",
     "fit",
     "objective",
     "reflow",

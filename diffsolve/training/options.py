@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import TypedDict
 
-from diffsolve.common.checks import integer, mapping, number
+from diffsolve.common.checks import integer, mapping, number, required
 from diffsolve.common.files import dumps, parsed
 from diffsolve.common.fingerprint import describe
 from diffsolve.models import Model
@@ -39,7 +39,8 @@ class FitOptions(TypedDict, total=False):
     seed: int
     noise: Any
     objective: Mapping[str, Any] | Loss | None
-    ema: float | Average
+    ema: float | Average | Sequence[Average]
+    snapshots: int
     schedule: str | Schedule
     optimizer: Callable[..., torch.optim.Optimizer]
     clip: float | None
@@ -63,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": 2e-3,
     "seed": 0,
     "ema": 0.999,
+    "snapshots": 0,
     "schedule": "cosine",
     "optimizer": torch.optim.AdamW,
     "clip": 1.0,
@@ -97,13 +99,14 @@ class Settings:
     lr: float
     seed: int
     loss: Loss
-    ema: Average
+    ema: tuple[Average, ...]
     schedule: Schedule
     optimizer: Callable[..., torch.optim.Optimizer]
     clip: float | None
     accumulate: int
     autocast: torch.dtype | None
     parallel: Callable[[nn.Module], nn.Module]
+    snapshots: int
     config: Mapping[str, Any]
     """What a checkpoint, a log and the weights' note must agree on, as JSON values."""
 
@@ -130,8 +133,11 @@ class Settings:
             accumulate=integer("accumulate", options["accumulate"], 1),
             autocast=options["autocast"],
             parallel=options["parallel"],
+            snapshots=integer("snapshots", options["snapshots"], 0),
             config={},
         )
+        powers = all(isinstance(one, average.Power) for one in settings.ema)
+        required(powers or not settings.snapshots, "ema", options["ema"], "ds.training.Power(length), for snapshots")
         names = ("steps", "batch", "lr", "seed", "ema", "schedule", "optimizer", "clip", "accumulate", "autocast")
         about = {name: describe(getattr(settings, name)) for name in names}
         return replace(settings, config={**about, "objective": describe(objective)})
