@@ -6,6 +6,7 @@ from diffsolve.training.data import Tensors
 from diffsolve.training.fit import fit
 from diffsolve.training.images import Images
 from diffsolve.training.laws import LogNormal, Spread, TimeLaw
+from diffsolve.training.losses import plot
 from diffsolve.training.objective import Parts, objective
 from diffsolve.training.reflow import Pairs, reflow, straightness
 from diffsolve.training.schedule import Constant, Cosine, InverseRoot, Schedule
@@ -40,6 +41,7 @@ __all__ = [
     "combine",
     "fit",
     "objective",
+    "plot",
     "reflow",
     "straightness",
 ]

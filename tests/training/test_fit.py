@@ -231,6 +231,16 @@ def test_a_look_at_the_averaged_weights(tmp_path):
     assert torch.equal(seen[7], plain(tmp_path / "not")["layers.0.weight"])
 
 
+def test_the_log_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    run(tmp_path / "w", log=tmp_path / "w.jsonl")
+    training.plot(tmp_path / "w.jsonl", tmp_path / "w.svg")
+    assert "<svg" in (tmp_path / "w.svg").read_text()
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="log must be a log of `fit`"):
+        training.plot(tmp_path / "other.jsonl", tmp_path / "x.png")
+
+
 class Gain(torch.nn.Module):
     """(1 + theta) times the best velocity for N(0, 0.36), t x_0 + (1 - t) eps."""
 
