@@ -293,6 +293,7 @@ def train_fashion(
         Path | None, typer.Option(help="Where the idx files are. [default: the Debian package's]")
     ] = None,
     autoencoder: Annotated[Path | None, typer.Option(help="For latent. [default: the one that ships]")] = None,
+    start: Annotated[Path | None, typer.Option(help="Another objective's weights, to begin with.")] = None,
     log: Annotated[Path | None, typer.Option(help="A .jsonl file of the loss.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after that long; the same command goes on.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the file, if there is one.")] = True,
@@ -307,8 +308,8 @@ def train_fashion(
     file = out or Path(f"fashion-{objective}.safetensors")
     given = {name: value for name, value in (("steps", steps), ("batch", batch), ("lr", lr)) if value is not None}
     training = fashion.train(
-        objective, file, seed=seed, folder=folder, autoencoder=autoencoder, log=log, minutes=minutes, resume=resume,
-        progress=bar(progress), **given,
+        objective, file, seed=seed, folder=folder, autoencoder=autoencoder, start=start, log=log, minutes=minutes,
+        resume=resume, progress=bar(progress), **given,
     )  # fmt: skip
     _report_training(training, file)
 

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from diffsolve.common.checks import integer, number, required
 from diffsolve.common.files import FileError, read_tensors, reading, write_tensors
+from diffsolve.training.average import KEY
 from diffsolve.training.distributed import sharded_as, whole
 
-__all__ = ["KEY", "load", "save", "state_of"]
+__all__ = ["load", "save", "state_of"]
 
-KEY = "diffsolve"  # the one entry of the files' metadata, a JSON object
 ACCEPTED = "the checkpoint of a training"
 
 

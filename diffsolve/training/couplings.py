@@ -55,7 +55,7 @@ class Sinkhorn(Coupling):
     """Each sample with a noise drawn from its row of the entropic plan, by `ot.sinkhorn` of POT.
 
     Args:
-        reg: weight of the entropy, as a share of the mean cost: the optimal matching for little of it, else independence.
+        reg: weight of the entropy, as a share of the mean cost: little is the optimal matching, much independence.
     """
 
     reg: float = 0.05

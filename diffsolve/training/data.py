@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -91,9 +91,9 @@ class Tensors(Dataset[Any]):
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.x0[i], {name: values[i] for name, values in self.cond.items()}
 
-    def taken(self, index: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def taken(self, index: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
         """The samples of these numbers as one batch."""
-        rows = torch.as_tensor(index, device=self.x0.device)
+        rows = torch.from_numpy(index).to(self.x0.device)
         return self.x0[rows], {name: values[rows.to(values.device)] for name, values in self.cond.items()}
 
     def __fingerprint__(self) -> Any:
@@ -114,27 +114,29 @@ class Source:
 
     def batches(self, step: int, steps: int, part: slice) -> Iterator[Batch]:
         """The part of the batch of each update from `step` to `steps`."""
-        numbers = ([(n, self.place(n)) for n in self.numbers(k, part)] for k in range(step, steps))
+        places = (self.places(k * self.batch + part.start, k * self.batch + part.stop) for k in range(step, steps))
         if isinstance(self.dataset, Tensors):
-            for some in numbers:
-                yield batch_of(self.dataset.taken([i for _, i in some]), part.start)
+            for rows in places:
+                yield batch_of(self.dataset.taken(rows), part.start)
             return
+        firsts = itertools.count(step * self.batch + part.start, self.batch)
+        numbers = (
+            [*zip(itertools.count(n), rows.tolist(), strict=False)] for n, rows in zip(firsts, places, strict=False)
+        )
         keyed = _Keyed(self.dataset, self.key)
         loader: DataLoader[Any] = DataLoader(keyed, batch_sampler=_Listed(numbers), num_workers=self.workers)
         for items in loader:
             yield batch_of(items, part.start)
 
-    def numbers(self, step: int, part: slice) -> range:
-        """The running numbers of the samples of an update."""
-        return range(step * self.batch + part.start, step * self.batch + part.stop)
-
-    def place(self, n: int) -> int:
-        """Where in the data the n-th sample of the training is."""
-        epoch, i = divmod(n, len(self.dataset))  # type: ignore[arg-type]  # which has a length: see `source`
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([*self.key, epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
-            self._epoch = epoch
-        return int(self._order[i])
+    def places(self, first: int, stop: int) -> np.ndarray:
+        """Where in the data the samples number `first` .. `stop` - 1 of the training are."""
+        N, found = len(self.dataset), []  # type: ignore[arg-type]  # which has a length: see `source`
+        for epoch in range(first // N, (stop - 1) // N + 1):
+            if epoch != self._epoch:
+                self._order = np.random.default_rng([*self.key, epoch]).permutation(N)
+                self._epoch = epoch
+            found.append(self._order[max(first - epoch * N, 0) : stop - epoch * N])
+        return np.concatenate(found)
 
     def __fingerprint__(self) -> Any:
         about = getattr(self.dataset, "__fingerprint__", None)
@@ -171,7 +173,7 @@ class Own:
 
     def batches(self, step: int, steps: int, part: slice) -> Iterator[Batch]:
         """A batch for each update; those before `step` are drawn and dropped."""
-        yield from islice(self._endless(part), step, steps)
+        yield from itertools.islice(self._endless(part), step, steps)
 
     def _endless(self, part: slice) -> Iterator[Batch]:
         epoch = 0

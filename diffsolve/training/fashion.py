@@ -15,6 +15,7 @@ from diffsolve.reference import autoencoder as autoencoders
 from diffsolve.reference import fashion
 from diffsolve.reference.autoencoder import Autoencoder, Latent
 from diffsolve.reference.data import fashion as fashion_data
+from diffsolve.reference.fashion import Straightened
 from diffsolve.training.fit import fit
 
 __all__ = ["train"]
@@ -41,7 +42,7 @@ def train(
         seed: of the initial weights and of the training.
         folder: where the images are, as in `diffsolve.reference.data.fashion`.
         autoencoder: for "latent", a file that was trained as "autoencoder"; by default the one in the package.
-        start: a file of weights of the same network, of any objective, to begin with in place of random ones.
+        start: a file of another objective's weights to begin with, in place of random ones.
         options: of `ds.training.fit`, in place of the recipe's.
 
     Returns:
@@ -63,7 +64,8 @@ def train(
         recipe = fashion.RECIPES[objective]
         net = recipe.build()
     if start is not None:
-        _fill(net, start)
+        inside = net.body if isinstance(net, Straightened | Latent) else net
+        _fill(inside, start)
     data = images
     if isinstance(net, Latent):
         if autoencoder is None:
@@ -88,7 +90,8 @@ def _train_autoencoder(images: Tensor, out: str | Path, options: dict[str, Any])
 
 
 def _fill(net: nn.Module, file: str | Path) -> None:
-    """Load the weights of a file."""
+    """Load the weights of a file, or of the network inside that it has."""
     weights, _ = read_tensors(file, fashion.KEY)
+    weights = {name.removeprefix("body."): value for name, value in weights.items()}
     match(file, weights, net.state_dict())
     net.load_state_dict({name: value.float() for name, value in weights.items()})

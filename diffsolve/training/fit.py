@@ -55,7 +55,10 @@ def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[
         noise: the other end in place of normals, of the size that sigma multiplies: data of any of these kinds.
         objective: options of `ds.training.objective`, {"times": "logit-normal", "drop": 0.1, "uncond": {"label": 10}};
             or any loss(model, x0, *, cond, seed, step, index) -> (loss of each sample (B,), anything).
-        ema: the decay of the weights' average per update, or an `Average` such as `ds.training.Power(length=0.1)`.
+        ema: the decay of the weights' average per update, or an `Average` such as `ds.training.Power(length=0.1)`;
+            of several the first is looked at and written.
+        snapshots: so many times, evenly spaced, all averages (of kind `Power`) are written to "<out>-<length>-<step>",
+            from which `ds.training.combine` makes the average of any other length.
         schedule: of the learning rate: "cosine(warmup=200)", "constant(warmup=200)", "inverse-root(decay=10000)".
         optimizer: called as optimizer(parameters, lr=lr): a class of `torch.optim`, a `functools.partial` of one, ..
         clip: the largest norm of the gradient; a longer one is shortened. None for no bound.
@@ -88,8 +91,11 @@ def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[
     """
     refuse_unknown("fit", options, FitOptions)
     given: dict[str, Any] = {**dict.fromkeys(FitOptions.__annotations__), **DEFAULTS, **options}
-    net = _network(model)
-    file, saved = _files(out)
+    return _fitted(model, data, _file(out), given)
+
+
+def _fitted(model: Model, data: Any, file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    net, saved = _network(model), file.with_name(f"{file.name}.checkpoint")
     settings = Settings.of(given)
     reader = _reader(data, given["noise"], settings, integer("workers", given["workers"], 0))
     settings = settings.about(model, reader)
@@ -104,17 +110,19 @@ def fit(model: Model, data: Any, out: str | os.PathLike[str], **options: Unpack[
         trainer = Trainer(model, net, settings, ranks)
         if ranks.shared(given["resume"] and saved.exists()):
             trainer.load(saved)
-        _train(trainer, Keeper(trainer, saved, every, deadline), reader, records, given)
+        _train(trainer, Keeper(trainer, saved, every, deadline), reader, records, file, given)
         finished = trainer.step == settings.steps
         if finished:
             note = {**(given["note"] or {}), **settings.config, "loss": trainer.loss}
             trainer.finish(file, given["dtype"], note)
             ranks.once(lambda: saved.unlink(missing_ok=True))
-    report = {"out": str(out), "finished": finished, "steps": trainer.step, "loss": trainer.loss}
+    report = {"out": str(file), "finished": finished, "steps": trainer.step, "loss": trainer.loss}
     return {**report, "seconds": trainer.seconds, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def _train(trainer: Trainer, keeper: Keeper, reader: Reader, records: Records | None, given: Mapping[str, Any]) -> None:
+def _train(
+    trainer: Trainer, keeper: Keeper, reader: Reader, records: Records | None, file: Path, given: Mapping[str, Any]
+) -> None:
     """The updates that are left, or as many as there is time for."""
     steps, ranks = trainer.settings.steps, trainer.ranks
     batches = reader.batches(trainer.step, steps, ranks.part(trainer.settings.batch))
@@ -125,6 +133,7 @@ def _train(trainer: Trainer, keeper: Keeper, reader: Reader, records: Records | 
                 bar.set_postfix(loss=f"{trainer.loss:.4f}", refresh=False)
                 bar.update()
                 trainer.report(records, given["look"])
+                trainer.snapshot(file)
                 keeper.keep(due, paused)
                 if paused:
                     return
@@ -143,12 +152,10 @@ def _network(model: Model) -> nn.Module:
     return instance("model.net", model.net, nn.Module, "a torch module, which has parameters")
 
 
-def _files(out: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The file of weights and its checkpoint."""
+def _file(out: str | os.PathLike[str]) -> Path:
     if Path(out).is_dir():
         raise IsADirectoryError(f"out must be a file, got the folder {os.fspath(out)!r}")
-    file = in_folder(out, "out")
-    return file, file.with_name(f"{file.name}.checkpoint")
+    return in_folder(out, "out")
 
 
 @contextmanager

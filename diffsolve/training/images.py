@@ -49,8 +49,8 @@ class Images(Dataset[Any]):
             picture = image.convert(self.mode)
         if self.size is not None:
             side, (w, h) = min(picture.size), picture.size
-            box = ((w - side) // 2, (h - side) // 2, (w + side) // 2, (h + side) // 2)
-            picture = picture.resize((self.size, self.size), box=box)
+            box = ((w - side) // 2, (h - side) // 2, (w - side) // 2 + side, (h - side) // 2 + side)
+            picture = picture.crop(box).resize((self.size, self.size))
         elif picture.size != self.first:
             raise ValueError(
                 f"images must be of one size, got {self.first} and {picture.size} of {str(file)!r}: give "

@@ -104,8 +104,9 @@ def objective(
     p = model.path.at(t.to(x0.device))
     if noise is None:
         noise = key.normal(x0.shape, row=step, stream=Stream.TRAIN_NOISE, dtype=x0.dtype, device=x0.device)
-    partners = couplings.named(coupling).partners
-    noise = noise[partners(x0, noise, _uniform(key, B, step, Stream.TRAIN_COUPLE))]
+    coupled = couplings.named(coupling)
+    if not isinstance(coupled, couplings.Independent):
+        noise = noise[coupled.partners(x0, noise, _uniform(key, B, step, Stream.TRAIN_COUPLE))]
     a, b = (torch.as_tensor(c, dtype=torch.float64, device=x0.device).expand(B) for c in model.coefficients(p))
     x = _weights(p.alpha, x0) * x0 + _weights(p.sigma, x0) * noise
     target = _weights(a, x0) * x0 + _weights(b, x0) * noise

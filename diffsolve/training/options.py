@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import TypedDict
 
-from diffsolve.common.checks import integer, mapping, number
+from diffsolve.common.checks import integer, mapping, number, required
 from diffsolve.common.files import dumps, parsed
 from diffsolve.common.fingerprint import describe
 from diffsolve.models import Model
-from diffsolve.training import average, schedule
+from diffsolve.training import average, couplings, laws, schedule, weights
 from diffsolve.training.average import Average
 from diffsolve.training.objective import objective as regression
 from diffsolve.training.schedule import Schedule
@@ -39,7 +39,8 @@ class FitOptions(TypedDict, total=False):
     seed: int
     noise: Any
     objective: Mapping[str, Any] | Loss | None
-    ema: float | Average
+    ema: float | Average | Sequence[Average]
+    snapshots: int
     schedule: str | Schedule
     optimizer: Callable[..., torch.optim.Optimizer]
     clip: float | None
@@ -63,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": 2e-3,
     "seed": 0,
     "ema": 0.999,
+    "snapshots": 0,
     "schedule": "cosine",
     "optimizer": torch.optim.AdamW,
     "clip": 1.0,
@@ -76,6 +78,18 @@ DEFAULTS: dict[str, Any] = {
 """Of the options whose default is not None."""
 
 
+RESOLVERS: dict[str, Callable[[Any], Any]] = {
+    "times": laws.named,
+    "weight": weights.named,
+    "coupling": couplings.named,
+}
+
+
+def _resolved(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the objective with objects in place of names, once and for all updates."""
+    return {name: RESOLVERS[name](v) if name in RESOLVERS else v for name, v in options.items()}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the weights, checked."""
@@ -85,13 +99,14 @@ class Settings:
     lr: float
     seed: int
     loss: Loss
-    ema: Average
+    ema: tuple[Average, ...]
     schedule: Schedule
     optimizer: Callable[..., torch.optim.Optimizer]
     clip: float | None
     accumulate: int
     autocast: torch.dtype | None
     parallel: Callable[[nn.Module], nn.Module]
+    snapshots: int
     config: Mapping[str, Any]
     """What a checkpoint, a log and the weights' note must agree on, as JSON values."""
 
@@ -110,7 +125,7 @@ class Settings:
             batch=integer("batch", options["batch"], 1),
             lr=number("lr", options["lr"], above=0),
             seed=integer("seed", options["seed"], 0, 2**64 - 1),
-            loss=objective if callable(objective) else partial(regression, **objective),
+            loss=objective if callable(objective) else partial(regression, **_resolved(objective)),
             ema=average.named(options["ema"]),
             schedule=schedule.named(options["schedule"]),
             optimizer=options["optimizer"],
@@ -118,8 +133,11 @@ class Settings:
             accumulate=integer("accumulate", options["accumulate"], 1),
             autocast=options["autocast"],
             parallel=options["parallel"],
+            snapshots=integer("snapshots", options["snapshots"], 0),
             config={},
         )
+        powers = all(isinstance(one, average.Power) for one in settings.ema)
+        required(powers or not settings.snapshots, "ema", options["ema"], "ds.training.Power(length), for snapshots")
         names = ("steps", "batch", "lr", "seed", "ema", "schedule", "optimizer", "clip", "accumulate", "autocast")
         about = {name: describe(getattr(settings, name)) for name in names}
         return replace(settings, config={**about, "objective": describe(objective)})

@@ -38,11 +38,12 @@ class Trainer:
         required(any(p.requires_grad for p in net.parameters()), "model.net", net, "a module with parameters to train")
         ranks.equalise(net)
         self.device = model.device
-        self.average = average.averaged(net, settings.ema)
+        self.averages = [average.averaged(net, kind) for kind in settings.ema]
         self.parallel = net if ranks.size == 1 else settings.parallel(net)
         self.sharded = ranks.size > 1 and self.parallel is net
         if self.sharded:
-            self.average.module = settings.parallel(self.average.module)
+            for mean in self.averages:
+                mean.module = settings.parallel(mean.module)
         self.trained = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = settings.optimizer(self.trained, lr=settings.lr)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -56,7 +57,8 @@ class Trainer:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds the tensors of, beside the optimizer's."""
-        return {"weights": self.net, "average": self.average}
+        others = {f"average{i}": mean for i, mean in enumerate(self.averages[1:], 1)}
+        return {"weights": self.net, "average": self.averages[0], **others}
 
     def load(self, file: Path) -> None:
         """Go on from a checkpoint."""
@@ -105,7 +107,8 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
-        self.average.update_parameters(self.net)
+        for mean in self.averages:
+            mean.update_parameters(self.net)
         self.step += 1
         self.loss += (value - self.loss) / min(self.step, WINDOW)
         return [flag > 0 for flag in told]
@@ -134,16 +137,28 @@ class Trainer:
                 {"step": self.step, "loss": self.loss, "lr": rate, "norm": self.norm, "seconds": self.seconds}
             )
         if look is not None and (self.sharded or self.ranks.first):
-            look(replace(self.model, net=self.average.module.eval()), self.step)
+            look(replace(self.model, net=self.averages[0].module.eval()), self.step)
+
+    def snapshot(self, file: Path) -> None:
+        """Save all averages if it is time, to be combined later."""
+        how = self.settings
+        if how.snapshots and (self.step * how.snapshots) // how.steps > ((self.step - 1) * how.snapshots) // how.steps:
+            for kind, mean in zip(how.ema, self.averages, strict=True):
+                assert isinstance(kind, average.Power)
+                about = {"step": self.step, "length": kind.length}
+                self.write(file.with_name(f"{file.name}-{kind.length:g}-{self.step}"), mean.module, None, about)
 
     def finish(self, file: Path, dtype: torch.dtype | None, note: Mapping[str, Any]) -> None:
         """Put the averaged weights into the network, and into the file."""
-        self.net.load_state_dict(self.average.module.state_dict())
-        self.net.eval()
-        weights = {name: whole(tensor) for name, tensor in self.net.state_dict().items()}
+        self.net.load_state_dict(self.averages[0].module.state_dict())
+        self.write(file, self.net.eval(), dtype, note)
+
+    def write(self, file: Path, net: nn.Module, dtype: torch.dtype | None, note: Mapping[str, Any]) -> None:
+        """Write the weights of a network, which the first rank does."""
+        weights = {name: whole(tensor) for name, tensor in net.state_dict().items()}
         if dtype is not None:
             weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
-        self.ranks.once(lambda: write_tensors(file, weights, checkpoint.KEY, note))
+        self.ranks.once(lambda: write_tensors(file, weights, average.KEY, note))
 
 
 @dataclass

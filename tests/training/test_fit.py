@@ -8,16 +8,18 @@ import signal
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from scipy.integrate import quad
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffsolve as ds
 from diffsolve import training
 from diffsolve.common.records import read
 from diffsolve.training import average, schedule
-from diffsolve.training.checkpoint import KEY
+from diffsolve.training.average import KEY
 
 fit = training.fit
 X = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -229,6 +231,16 @@ def test_a_look_at_the_averaged_weights(tmp_path):
     assert torch.equal(seen[7], plain(tmp_path / "not")["layers.0.weight"])
 
 
+def test_the_log_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    run(tmp_path / "w", log=tmp_path / "w.jsonl")
+    training.plot(tmp_path / "w.jsonl", tmp_path / "w.svg")
+    assert "<svg" in (tmp_path / "w.svg").read_text()
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="log must be a log of `fit`"):
+        training.plot(tmp_path / "other.jsonl", tmp_path / "x.png")
+
+
 class Gain(torch.nn.Module):
     """(1 + theta) times the best velocity for N(0, 0.36), t x_0 + (1 - t) eps."""
 
@@ -253,7 +265,7 @@ def test_the_optimum_of_gaussian_data_is_found(tmp_path):
 
 @pytest.mark.parametrize("ema", [0.9, training.Power(0.1)])
 def test_the_average_is_its_recursion(ema):
-    net, kind = torch.nn.Linear(2, 2).double(), average.named(ema)
+    net, (kind,) = torch.nn.Linear(2, 2).double(), average.named(ema)
     mean, expected = average.averaged(net, kind), None
     for t in range(1, 30):
         with torch.no_grad():
@@ -280,6 +292,39 @@ def test_a_power_average_has_its_length(length, gamma):
     assert float((weights * (t - mean) ** 2).sum().sqrt()) == pytest.approx(length, rel=2e-3)
 
 
+def test_profiles_are_fitted_by_their_products():
+    """The products of 2312.02696, algorithm 3, by quadrature; a profile among the given ones is that one."""
+    times, gammas = [0.3, 0.6, 1.0, 1.0], [6.94, 16.97, 6.94, 16.97]
+
+    def product(a, b):
+        profiles = [lambda x, t=t, g=g: (g + 1) * x**g / t ** (g + 1) for t, g in (a, b)]
+        return quad(lambda x: profiles[0](x) * profiles[1](x), 0, min(a[0], b[0]))[0]
+
+    given = list(zip(times, gammas, strict=True))
+    matrix = [[product(a, b) for b in given] for a in given]
+    right = [product(a, (1.0, 10.0)) for a in given]
+    found = average.weights_of_profiles([1000 * t for t in times], gammas, 1000, 10.0)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-6)
+    np.testing.assert_allclose(average.weights_of_profiles(times, gammas, 1.0, 6.94), [0, 0, 1, 0], atol=1e-9)
+
+
+def test_averages_of_two_lengths_make_a_third(tmp_path):
+    """As if it had been followed in the training: the weights of `Power(0.08)`."""
+    how = {"steps": 200, "lr": 0.02, "schedule": "constant", "model": None}
+    run(tmp_path / "w", ema=(training.Power(0.05), training.Power(0.10)), snapshots=10, **how)
+    run(tmp_path / "wanted", ema=training.Power(0.08), **how)
+    files = sorted(tmp_path.glob("w-*"))
+    assert len(files) == 20
+    assert plain(tmp_path / "w-0.05-200").keys() == plain(tmp_path / "w").keys()
+    found, wanted = training.combine(files, 0.08), plain(tmp_path / "wanted")
+    one = plain(tmp_path / "w-0.05-200")
+    off, apart = (sum(float((v[n] - wanted[n]).square().sum()) for n in wanted) ** 0.5 for v in (found, one))
+    assert off < 0.1 * apart
+    assert found["calls"] == 200
+    with pytest.raises(ValueError, match="must be a power average of a training"):
+        training.combine([tmp_path / "w"], 0.08)
+
+
 def test_schedules_are_their_formulas():
     cosine, constant, root = map(schedule.named, ("cosine(warmup=4)", "constant", "inverse-root(decay=10,warmup=0)"))
     assert [cosine(k, 80) for k in (0, 3, 40)] == pytest.approx([0.25, 0.5 * (1 + math.cos(3 * math.pi / 80)), 0.5])
@@ -299,6 +344,7 @@ def test_schedules_are_their_formulas():
         ({"lr": 0.0}, "lr must be a finite number > 0"),
         ({"ema": 1.0}, "ema must be a finite number >= 0 and < 1"),
         ({"ema": training.Power}, "ema must be a finite number"),
+        ({"ema": 0.9, "snapshots": 2}, r"ema must be ds.training.Power\(length\), for snapshots"),
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"clip": 0}, "clip must be"),
         ({"accumulate": 4}, "accumulate must be a divisor of the batch, 6, got 4"),
