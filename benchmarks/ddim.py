@@ -2,7 +2,7 @@ r"""DDIM's table on the noise prediction of Fashion-MNIST: eta against steps.
 
     python -m benchmarks ddim                               # a quarter of an hour on two idle cores
     python -m benchmarks ddim --steps 10 20 50 100          # half of that
-    python -m benchmarks ddim --full --jobs 64              # 10 000 samples in every cell: 30 hours of one core
+    python -m benchmarks ddim --num 10000 --jobs 64         # in every cell: 30 hours of one core
 
 DDIM (Song et al., 2010.02502), table 1, has FID on CIFAR-10 from 13.36 (eta = 0, 10 steps) to 4.04 (1000 steps), and
 for sigma-hat, the larger variance of DDPM, from 367 to 3.17. Here: the same rows and columns for `fashion-noise`, FD in
@@ -36,7 +36,6 @@ ROWS = {
 }
 STEPS = {10: 500, 20: 500, 50: 400, 100: 300, 1000: 100}
 """Steps -> samples."""
-FULL = 10_000
 
 
 def real(num: int) -> float:
@@ -58,7 +57,7 @@ def cell(steps: int, num: int, solver: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="DDIM's table of eta and steps, on Fashion-MNIST.")
-    parser.add_argument("--full", action="store_true", help=f"{FULL} samples in every cell")
+    parser.add_argument("--num", type=int, help="samples in every cell")
     parser.add_argument("--steps", nargs="+", type=int, choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--resume", action="store_true", help="keep the columns that are there")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, each on one core")
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = recorder.table("FD on fashion-noise", ["steps", "samples"], dict.fromkeys([*ROWS, "real images"], ".3g"))
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for steps in options.steps:
-            num = FULL if options.full else STEPS[steps]
+            num = options.num or STEPS[steps]
             values = pool.map(cell, repeat(steps), repeat(num), ROWS.values())
             table.add([steps, num], [*values, real(num)])
 
