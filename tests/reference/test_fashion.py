@@ -105,3 +105,27 @@ def test_the_last_layer_is_fitted_to_the_images_as_they_are():
     loss = loss + classifier.PENALTY * net.last.weight.square().sum()
     gradients = torch.autograd.grad(loss, net.last.parameters())
     assert max(float(g.abs().max()) for g in gradients) < 1e-4
+
+
+def test_noise_through_the_straight_velocity():
+    """With the exact velocity inside, the exact noise, at every row; the state inside is on the straight path."""
+    g = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(3, 1, 2, 2, generator=g), torch.randn(3, 1, 2, 2, generator=g)
+    path = ds.paths.named("ddpm")
+    t = torch.tensor([0.0, 400.0, 999.0], dtype=torch.float64)
+    alpha, sigma = (level.float().view(-1, 1, 1, 1) for level in (path.at(t).alpha, path.at(t).sigma))
+    seen = {}
+
+    def velocity(z, tau, label):
+        seen.update(z=z, tau=tau, label=label)
+        return x0 - noise
+
+    net = fashion.Straightened(torch.nn.Identity())
+    net.body.forward = velocity
+    tau = fashion.straight_of_row(t).float()
+    torch.testing.assert_close(net(alpha * x0 + sigma * noise, tau, label=7), noise)
+    wide = tau.view(-1, 1, 1, 1)
+    torch.testing.assert_close(seen["z"], wide * x0 + (1 - wide) * noise)
+    assert torch.equal(seen["tau"], tau)
+    assert seen["label"] == 7
+    torch.testing.assert_close(1 / tau - 1, (sigma / alpha).flatten())

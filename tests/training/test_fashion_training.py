@@ -88,3 +88,24 @@ def test_the_command(tmp_path, folder, monkeypatch):
     missing = CliRunner().invoke(app, [*wanted[:-1], str(tmp_path / "none")])
     assert missing.exit_code == 2
     assert "dataset-fashion-mnist" in missing.output.replace("\n", " ")
+
+
+def test_a_training_begins_with_the_weights_of_another(tmp_path, folder):
+    """The noise at the flow's weights is the flow: one update at a rate of nearly 0 leaves it so."""
+    flow, noise = tmp_path / "flow.safetensors", tmp_path / "noise.safetensors"
+    run("flow", flow, folder, lr=0.05)
+    run("noise", noise, folder, start=flow, lr=1e-9, steps=1)
+    one, two = reference.load("flow", flow), reference.load("noise", noise)
+    p = two.path.at(torch.tensor(300.0, dtype=torch.float64))
+    x, label = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.tensor([2, -1])
+    found = two.denoised(x, 300.0, label=label)
+    straight = float(p.alpha + p.sigma)
+    torch.testing.assert_close(
+        found, one.denoised(x / straight, float(p.alpha) / straight, label=label), atol=1e-3, rtol=1e-3
+    )
+    again = tmp_path / "again.safetensors"
+    run("flow", again, folder, start=noise, lr=1e-9, steps=1)  # and back
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.net.parameters(), reference.load("flow", again).net.parameters(), strict=True)
+    )
