@@ -1,7 +1,7 @@
 r"""Fashion-MNIST by the reference networks: distance to the data beside data and a Gaussian mixture, and a picture.
 
     python -m benchmarks fashion                       # half an hour on an idle core
-    python -m benchmarks fashion --num 1000            # a look: no records
+    python -m benchmarks fashion --num 1000 --resume   # a look, beside the records that are there
     python -m benchmarks fashion --names fashion-edm --resume
 
 `--num` samples of each network, of labels at random, by the default solver with 20 calls, in the features of a small
@@ -117,15 +117,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fashion-MNIST by the reference networks.")
     parser.add_argument("--names", nargs="*", default=list(NAMES), help="none: only what they are compared with")
     parser.add_argument("--num", type=int, default=NUM, help="samples of each")
-    parser.add_argument("--resume", action="store_true", help="keep the rows of the other networks")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    recorder = Recorder("fashion", "" if options.num == NUM else None, resume=options.resume)
+    recorder = Recorder("fashion", resume=options.resume)
     against = {f"FD / mixture of {components}": ".3f" for components in COMPONENTS}
     columns = {"FD": ".3g", **against, "right class": (".1f", "%"), "a sample": (".1f", "ms")}
     table = recorder.table(f"{options.num} images against the 60 000 training images", ["images"], columns)
-    if not options.resume:
+    if table.value(["data: test part"], "FD") is None:
         images, classes = data.fashion()
         pick = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.num]
         for components in COMPONENTS:

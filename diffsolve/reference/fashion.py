@@ -110,7 +110,7 @@ RECIPES = {
     "flow": Recipe("condot", "velocity", steps=3500, objective={"times": "logit-normal"}),
     "noise": Recipe("ddpm", "noise", noise_network, clock=straight_of_row, learned="v", steps=500, lr=5e-4),
     "edm": Recipe("edm", "edm", clock=straight, steps=2600, lr=1.5e-3, objective={"times": "log-normal"}),
-    "latent": Recipe("condot", "velocity", latent_network, objective={"times": "logit-normal"}),
+    "latent": Recipe("condot", "velocity", latent_network, steps=1600, objective={"times": "logit-normal"}),
 }
 LABELS = {"drop": 0.1, "uncond": {"label": -1}}
 """Options of `ds.training.objective` for labels, of which a tenth is left out, as guidance needs."""

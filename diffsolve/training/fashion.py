@@ -20,7 +20,7 @@ from diffsolve.training.fit import fit
 
 __all__ = ["train"]
 
-AUTOENCODER = {"steps": 2500, "batch": 32, "lr": 2e-3, "ema": 0.998}
+AUTOENCODER = {"steps": 1200, "batch": 32, "lr": 2e-3, "ema": 0.998}
 OBJECTIVES = (*fashion.RECIPES, "autoencoder")
 
 
