@@ -169,6 +169,11 @@ def test_the_lines_of_a_shift_are_straight():
     assert training.straightness(model, (8, 2, 2), steps=5) == pytest.approx(0, abs=1e-20)
 
 
+def test_a_path_without_a_finite_clock_has_no_straightness():
+    with pytest.raises(ValueError, match="path must be one whose clock is finite at both ends"):
+        training.straightness(ds.load("mixture-2d(path='ve')"), (8, 2))
+
+
 class Shift(torch.nn.Module):
     def __init__(self):
         super().__init__()
