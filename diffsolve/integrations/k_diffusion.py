@@ -24,11 +24,12 @@ from diffsolve.execute.start import begin
 from diffsolve.models import Model, adapt
 from diffsolve.paths import EDM, Path, Rectified
 from diffsolve.solvers import Solver, resolve
+from diffsolve.tableau.ends import TINY
 
 __all__ = ["denoiser", "sampler"]
 
 FIRST = 1e-4
-"""Where a run to the noise begins that is to begin at 0."""
+"""Where a run to the noise begins that is to begin at the data."""
 
 
 def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., Tensor]:
@@ -100,7 +101,8 @@ def _levels(sigmas: Tensor) -> tuple[Tensor, list[int]]:
         raise ValueError(f"sigmas must be >= 0 and falling, or rising, got {levels.tolist()}")
     places = [0, *(steps.nonzero().flatten() + 1).tolist()]
     levels = levels[places]
-    if len(levels) > 1 and levels[0] == 0:  # where the denoised says nothing of the noise: as ComfyUI flips sigmas
+    if len(levels) > 1 and levels[0] < levels[1] and levels[0] <= TINY:
+        # Where the denoised says nothing of the noise: as ComfyUI flips sigmas.
         levels[0] = min(FIRST, float(levels[1]) / 2)
     return levels, places
 

@@ -15,6 +15,7 @@ from diffsolve.reference.mixture import GaussianMixture, anisotropic
 MIXTURE = anisotropic(dim=8, modes=4)
 MODEL = mixture_model(MIXTURE, paths.EDM(), "denoised")
 SOLVERS = ["euler", "heun(frame='noise')", "dpmpp-2m", "unipc-3", "rk4", "ab-3(frame='noise')", "dpm-2s"]
+MIXTURE_2 = GaussianMixture.isotropic(torch.tensor([[0.7, -1.3], [-1.0, 1.0]]), 0.5)
 X = ds.Key(3).normal((4, 2, 2, 2), dtype=torch.float64)
 
 
@@ -92,18 +93,36 @@ def test_a_flow_s_sigma_above_one(kd, solver):
 def test_a_tiny_sigma_counts_as_the_data():
     """Next to it the noise that the denoised implies is rounding, which a method of two stages would multiply."""
     x = torch.tensor([[9.0, 12.0], [-4.0, 3.0]])
-    mixture = GaussianMixture.isotropic(torch.tensor([[0.7, -1.3], [-1.0, 1.0]]), 0.5)
-    net = mixture_model(mixture, paths.EDM(), "denoised").net
-    for solver in (*SOLVERS, "heun", "midpoint", "dopri5", "reversible-heun", "abm-3(frame='noise')", "res-5s", "plms"):
+    net = mixture_model(MIXTURE_2, paths.EDM(), "denoised").net
+    more = ["heun", "midpoint", "dopri5", "reversible-heun", "abm-3", "abm-3(frame='noise')", "res-5s", "plms", "res-3m"]
+    more += ["ab-4", "abm-2(mode='pece')", "ab-3(start='rk4')", "deis-3", "unip-4", "unipc-3(lower_final=4)", "uni_pc"]
+    for solver in (*SOLVERS, *more):
         wanted = sample(solver, [14.6, 3.0, 1.0, 0.1, 0.0], x, model=net)
-        for tiny in (1e-6, 1e-8, 1e-12, 1e-20):
+        for tiny in (1e-6, 1e-12):
             found = sample(solver, [14.6, 3.0, 1.0, 0.1, tiny, 0.0], x, model=net)
-            close = 1.0 if solver == "unipc-3" else 1e-4  # which counts the steps to the end
-            torch.testing.assert_close(found, wanted, rtol=0, atol=close)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    for solver in ("euler-maruyama", "stochastic-heun", "reverse-diffusion", "dpmpp-2m-sde", "sa-3", "er-sde-3"):
+        assert float(sample(solver, [14.6, 3.0, 1.0, 0.1, 1e-12, 0.0], x, model=net).abs().max()) < 30
     flow = ds.adapt(lambda x, t: (x - 0.7) / t[:, None], "rectified", "velocity")
     for solver in ("heun", "rk4", "dpmpp-2m"):
         out = ds.sample(flow, noise=x, solver=solver, grid=[1.0, 0.5, 0.1, 1e-7, 0.0])
         torch.testing.assert_close(out, torch.full_like(x, 0.7))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc-3", "heun", "abm-3", "ab-3(frame='noise')"])
+def test_a_run_out_of_a_tiny_sigma_is_one_out_of_the_data(solver):
+    """There the noise is told by a network that predicts it, and is rounding of one that predicts the denoised."""
+    x = torch.tensor([[0.8, -1.2]])
+    for path, levels in (("rectified", [0.1, 0.3, 0.6, 0.9]), ("edm", [0.1, 0.5, 2.0, 8.0])):
+        noise = mixture_model(MIXTURE_2, path, "noise")
+        wanted = ds.sample(noise, noise=x, solver=solver, grid=[1e-7, *levels])
+        for tiny in (1e-9, 1e-12):
+            torch.testing.assert_close(ds.sample(noise, noise=x, solver=solver, grid=[tiny, *levels]), wanted)
+        with pytest.raises(ValueError, match="does not determine"):
+            ds.sample(mixture_model(MIXTURE_2, path, "denoised"), noise=x, solver=solver, grid=[1e-12, *levels])
+    net = mixture_model(MIXTURE_2, paths.EDM(), "denoised").net
+    wanted = sample(solver, [0.0, *levels], x, model=net)
+    torch.testing.assert_close(sample(solver, [1e-12, *levels], x, model=net), wanted)
 
 
 COMFYUI = [
