@@ -5,9 +5,9 @@ A frame may be singular where sigma = 0 or alpha = 0. The step from or to such a
     x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) D       out of sigma_s > 0,
     x_t = (alpha_t / alpha_s) x_s + (sigma_t - sigma_s alpha_t / alpha_s) eps     out of sigma_s = 0,
 
-which is finite at both ends; into sigma_t = 0 it is x = D. A sigma next to 0 counts as the data: the second formula leads
-out of it to more noise, and where no frame is singular at the data none is singular there. Where the network may not be called at an end either, the
-last (first) call is made at the path's own last time, or else at lambda = CUT (-CUT).
+which is finite at both ends; into sigma_t = 0 it is x = D. A sigma next to 0 counts as the data: the second formula
+leads from it to more noise. Where the network may not be called at an end either, the last (first) call is made at the
+path's own last time, or else at lambda = CUT (-CUT).
 """
 
 from __future__ import annotations
