@@ -35,7 +35,7 @@ class Spaced(Grid):
         choice("spacing", self.spacing, ("leading", "trailing", "linspace", "respaced"))
         integer("offset", self.offset, low=0)
         required(self.spacing == "leading" or not self.offset, "offset", self.offset, "0 but for the spacing 'leading'")
-        object.__setattr__(self, "sections", tuple(instance("sections", self.sections, list | tuple, "a list")))
+        object.__setattr__(self, "sections", tuple(instance("sections", self.sections, (list, tuple), "a list")))
         for section in self.sections:
             integer("sections", section, low=1)
         own = self.spacing == "respaced" or not self.sections
