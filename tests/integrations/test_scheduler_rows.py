@@ -442,3 +442,18 @@ def test_hosts_with_timesteps_from_the_start_run_over_all_rows(make, host):
     scheduler = make(host, "ddim", options)
     assert torch.equal(run(scheduler, wanted.timesteps), run(wanted, wanted.timesteps))
     assert scheduler.num_inference_steps == 20
+
+
+def test_the_begin_index_counts_whatever_the_timestep_says(df, make):
+    """As in the host: a pipeline that set it may tell the network another time than that row's."""
+    scheduler = make("FlowMatchEulerDiscreteScheduler", "euler", {"shift": 2.0})
+    theirs = df.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    for s in (theirs, scheduler):
+        s.set_timesteps(8)
+        s.set_begin_index(4)
+    out, x = POINT - NOISE, NOISE
+    for told in (2, 6, 6):
+        mine = scheduler.step(out, scheduler.timesteps[told], x).prev_sample
+        x = theirs.step(out, theirs.timesteps[told], x).prev_sample
+        torch.testing.assert_close(mine, x)
+    assert scheduler.step_index == theirs.step_index == 7
