@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.common.result import Result
     from diffsolve.dynamics import Chain, Langevin, annealed_langevin, langevin
+    from diffsolve.execute.clip import Clip
     from diffsolve.execute.executor import Executor, State
     from diffsolve.execute.plan import plan
     from diffsolve.execute.results import Run, Step
@@ -37,6 +38,7 @@ _HOME = {
     "api": ("diffuse", "encode", "reversible", "sample", "sample_with_log_prob", "solve"),
     "common.result": ("Result",),
     "dynamics": ("Chain", "Langevin", "annealed_langevin", "langevin"),
+    "execute.clip": ("Clip",),
     "execute.executor": ("Executor", "State"),
     "execute.plan": ("plan",),
     "execute.results": ("Run", "Step"),
@@ -60,6 +62,7 @@ __all__ = [
     "BitsPerDim",
     "Brownian",
     "Chain",
+    "Clip",
     "Executor",
     "Guidance",
     "Key",

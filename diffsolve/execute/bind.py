@@ -19,6 +19,7 @@ from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
 from diffsolve.paths import Path
 from diffsolve.tableau import Tableau
+from diffsolve.tableau.ends import TINY
 
 __all__ = ["Program", "bind"]
 
@@ -110,7 +111,9 @@ def _bind(tableau: Tableau, path: Path, predicts: str, sigma_data: float, predic
             f"{levels[i, 1]:.6g}"
         )
     p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), replace(model, predicts=prediction), at)
-    bad = ~(np.isfinite(p) & np.isfinite(q))
+    # Next to the data a denoised tells no noise: (x - alpha D) / sigma is rounding.
+    rounding = (np.array(tableau.frame) == "noise") & (np.abs(q) * TINY >= 1) & (at.sigma <= TINY * at.alpha)
+    bad = ~(np.isfinite(p) & np.isfinite(q)) | rounding
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         raise undetermined(prediction, tableau.frame[i], tableau.calls[i, 0])

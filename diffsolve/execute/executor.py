@@ -211,7 +211,14 @@ class Executor:
         return Executor(self.program, None, self.key, state=state, network_time=self._clock, dtype=dtype)
 
     def correct(self, y: Tensor) -> None:
-        """Replace the network's input, and the state too where they are the same tensor."""
+        """Replace the network's input, and the state too where they are the same tensor.
+
+        Raises:
+            ValueError: if y is not of the state's shape.
+            TypeError: if it is not a floating tensor.
+        """
+        required(isinstance(y, Tensor) and y.is_floating_point(), "y", y, "a floating tensor", TypeError)
+        required(y.shape == self._y.shape, "y", y, f"of the shape of the state, {tuple(self._y.shape)}")
         self._y.copy_(y)
         if self._network_input is not None:
             torch.mul(self._y, self._rows[self.call].scale, out=self._network_input)

@@ -36,6 +36,7 @@ registry: Registry[Grid] = Registry(
         "linspace": lambda: Spaced("linspace"),
         "polynomial": lambda power=2.0, variable="t": Power(variable, power),
         "quadratic": lambda: Power("t", 2.0),
+        "respaced": lambda sections=(): Spaced("respaced", sections=sections),
         "shifted": lambda shift=3.0, variable="t": Shifted(variable, shift),
         "trailing": lambda: Spaced("trailing"),
         "uniform-lambda": lambda: Uniform("lambda"),

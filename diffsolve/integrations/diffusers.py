@@ -41,6 +41,12 @@ THEIRS = frozenset({
     "sigma_min", "time_shift",
 })  # fmt: skip
 """What the given scheduler has and no solver changes."""
+ALL_ROWS = frozenset({
+    "DDPMParallelScheduler", "DDPMScheduler", "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+})  # fmt: skip
+"""Schedulers that run over all their rows if `set_timesteps` was not called. The others ask for it."""
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -314,8 +320,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             configuration says; None where the network does not determine it), or a tuple of the two.
 
         Raises:
-            ValueError: if the shapes of model_output and sample differ, `set_timesteps` was not called, the timestep is
-                not on the network's clock, or the solver has no eta.
+            ValueError: if the shapes of model_output and sample differ, `set_timesteps` was not called and the given
+                scheduler asks for it, the timestep is not on the network's clock, or the solver has no eta.
         """
         out = model_output
         if out.shape[1:2] == (2 * sample.shape[1],):
@@ -348,6 +354,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def _planned(self) -> Plan:
+        if self._plan is None and type(self.scheduler).__name__ in ALL_ROWS:
+            self.set_timesteps(len(self))
         if self._plan is None:
             raise ValueError("timesteps must be set, got none; call set_timesteps first")
         return self._plan

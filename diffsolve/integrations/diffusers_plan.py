@@ -212,16 +212,21 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
     for name, values in listed.items():
         good = values.ndim == 1 and len(values) > 0 and bool(np.isfinite(values).all())
         required(good, name, given[name], "a list of finite numbers")
-        positive = name != "sigmas" or bool((values > 0).all())
-        required(positive, name, values.tolist(), "positive, as the run ends on the data by itself")
+    ramp = type(host).__name__.startswith("EDM")  # whose sigmas are where they stand on its ramp, from 0 to 1
+    own = np.ones(1) if ramp else listed.get("sigmas", np.ones(1))
+    ends = len(own) > 1 and own[-1] == 0
+    _positive(own[:-1] if ends else own)
     if steps is not None:
         given = {**given, "num_inference_steps": integer("num_inference_steps", steps, 1)}
     else:
         required(bool(listed), "num_inference_steps", steps, "an integer >= 1 where no timesteps or sigmas are given")
-    arguments = {**given, **{name: _as_taken(name, values) for name, values in listed.items()}}
+    taken = {name: torch.tensor(values) if ramp else _as_taken(name, values) for name, values in listed.items()}
+    arguments = {**given, **taken}
     with np.errstate(all="ignore"), torch.device("cpu"):  # whatever torch's default device is
         theirs.set_timesteps(**arguments)
     told = theirs.timesteps.cpu().double().numpy()
+    if ends and len(told) == len(own):  # this host adds the end itself
+        _positive(own)
     if getattr(theirs, "sigmas", None) is None:
         times = told
     else:
@@ -231,6 +236,10 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
     # Methods of two calls name each node twice, and tell its own time at the second.
     last = np.append(times[1:] != times[:-1], True) & (times != path.t_data)
     return HostRows(np.append(times[last], path.t_data), told[last], theirs.timesteps.dtype)
+
+
+def _positive(sigmas: np.ndarray) -> None:
+    required(bool((sigmas > 0).all()), "sigmas", sigmas.tolist(), "positive, as the run ends on the data by itself")
 
 
 def _as_taken(name: str, values: np.ndarray) -> Any:

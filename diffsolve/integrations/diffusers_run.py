@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor
+from diffsolve.execute.clip import Clip
 from diffsolve.execute.results import DenoisedEstimate
 from diffsolve.execute.start import begin
 from diffsolve.integrations.diffusers_plan import Plan
@@ -42,9 +43,8 @@ class Run:
         config: Any,
         keeps_noise: bool,
     ) -> None:
-        self.plan, self.config, self.seed = plan, config, seed
-        self.clips = bool(config.get("clip_sample") or config.get("thresholding"))
-        self.keeps_noise = keeps_noise and self.clips and isinstance(plan.method, DDIM)
+        self.plan, self.clip, self.seed = plan, clipping(config), seed
+        self.keeps_noise = keeps_noise and self.clip is not None and isinstance(plan.method, DDIM)
         self.first = first
         self.tableaux, self.takes = plan.rest(first, time)
         self.made = 0
@@ -66,9 +66,9 @@ class Run:
 
     def _begin(self, sample: Tensor) -> None:
         tableau, *self.tableaux = self.tableaux
-        prediction = "denoised" if self.clips else None
+        prediction = "denoised" if self.clip else None
         self.ex: Executor = begin(self.plan.model, noise=sample, solver=tableau, seed=self.seed, prediction=prediction)
-        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=self.clips)
+        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=self.clip is not None)
 
     def step(self, out: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state as the pipeline's next latents, and the denoised estimate, None where it is not determined."""
@@ -86,12 +86,12 @@ class Run:
 
     def _advance(self, out: Tensor) -> None:
         whole = self.estimate(self.ex.call, self.ex.y, out).denoised
-        if not self.clips:
+        if self.clip is None:
             self.denoised = whole
             self.ex.advance(out)
             return
         assert whole is not None
-        self.denoised = thresholded(whole, self.config)
+        self.denoised = self.clip.clipped(whole)
         if not self.keeps_noise:
             self.ex.advance(self.denoised)
             return
@@ -118,14 +118,11 @@ class PerThread(threading.local):
         return PerThread, ()
 
 
-def thresholded(x: Tensor, config: Any) -> Tensor:
-    """x clipped, or scaled to a quantile of its magnitude (2205.11487, section 2.3), as the configuration says."""
-    if not config.get("thresholding"):
-        bound = config.get("clip_sample_range", 1.0)
-        return x.clamp(-bound, bound)
-    size = torch.quantile(x.abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
-    size = size.clamp(1, config.sample_max_value).view(-1, *[1] * (x.dim() - 1))
-    return torch.minimum(torch.maximum(x, -size), size) / size
+def clipping(config: Any) -> Clip | None:
+    """The threshold of the denoised that a scheduler's configuration asks for."""
+    if config.get("thresholding"):
+        return Clip(quantile=config.dynamic_thresholding_ratio, most=max(1.0, config.sample_max_value))
+    return Clip(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
 
 
 def drawn(generator: Generators) -> int | list[int]:
