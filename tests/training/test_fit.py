@@ -310,17 +310,17 @@ def test_profiles_are_fitted_by_their_products():
 
 def test_averages_of_two_lengths_make_a_third(tmp_path):
     """As if it had been followed in the training: the weights of `Power(0.08)`."""
-    how = {"steps": 200, "lr": 0.02, "schedule": "constant", "model": None}
-    run(tmp_path / "w", ema=(training.Power(0.05), training.Power(0.10)), snapshots=10, **how)
+    how = {"steps": 80, "lr": 0.02, "schedule": "constant"}
+    run(tmp_path / "w", ema=(training.Power(0.05), training.Power(0.10)), snapshots=8, **how)
     run(tmp_path / "wanted", ema=training.Power(0.08), **how)
     files = sorted(tmp_path.glob("w-*"))
-    assert len(files) == 20
-    assert plain(tmp_path / "w-0.05-200").keys() == plain(tmp_path / "w").keys()
+    assert len(files) == 16
+    assert plain(tmp_path / "w-0.05-80").keys() == plain(tmp_path / "w").keys()
     found, wanted = training.combine(files, 0.08), plain(tmp_path / "wanted")
-    one = plain(tmp_path / "w-0.05-200")
+    one = plain(tmp_path / "w-0.05-80")
     off, apart = (sum(float((v[n] - wanted[n]).square().sum()) for n in wanted) ** 0.5 for v in (found, one))
     assert off < 0.1 * apart
-    assert found["calls"] == 200
+    assert found["calls"] == 80
     with pytest.raises(ValueError, match="must be a power average of a training"):
         training.combine([tmp_path / "w"], 0.08)
 
