@@ -62,10 +62,12 @@ def network_times(model: Model, at: Tableau | Tensor, like: Tensor) -> Tensor:
 
     In the dtype and on the device for states such as `like`.
     """
-    times = (at,)
     if isinstance(at, Tableau):
-        times = (torch.tensor(at.calls[:, 0], device="cpu"), torch.tensor(at.to, device="cpu"))
-    return model.network_time(*times).to(like.device, model.time_dtype(like.dtype))
+        t, s = (torch.tensor(times, device="cpu") for times in (at.calls[:, 0], at.to))
+        times = model.network_time(t, s)
+    else:
+        times = model.network_time(at)
+    return times.to(like.device, model.time_dtype(like.dtype))
 
 
 def derivatives(model: Model, tableau: Tableau) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,7 @@ class Run:
     ) -> None:
         self.plan, self.config, self.seed = plan, config, seed
         self.clips = bool(config.get("clip_sample") or config.get("thresholding"))
+        self.skips = "timestep_scaling" in config
         self.keeps_noise = keeps_noise and self.clips and isinstance(plan.method, DDIM)
         self.first = first
         self.tableaux, self.takes = plan.rest(first, time)
@@ -66,9 +68,9 @@ class Run:
 
     def _begin(self, sample: Tensor) -> None:
         tableau, *self.tableaux = self.tableaux
-        prediction = "denoised" if self.clips else None
+        prediction = "denoised" if self.clips or self.skips else None
         self.ex: Executor = begin(self.plan.model, noise=sample, solver=tableau, seed=self.seed, prediction=prediction)
-        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=self.clips)
+        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=self.clips or self.skips)
 
     def step(self, out: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state as the pipeline's next latents, and the denoised estimate, None where it is not determined."""
@@ -86,12 +88,14 @@ class Run:
 
     def _advance(self, out: Tensor) -> None:
         whole = self.estimate(self.ex.call, self.ex.y, out).denoised
-        if not self.clips:
+        if not (self.clips or self.skips):
             self.denoised = whole
             self.ex.advance(out)
             return
         assert whole is not None
-        self.denoised = thresholded(whole, self.config)
+        self.denoised = thresholded(whole, self.config) if self.clips else whole
+        if self.skips:
+            self.denoised = skipped(self.denoised, self.ex.y, float(self.plan.told[self.row]), self.config)
         if not self.keeps_noise:
             self.ex.advance(self.denoised)
             return
@@ -126,6 +130,13 @@ def thresholded(x: Tensor, config: Any) -> Tensor:
     size = torch.quantile(x.abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
     size = size.clamp(1, config.sample_max_value).view(-1, *[1] * (x.dim() - 1))
     return torch.minimum(torch.maximum(x, -size), size) / size
+
+
+def skipped(denoised: Tensor, x: Tensor, timestep: float, config: Any) -> Tensor:
+    """LCM's function of x, which is the identity at timestep 0 (2310.04378, appendix): a skip around the denoised."""
+    scaled, sigma_data = timestep * config.timestep_scaling, 0.5
+    size = math.hypot(scaled, sigma_data)
+    return (sigma_data / size) ** 2 * x + scaled / size * denoised
 
 
 def drawn(generator: Generators) -> int | list[int]:

@@ -114,7 +114,7 @@ class Model:
         second = self._clock(t if s is None else s)
         last = self._clock(torch.tensor(last_call(self.path), dtype=torch.float64, device="cpu"))
         second = torch.where(second.isfinite(), second, last.to(second.device))
-        return torch.stack(torch.broadcast_tensors(self._clock(t), second), -1)
+        return torch.stack([self._clock(t), second], -1)
 
     def _clock(self, t: Tensor) -> Tensor:
         if not isinstance(self.clock, str):

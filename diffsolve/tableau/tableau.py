@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -67,11 +67,11 @@ class Tableau:
     clock: np.ndarray
     """(N, 2): (q, q') where a row's z is the increment of one Brownian motion from clock q to q', over sqrt(q' - q);
     (0, 0) for a z of its own."""
-    to: np.ndarray = None  # type: ignore[assignment]
+    to: np.ndarray = field(default_factory=lambda: np.empty(0))
     """(N,): the time s that a network told two times is told at each call, where its d is averaged to; by default t."""
 
     def __post_init__(self) -> None:
-        if self.to is None:
+        if not np.size(self.to):
             object.__setattr__(self, "to", np.array(self.calls, dtype=np.float64)[:, 0])
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
                             ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2)),

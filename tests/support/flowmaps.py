@@ -1,5 +1,7 @@
 """Exact flow maps of Gaussian data N(0, diag(variances)), as networks told two times."""
 
+import math
+
 import torch
 
 import diffsolve as ds
@@ -24,9 +26,11 @@ def flow(path, x, t, s, variances=VARIANCES):
 def flow_map(path, predicts, jumps, variances=VARIANCES):
     """The exact network of that prediction, averaged over that frame."""
     path = paths.named(path)
+    clock = "rho" if math.isinf(path.t_data) else "t"
+    back = {"edm": lambda c: path.time(-4 * c), "rho": lambda rho: path.time(-rho.log()), "t": lambda t: t}
 
-    def net(x, clock_t, clock_s):
-        t, s = (path.time(-4 * clock) if predicts == "edm" else clock for clock in (clock_t, clock_s))
+    def net(x, *clocks):
+        t, s = (back["edm" if predicts == "edm" else clock](c) for c in clocks)
         p = path.at(t)
         if predicts == "edm":
             x = x / model.input_scale(p)[:, None]
@@ -38,5 +42,5 @@ def flow_map(path, predicts, jumps, variances=VARIANCES):
         now = (a * p.alpha[:, None] * lam + b * p.sigma[:, None]) / marginal * x
         return torch.where((t == s)[:, None], now, jump)
 
-    model = ds.adapt(net, path, predicts, jumps=jumps)
+    model = ds.adapt(net, path, predicts, jumps=jumps, clock=clock)
     return model
