@@ -16,6 +16,7 @@ import diffsolve as ds
 from diffsolve.common.records import read
 from diffsolve.metrics import Statistics, bits, sweep
 from diffsolve.reference import digits
+from diffsolve.training.digits import train
 from diffsolve.tuning import fit
 
 pytestmark = [
@@ -67,7 +68,7 @@ def evaluated(folder):
 
 
 def trained(folder):
-    return digits.train(folder / "file", steps=12, batch=2, checkpoint_every=2)
+    return train(folder / "file", steps=12, batch=2, checkpoint_every=0)
 
 
 def tuned(folder):

@@ -259,11 +259,11 @@ def train_digits(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     minutes: Annotated[float | None, typer.Option(help="Stop after that long; the same command goes on.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the file, if there is one.")] = True,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
     progress: Progress = None,
 ) -> None:
     """Train the model of handwritten digits, on the CPU. A run that was stopped goes on where it was."""
-    from diffsolve.reference import digits
+    from diffsolve.training import digits
 
     training = digits.train(
         out, steps=steps, batch=batch, lr=lr, ema=ema, seed=seed, minutes=minutes, resume=resume,

@@ -54,6 +54,7 @@ class Stream(IntEnum):
     TRAIN_NOISE = 7  # the noise of a training sample; the row is the step
     TRAIN_TIME = 8  # where the times of a training batch begin
     TRAIN_DROP = 9  # whether a training sample loses its condition
+    TRAIN_COUPLE = 10  # with which noise of its batch a training sample is paired
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:

@@ -22,7 +22,8 @@ from diffsolve.common.checks import integer, mapping, number, required
 from diffsolve.grids import Warp
 from diffsolve.models import Model
 from diffsolve.noise import Key, Stream
-from diffsolve.training import laws, weights
+from diffsolve.training import couplings, laws, weights
+from diffsolve.training.couplings import Coupling
 from diffsolve.training.laws import TimeLaw
 from diffsolve.training.weights import Weight
 
@@ -58,6 +59,7 @@ def objective(
     times: str | TimeLaw | Warp = "uniform-t",
     weight: str | Weight = "none",
     noise: Tensor | None = None,
+    coupling: str | Coupling = "independent",
     drop: float = 0.0,
     uncond: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Parts]:
@@ -80,7 +82,9 @@ def objective(
             nodes the times are ("uniform-lambda"). A batch is spread evenly over the law, for less variance.
         weight: "none", "snr", "min-snr(gamma=5)", "edm", "sigmoid(bias=0)": see `diffsolve.training.weights`.
         noise: (B, ...), the other end of each pair, in place of drawn normals: for given pairs, another source
-            distribution or an optimal coupling. Of the size that sigma multiplies.
+            distribution. Of the size that sigma multiplies.
+        coupling: "independent", "ot" or "sinkhorn(reg=0.05)": which noise of this batch goes with which data. Of a
+            split batch each part is coupled by itself.
         drop: the share of samples whose conditions are replaced by `uncond`, for guidance.
         uncond: name -> value of the conditions to replace; one for all, or a row per sample.
 
@@ -100,6 +104,8 @@ def objective(
     p = model.path.at(t.to(x0.device))
     if noise is None:
         noise = key.normal(x0.shape, row=step, stream=Stream.TRAIN_NOISE, dtype=x0.dtype, device=x0.device)
+    partners = couplings.named(coupling).partners
+    noise = noise[partners(x0, noise, _uniform(key, B, step, Stream.TRAIN_COUPLE))]
     a, b = (torch.as_tensor(c, dtype=torch.float64, device=x0.device).expand(B) for c in model.coefficients(p))
     x = _weights(p.alpha, x0) * x0 + _weights(p.sigma, x0) * noise
     target = _weights(a, x0) * x0 + _weights(b, x0) * noise

@@ -24,6 +24,7 @@ from diffsolve.cli import options, pictures, runs
 from diffsolve.common.registry import Registry
 from diffsolve.execute.plan import DEFAULT_SOLVER
 from diffsolve.reference import digits, names
+from diffsolve.training import digits as training
 from diffsolve.tuning import fit
 
 needs_data = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn")
@@ -59,10 +60,10 @@ def test_help_lists_the_commands():
 
 def test_every_default_is_the_librarys():
     given = inspect.signature(runs.train_digits).parameters
-    for name, parameter in inspect.signature(digits.train).parameters.items():
+    for name, parameter in inspect.signature(training.train).parameters.items():
         if name not in ("out", "progress", "build"):
             assert given[name].default == parameter.default, name
-    assert set(given) == set(inspect.signature(digits.train).parameters) - {"build"}
+    assert set(given) == set(inspect.signature(training.train).parameters) - {"build"}
     given = inspect.signature(runs.tune).parameters
     for name in ("teacher", "iterations", "batch"):
         assert given[name].default == inspect.signature(fit).parameters[name].default, name

@@ -12,6 +12,7 @@ from diffsolve.common.files import FileError, read_tensors, write_tensors
 from diffsolve.metrics import Statistics
 from diffsolve.metrics.table import Table
 from diffsolve.reference import classifier, digits
+from diffsolve.training.digits import train
 
 RING = ds.load("mixture-2d")
 
@@ -172,7 +173,7 @@ def test_weights_are_those_of_the_network(tmp_path, module):
 def test_checkpoints_of_a_training_are_checked(tmp_path):
     pytest.importorskip("sklearn")
     out, how = tmp_path / "w.safetensors", {"steps": 4, "batch": 2}
-    digits.train(out, minutes=1e-9, **how)
+    train(out, minutes=1e-9, **how)
     checkpoint = tmp_path / "w.safetensors.checkpoint"
     tensors, note = read_tensors(checkpoint, digits.KEY)
     for change, says in (
@@ -184,14 +185,20 @@ def test_checkpoints_of_a_training_are_checked(tmp_path):
     ):
         write_tensors(checkpoint, tensors, digits.KEY, {**note, **change})
         with pytest.raises(FileError, match=f"must be the checkpoint of a training, got .*{says}"):
-            digits.train(out, **how)
-    write_tensors(checkpoint, {**tensors, "generator": torch.zeros(3)}, digits.KEY, note)
-    with pytest.raises(FileError, match="generator must be of shape"):
-        digits.train(out, **how)
+            train(out, **how)
+    for change, says in (
+        ({"weights/head.2.weight": torch.zeros(3)}, "a tensor must be of shape"),
+        ({"optimizer/0/exp_avg": torch.zeros(3)}, "a tensor must be of shape"),
+        ({"average/module.head.2.bias": tensors["average/module.head.2.bias"] * math.nan}, "must be finite"),
+        ({"more": X}, "only one of the two has more"),
+    ):
+        write_tensors(checkpoint, {**tensors, **change}, digits.KEY, note)
+        with pytest.raises(FileError, match=says):
+            train(out, **how)
     write_tensors(checkpoint, tensors, digits.KEY, note)
     with pytest.raises(ValueError, match=r"with steps=4 there: delete it or pass resume=False \(--no-resume\)"):
-        digits.train(out, steps=5, batch=2)
-    assert digits.train(out, **how)["finished"]
+        train(out, steps=5, batch=2)
+    assert train(out, **how)["finished"]
 
 
 ROW = {"solver": "a", "method": "a", "table": 3, "nfe": 1, "seed": 0, "calls": 1.0, "seconds": 1.0}

@@ -1,14 +1,10 @@
-"""The U-Net, and the training and loading of the digits model."""
+"""The U-Net, and the loading of the digits model."""
 
 from __future__ import annotations
 
 import importlib.util
-import itertools
-import os
 import sys
 from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -31,30 +27,6 @@ def awake(net: UNet) -> UNet:
         if not p.any():
             p.data.normal_(0, 0.2, generator=generator)
     return net.eval()
-
-
-def tiny_run(out: Path, **options: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"steps": 7, "batch": 6, "seed": 3, "build": tiny}
-    return digits.train(out, **{**settings, **options})
-
-
-class Break(Exception):
-    pass
-
-
-def broken_run(out: Path, monkeypatch: pytest.MonkeyPatch, at: int, **options: Any) -> None:
-    """The same run, stopped by an exception at step `at`."""
-    draw, count = digits._draw, itertools.count()
-
-    def failing(*args: Any) -> Any:
-        if next(count) == at:
-            raise Break
-        return draw(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(digits, "_draw", failing)
-        with pytest.raises(Break):
-            tiny_run(out, **options)
 
 
 # ---------------------------------------------------------------------------------------------- the U-Net
@@ -197,110 +169,3 @@ def test_bad_weights_are_errors(tmp_path, kind):
 def test_missing_weights_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         digits.load(tmp_path / "none.safetensors")
-
-
-# ---------------------------------------------------------------------------------------------- training
-
-
-@needs_data
-def test_training_writes_one_file(tmp_path):
-    out = tmp_path / "weights.safetensors"
-    before = torch.get_rng_state()
-    report = tiny_run(out, checkpoint_every=2)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert os.listdir(tmp_path) == [out.name]
-    assert report["finished"]
-    assert report["steps"] == 7
-    assert 0 < report["loss"] < 5
-    assert report["out"] == str(out)
-    assert report["parameters"] == sum(p.numel() for p in tiny().parameters())
-    assert {value.dtype for value in safetensors.torch.load_file(out).values()} == {torch.float16}
-    assert digits.load(out, build=tiny).head[2].weight.any()
-
-
-@needs_data
-@pytest.mark.parametrize("at", [1, 2, 5, 6])
-def test_resumed_training_is_unbroken_training(tmp_path, monkeypatch, at):
-    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    report = tiny_run(whole)
-    broken_run(parts, monkeypatch, at, checkpoint_every=2)
-    assert not parts.exists()
-    torch.rand(5)  # the global random state has no part in it
-    assert tiny_run(parts)["loss"] == report["loss"]
-    assert parts.read_bytes() == whole.read_bytes()
-    assert sorted(os.listdir(tmp_path)) == [parts.name, whole.name]
-
-
-@needs_data
-def test_training_in_several_sittings(tmp_path):
-    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    tiny_run(whole)
-    for step in range(1, 7):
-        report = tiny_run(parts, minutes=1e-9)
-        assert not report["finished"]
-        assert report["steps"] == step
-        assert not parts.exists()
-    assert tiny_run(parts, minutes=1e-9)["finished"]
-    assert parts.read_bytes() == whole.read_bytes()
-
-
-@needs_data
-def test_seeds_differ(tmp_path):
-    tiny_run(tmp_path / "a", steps=2, seed=0)
-    tiny_run(tmp_path / "b", steps=2, seed=1)
-    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
-
-
-@needs_data
-def test_checkpoints_of_other_runs_are_errors(tmp_path, monkeypatch):
-    out = tmp_path / "weights.safetensors"
-    broken_run(out, monkeypatch, 3, checkpoint_every=2)
-    with pytest.raises(ValueError, match="resume=False"):
-        tiny_run(out, lr=0.5)
-    with pytest.raises(ValueError, match="must have the tensors of this network|must be floating-point of shape"):
-        tiny_run(out, build=lambda: UNet(channels=4, num_classes=10, heads=1, groups=2))
-    assert tiny_run(out, lr=0.5, resume=False)["finished"]
-
-
-@needs_data
-def test_bad_checkpoints_are_errors(tmp_path, monkeypatch):
-    out = tmp_path / "weights.safetensors"
-    checkpoint = tmp_path / "weights.safetensors.checkpoint"
-    broken_run(out, monkeypatch, 3, checkpoint_every=2)
-    good = checkpoint.read_bytes()
-    for bad in (b"", good[:-1], safetensors.torch.save({"generator": torch.zeros(1)})):
-        checkpoint.write_bytes(bad)
-        with pytest.raises(ValueError, match="checkpoint"):
-            tiny_run(out)
-
-
-@needs_data
-def test_failed_writes_leave_what_was_there(tmp_path, monkeypatch):
-    out = tmp_path / "weights.safetensors"
-    out.write_bytes(b"before")
-
-    def full(*_):
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="no space"):
-            tiny_run(out, steps=1)
-    assert os.listdir(tmp_path) == [out.name]
-    assert out.read_bytes() == b"before"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"ema": 1.0}, {"minutes": 0.0}, {"checkpoint_every": 0}],
-)
-def test_bad_options_are_errors(tmp_path, options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        tiny_run(tmp_path / "weights.safetensors", **options)
-
-
-@needs_data
-def test_diverging_training_is_an_error(tmp_path):
-    with pytest.raises(FloatingPointError, match="lower lr"):
-        tiny_run(tmp_path / "weights.safetensors", steps=50, lr=1e30)
-    assert os.listdir(tmp_path) == []
