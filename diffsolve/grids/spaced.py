@@ -64,7 +64,7 @@ class Distilled(Grid):
     """Of the `rows` even times at which a student of a table was distilled, as even a choice as there is, then the end.
 
     LCM's (2310.04378) and TCD's: of 50, to 1000 rows, four steps begin at 999, 759, 499 and 259. A clock without a
-    finite end, as of "ve", is divided as far as its last time.
+    finite end, as of "ve", is divided as far as its last time. More steps than rows are even ones.
     """
 
     rows: int = 50
@@ -75,7 +75,6 @@ class Distilled(Grid):
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
         end = path.t_data if stop is None else stop
         low = end if np.isfinite(end) else path.t_last
-        required(steps <= self.rows, "steps", steps, f"at most {self.rows}, the rows of {self}")
-        picked = np.floor(np.arange(steps) * self.rows / steps)
-        times = start + picked * ((low - start) / self.rows)
+        rows = max(self.rows, steps)
+        times = start + np.floor(np.arange(steps) * rows / steps) * ((low - start) / rows)
         return np.append(np.round(times) if path.integer else times, end)

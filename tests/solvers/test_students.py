@@ -209,21 +209,11 @@ def test_flow_map_euler():
     assert torch.allclose(ours, x, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("flow-map(gamma=1.5)", "gamma must be a finite number >= 0 and <= 1"),
-        ("tcd(by='step')", "by must be 'noise' or 'time'"),
-        ("lcm(grid='distilled(rows=2)')", None),
-    ],
-)
-def test_refused(spec, message):
-    if message:
-        with pytest.raises(ValueError, match=message):
-            ds.solvers.named(spec)
-    else:
-        with pytest.raises(ValueError, match="steps must be at most 2, the rows of"):
-            ds.plan("ddpm", spec, steps=4)
+def test_refused():
+    with pytest.raises(ValueError, match="gamma must be a finite number >= 0 and <= 1"):
+        ds.solvers.named("flow-map(gamma=1.5)")
+    with pytest.raises(ValueError, match="by must be 'noise' or 'time'"):
+        ds.solvers.named("tcd(by='step')")
     with pytest.raises(ValueError, match="on the way from the noise to the data only"):
         ds.solvers.named("lcm")(paths.VP(), [0.1, 0.5])
 
