@@ -13,7 +13,6 @@ same seed on one machine.
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
 import time
 from collections.abc import Sequence
@@ -27,12 +26,13 @@ from torch import Tensor, nn
 import diffsolve as ds
 from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.models import Model
-from diffsolve.reference.unet import UNet, fourier
+from diffsolve.reference.data import fashion
+from diffsolve.reference.mlp import MLP
+from diffsolve.reference.unet import UNet
 from diffsolve.tableau.frames import PREDICTIONS
 from diffsolve.tableau.theory import output_unit
 
 CACHE = Path(__file__).resolve().parent / ".cache" / "networks"
-FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 KEY = "diffsolve"
 
 
@@ -81,34 +81,6 @@ LEVELS = (-4, -3, -2, -1, 0, 1, 2, 3)
 SHAPES = {"moons": (2,), "digits": (1, 8, 8), "fashion": (1, 28, 28), "wide": (1, 28, 28)}
 
 
-class MLP(nn.Module):
-    """Residual layers on a flat event, shifted and scaled by the time and the label."""
-
-    def __init__(self, size: int, width: int, layers: int, classes: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(size, width)
-        self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(classes + 1, width)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(
-                (nn.Linear(width, 2 * width), nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width))
-            )
-            for _ in range(layers)
-        )
-        self.outer = nn.Linear(width, size)
-        nn.init.zeros_(self.outer.weight)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """x of shape (B, *event), t in about [0, 1] of shape (B,): the shape of x."""
-        h = self.inner(x.flatten(1))
-        rows = torch.zeros(len(x), dtype=torch.int64) if label is None else label + 1
-        e = F.silu(self.time(fourier(t, 32, 30.0)) + self.label(rows))
-        for modulate, norm, first, second in self.blocks:
-            scale, shift = modulate(e).chunk(2, 1)
-            h = h + second(F.silu(first(norm(h) * (1 + scale) + shift)))
-        return self.outer(h).view_as(x)
-
-
 class Network(nn.Module):
     """The network on the path's clock: scales input, time and output as networks of its kind do."""
 
@@ -119,19 +91,21 @@ class Network(nn.Module):
         if SHAPES[spec.data] == (1, 28, 28):
             self.body: nn.Module = UNet(1, 16, (1, 2, 2), num_classes=classes)
         else:
-            self.body = MLP({"moons": 2, "digits": 64}[spec.data], 128 if spec.data == "moons" else 256, 3, classes)
+            self.body = MLP(
+                {"moons": 2, "digits": 64}[spec.data], 128 if spec.data == "moons" else 256, 3, num_classes=classes
+            )
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         wide = [1] * (x.dim() - 1)
         if self.spec.predicts == "edm":
-            return self.body(x, (t + 2) / 4, label)  # x is scaled and t is c_noise
+            return self.body(x, (t + 2) / 4, label=label)  # x is scaled and t is c_noise
         if self.spec.path == "ddpm":
-            return self.body(x, t / 1000, label)
+            return self.body(x, t / 1000, label=label)
         if self.spec.path not in ("edm", "ve"):
-            out = self.body(x, t, label)
+            out = self.body(x, t, label=label)
             return out / self.where.at(t).sigma.float().view(-1, *wide) if self.spec.predicts == "score" else out
         sigma = self.where.at(t).sigma.float().view(-1, *wide)
-        h = self.body(x / (sigma**2 + 0.25) ** 0.5, (sigma.flatten().log() + 6) / 10, label)
+        h = self.body(x / (sigma**2 + 0.25) ** 0.5, (sigma.flatten().log() + 6) / 10, label=label)
         if self.spec.predicts == "score":
             return h / sigma
         return x * 0.25 / (sigma**2 + 0.25) + h * 0.5 * sigma / (sigma**2 + 0.25) ** 0.5
@@ -150,11 +124,7 @@ def data_of(name: str) -> tuple[Tensor, Tensor]:
 
         images, label = load_data()
         return (images if name == "digits" else F.interpolate(images, (28, 28), mode="bilinear")), label
-    with gzip.open(FASHION) as file:
-        raw = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)[16:]
-    with gzip.open(FASHION.with_name("train-labels-idx1-ubyte.gz")) as file:
-        labels = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)[8:]
-    return raw.view(-1, 1, 28, 28).float() / 127.5 - 1, labels.long()
+    return fashion()
 
 
 def example(spec: Spec, x0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

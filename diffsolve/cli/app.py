@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `train digits`, and lists of names.
+"""The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `train`, and lists of names.
 
 Slow imports, such as torch and NumPy, happen when a command runs, so that --help is fast.
 """
@@ -47,3 +47,4 @@ def _main(
 for _command in (runs.sample, runs.bench, runs.tune, runs.logprob, runs.plan, lists.solvers, lists.grids, lists.paths):
     app.command()(_command)
 train.command("digits")(runs.train_digits)
+train.command("fashion")(runs.train_fashion)

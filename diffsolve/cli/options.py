@@ -27,7 +27,13 @@ __all__ = [
     "report",
 ]
 
-SHAPES = {"digits": (1, 8, 8), "mixture-2d": (2,)}  # of one sample of each reference model
+SHAPES = {
+    "digits": (1, 8, 8),
+    **dict.fromkeys(("fashion", "fashion-noise", "fashion-edm"), (1, 28, 28)),
+    "fashion-latent": (4, 7, 7),
+    "mixture-2d": (2,),
+}  # of one sample of each reference model
+LABELLED = [name for name in SHAPES if name != "mixture-2d"]  # those with ten classes
 NFE = 20  # network calls if neither --nfe nor --steps is given
 
 SolverSpec = Annotated[str, typer.Option(help="A solver with options, as 'ddim(eta=0.5)'; see `diffsolve solvers`.")]
@@ -35,14 +41,17 @@ GridSpec = Annotated[str | None, typer.Option(help="A grid with options; see `di
 Nfe = Annotated[int | None, typer.Option(help=f"Budget of network calls. [default: {NFE}, without --steps]")]
 Steps = Annotated[int | None, typer.Option(help="Number of grid intervals, in place of --nfe.")]
 Label = Annotated[
-    str, typer.Option("--class", help="A digit, all for 0 to 9 in turn, or none for the network without a label.")
+    str,
+    typer.Option(
+        "--class", help="A class, 0 to 9 (a digit), all for each in turn, or none for the network without a label."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start the file anew, whatever it has.")]
 ModelSpec = Annotated[
     str,
     typer.Option(
-        help="digits, with weights of one's own as \"digits(weights='mine.safetensors')\"; or mixture-2d, as "
-        "\"mixture-2d(path='edm')\"."
+        help="digits, fashion, fashion-noise, fashion-edm or fashion-latent, with weights of one's own as "
+        "\"digits(weights='mine.safetensors')\"; or mixture-2d, as \"mixture-2d(path='edm')\"."
     ),
 ]
 Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]
@@ -69,9 +78,9 @@ def batch_of(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[st
     import torch
 
     name = model.partition("(")[0].strip().lower()
-    if name != "digits" and label != "all":
-        raise ValueError(f"class must be all for a model without classes, as all but digits are, got {label!r}")
-    cond = {"label": torch.tensor(_labels(label, num))} if name == "digits" else None
+    if name not in LABELLED and label != "all":
+        raise ValueError(f"class must be all for a model without classes, such as {name}, got {label!r}")
+    cond = {"label": torch.tensor(_labels(label, num))} if name in LABELLED else None
     return (num, *SHAPES[name]), cond
 
 

@@ -24,9 +24,9 @@ def encoded(x: np.ndarray, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def grid_image(x: np.ndarray) -> Image.Image:
+def grid_image(x: np.ndarray, columns: int | None = None) -> Image.Image:
     """Grey images in [-1, 1] of shape (B, 1, H, W), enlarged by a whole factor, in rows from the top left."""
-    columns = math.ceil(math.sqrt(len(x)))
+    columns = columns or math.ceil(math.sqrt(len(x)))
     scale = max(1, SIDE // (columns * x.shape[-1]))
     tiles = np.rint((x[:, 0].clip(-1, 1) + 1) * 127.5).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
     height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP

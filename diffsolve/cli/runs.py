@@ -1,4 +1,4 @@
-"""The commands that run something: sample, bench, tune, logprob, plan and train digits."""
+"""The commands that run something: sample, bench, tune, logprob, plan and train."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from diffsolve.cli.options import (
+    LABELLED,
     Force,
     GridSpec,
     Label,
@@ -27,7 +28,7 @@ from diffsolve.cli.options import (
 
 MOST_PLANNED = 2000  # calls: seconds to plan and weigh, and as many lines
 
-__all__ = ["bench", "logprob", "plan", "sample", "train_digits", "tune"]
+__all__ = ["bench", "logprob", "plan", "sample", "train_digits", "train_fashion", "tune"]
 
 
 @plain_errors()
@@ -78,7 +79,9 @@ def sample(
     )
     seconds = time.perf_counter() - began
     rounds = {"parallel": f"{run.parallel.rounds} rounds in place of {tableau.nfe} calls"} if run.parallel else {}
-    write_whole(out, encoded(run.x.numpy(), out.suffix))
+    decode = getattr(net.net, "decode", None)  # of latents
+    images = run.x if decode is None else decode(run.x)
+    write_whole(out, encoded(images.numpy(), out.suffix))
     report(
         model=f"{model}, class {label}" if cond else model,
         solver=f"{solver}, {tableau.steps} steps, {run.nfe} network calls",
@@ -99,7 +102,9 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 250,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
     label: Label = "all",
-    guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance, of the digits.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance, of models with classes.")
+    ] = None,
     exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
     out: Annotated[
         Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
@@ -122,7 +127,7 @@ def bench(
         if file is not None:
             check_out(file, suffix)
     net, name = ds.load(model), model.partition("(")[0].strip().lower()
-    if name != "digits" and guidance is not None:
+    if name not in LABELLED and guidance is not None:
         raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
     shape, cond = batch_of(model, label, 10)
     torch.set_num_threads(1)
@@ -130,7 +135,7 @@ def bench(
     table = metrics.sweep(
         net, shape[1:], reference=DATA[name](label), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
         batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, force=force,
-        progress=bar(progress),
+        progress=bar(progress), decode=getattr(net.net, "decode", None),
         **options,
     )  # fmt: skip
     typer.echo(table)
@@ -269,9 +274,49 @@ def train_digits(
         out, steps=steps, batch=batch, lr=lr, ema=ema, seed=seed, minutes=minutes, resume=resume,
         checkpoint_every=checkpoint_every, progress=bar(progress),
     )  # fmt: skip
+    _report_training(training, out)
+
+
+@plain_errors()
+def train_fashion(
+    objective: Annotated[
+        str, typer.Option(help="flow, noise, edm, latent, or the autoencoder of the latents.")
+    ] = "flow",
+    out: Annotated[
+        Path | None, typer.Option(help="The file of weights to write. [default: fashion-OBJECTIVE.safetensors]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of updates in all. [default: the recipe's]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images in each update. [default: the recipe's]")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate. [default: the recipe's]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the idx files are. [default: the Debian package's]")
+    ] = None,
+    autoencoder: Annotated[Path | None, typer.Option(help="For latent. [default: the one that ships]")] = None,
+    log: Annotated[Path | None, typer.Option(help="A .jsonl file of the loss.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after that long; the same command goes on.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the file, if there is one.")] = True,
+    progress: Progress = None,
+) -> None:
+    """Train a model of Fashion-MNIST, on the CPU. A run that was stopped goes on where it was."""
+    import torch
+
+    from diffsolve.training import fashion
+
+    torch.set_num_threads(1)  # small layers gain little from more, and lose much on busy cores
+    file = out or Path(f"fashion-{objective}.safetensors")
+    given = {name: value for name, value in (("steps", steps), ("batch", batch), ("lr", lr)) if value is not None}
+    training = fashion.train(
+        objective, file, seed=seed, folder=folder, autoencoder=autoencoder, log=log, minutes=minutes, resume=resume,
+        progress=bar(progress), **given,
+    )  # fmt: skip
+    _report_training(training, file)
+
+
+def _report_training(training: dict[str, Any], out: Path) -> None:
     how = "finished" if training["finished"] else "stopped; the same command goes on"
     report(
-        steps=f"{training['steps']} of {steps} in {training['seconds']:.1f} seconds, {how}",
+        steps=f"{training['steps']} in {training['seconds']:.1f} seconds, {how}",
         loss=f"{training['loss']:.4f}",
         file=out if training["finished"] else f"{out}.checkpoint",
     )

@@ -1,6 +1,8 @@
-"""Models to sample from: Gaussian mixtures, exact or with a known error, and a small trained network."""
+"""Models to sample from: Gaussian mixtures, exact or with a known error, and small trained networks."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from diffsolve.common.registry import Registry
 from diffsolve.models import Model, adapt
@@ -16,11 +18,28 @@ def _digits(weights: str | None = None) -> Model:
     return adapt(digits.load(weights), "condot", "velocity")
 
 
+def _fashion(objective: str, weights: str | None = None) -> Model:
+    from diffsolve.reference import fashion
+
+    return fashion.load(objective, weights)
+
+
 def _mixture_2d(path: str = "condot", predicts: str = "velocity") -> Model:
     return mixture_model(ring(), path, predicts)
 
 
-registry: Registry[Model] = Registry("model", Model, {"digits": _digits, "mixture-2d": _mixture_2d})
+registry: Registry[Model] = Registry(
+    "model",
+    Model,
+    {
+        "digits": _digits,
+        "fashion": partial(_fashion, "flow"),
+        "fashion-noise": partial(_fashion, "noise"),
+        "fashion-edm": partial(_fashion, "edm"),
+        "fashion-latent": partial(_fashion, "latent"),
+        "mixture-2d": _mixture_2d,
+    },
+)
 
 
 def load(name: str) -> Model:
@@ -28,6 +47,10 @@ def load(name: str) -> Model:
 
     "digits": a small U-Net for 8 x 8 images, of any class or by `cond={"label": ...}`; shape (B, 1, 8, 8).
     "digits(weights='mine.safetensors')" has the weights that `diffsolve train digits` wrote.
+    "fashion": a small U-Net for the 28 x 28 images of Fashion-MNIST, of a class or of any, a velocity on CondOT; shape
+    (B, 1, 28, 28). "fashion-noise" predicts the noise on the table "ddpm", "fashion-edm" is a raw EDM network;
+    "fashion-latent" is a velocity of latents, shape (B, 4, 7, 7), of which `model.net.decode` makes images.
+    All take `weights=`, a file of `diffsolve train fashion`.
     "mixture-2d": eight Gaussians on a ring, exact; shape (B, 2). "mixture-2d(path='edm', predicts='noise')" puts
     it on another path.
     """

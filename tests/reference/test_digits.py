@@ -37,7 +37,7 @@ def awake(net: UNet) -> UNet:
 def test_output_like_input(dtype, size, channels, multipliers):
     net = UNet(channels, 8, multipliers, blocks=2, num_classes=4).to(dtype)
     x, t = torch.randn(3, channels, size, size, dtype=dtype), torch.rand(3)
-    out = awake(net)(x, t, torch.tensor([0, -1, 3]))
+    out = awake(net)(x, t, label=torch.tensor([0, -1, 3]))
     assert out.shape == x.shape
     assert out.dtype == dtype
     assert out.isfinite().all()
@@ -50,8 +50,8 @@ def test_starts_at_zero():
 def test_no_label_is_minus_one():
     net, x, t = awake(tiny()), torch.randn(4, 1, 8, 8), torch.rand(4)
     free = net(x, t)
-    assert torch.equal(free, net(x, t, torch.full((4,), -1)))
-    mixed = net(x, t, torch.tensor([-1, 0, 9, -1]))
+    assert torch.equal(free, net(x, t, label=torch.full((4,), -1)))
+    mixed = net(x, t, label=torch.tensor([-1, 0, 9, -1]))
     changed = (mixed - free).abs().amax((1, 2, 3)) > 1e-4
     assert changed.tolist() == [False, True, True, False]
 
@@ -59,14 +59,14 @@ def test_no_label_is_minus_one():
 @pytest.mark.parametrize("label", [-2, 10])
 def test_unknown_labels_are_errors(label):
     with pytest.raises(IndexError):
-        tiny()(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.tensor([label]))
+        tiny()(torch.zeros(1, 1, 8, 8), torch.zeros(1), label=torch.tensor([label]))
 
 
 def test_unconditional_network():
     net, x, t = awake(UNet(channels=8)), torch.randn(2, 1, 8, 8), torch.rand(2)
-    assert torch.equal(net(x, t), net(x, t, torch.tensor([-1, -1])))
+    assert torch.equal(net(x, t), net(x, t, label=torch.tensor([-1, -1])))
     with pytest.raises(IndexError):
-        net(x, t, torch.tensor([0, 0]))
+        net(x, t, label=torch.tensor([0, 0]))
 
 
 def test_sides_that_do_not_fit_are_errors():
@@ -77,8 +77,8 @@ def test_sides_that_do_not_fit_are_errors():
 def test_samples_of_a_batch_do_not_mix():
     net, x, t = awake(tiny()).double(), torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.rand(3)
     label = torch.tensor([1, -1, 2])
-    alone = torch.cat([net(x[i : i + 1], t[i : i + 1], label[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(net(x, t, label), alone)
+    alone = torch.cat([net(x[i : i + 1], t[i : i + 1], label=label[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(net(x, t, label=label), alone)
 
 
 def test_times_are_embedded_in_float32():
@@ -119,7 +119,7 @@ def test_packaged_weights():
     assert torch.equal(torch.get_rng_state(), before)
     assert not net.training
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in net.parameters())
-    out = net(torch.randn(2, 1, 8, 8), torch.tensor([0.0, 1.0]), torch.tensor([3, -1]))
+    out = net(torch.randn(2, 1, 8, 8), torch.tensor([0.0, 1.0]), label=torch.tensor([3, -1]))
     assert out.shape == (2, 1, 8, 8)
     assert out.isfinite().all()
 
@@ -130,10 +130,10 @@ def test_packaged_weights_predict_the_velocity():
     images, labels = digits.load_data()
     net = digits.load()
     noise = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    end = net(images[:500], torch.ones(500), labels[:500]) - images[:500]
+    end = net(images[:500], torch.ones(500), label=labels[:500]) - images[:500]
     assert end.square().mean() < 0.1
     for label in range(10):
-        start = net(noise, torch.zeros(500), torch.full((500,), label)) + noise
+        start = net(noise, torch.zeros(500), label=torch.full((500,), label)) + noise
         assert (start - images[labels == label].mean(0)).square().mean() < 0.05
 
 

@@ -1,0 +1,69 @@
+"""What every reference network is told besides x: one time or two, and a class or none."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffsolve.common.checks import integer, required
+
+__all__ = ["Conditioned", "fourier", "zero"]
+
+
+def fourier(t: Tensor, size: int, highest: float = 100.0) -> Tensor:
+    """Cosines and sines of `t`, of shape (B,), at `size / 2` frequencies: (B, size), always in float32.
+
+    The angular frequencies are spaced geometrically from 1 to `highest`: for `t` in [0, 1] that resolves
+    differences of 1/1000, and keeps the network smooth in `t`, which high-order solvers rely on.
+    """
+    steps = torch.arange(size // 2, device=t.device, dtype=torch.float32)
+    angles = t.float()[:, None] * torch.exp(steps * (math.log(highest) / (size // 2 - 1)))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Conditioned(nn.Module):
+    """A network `net(x, t, s, label)`: x at time t, moved to time s if it is a flow map, of a class or of none.
+
+    A network of one time takes no s. One of two times begins as that of one time: its embedding of s is zero at first,
+    so weights of a network of one time go into it with `load_state_dict(.., strict=False)`.
+    """
+
+    def embed_with(self, features: int, width: int, num_classes: int, times: int, highest: float = 100.0) -> None:
+        """Make the layers: of `features` cosines and sines of a time, and of a label, to `width` numbers."""
+        self.features, self.highest = features, highest
+        self.num_classes = integer("num_classes", num_classes, 0)
+        self.times = integer("times", times, 1, 2)
+        self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(num_classes + 1, width)  # row 0 is "no label", class y is row y + 1
+        if times == 2:
+            self.until = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+            nn.init.zeros_(self.until[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.until[2].bias)  # type: ignore[arg-type]
+
+    def embed(self, t: Tensor, s: Tensor | None, label: Tensor | None) -> Tensor:
+        """(B, width): of the times, about in [0, 1], and the label; s = None is s = t, label = None is -1, no label.
+
+        Raises:
+            ValueError: if the network knows one time and is told two.
+            TypeError: if s is no floating tensor, such as a label given in its place.
+        """
+        if label is None:
+            label = torch.full_like(t, -1, dtype=torch.int64)
+        dtype = self.label.weight.dtype
+        e: Tensor = self.time(fourier(t, self.features, self.highest).to(dtype)) + self.label(label + 1)
+        if s is not None:
+            required(s.is_floating_point(), "s", s, "a floating tensor; label= has the class", TypeError)
+            required(self.times == 2, "s", s, "None for a network of one time; times=2 makes one of two")
+        if self.times == 2:
+            e = e + self.until(fourier(t if s is None else s, self.features, self.highest).to(dtype))
+        return F.silu(e)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The same layer with its parameters set to zero."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
