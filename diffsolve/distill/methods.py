@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffsolve.distill.identities import Eulerian, Lagrangian, Semigroup
+from diffsolve.distill.identities import Eulerian, Identity, Lagrangian, Semigroup
 from diffsolve.distill.loss import Distillation, Scales
 from diffsolve.distill.metrics import Adaptive, Huber, Normalised
 from diffsolve.distill.stretches import Between, Halves, Shrinking, Steps, Stretches
@@ -59,6 +59,13 @@ class TruncatedSNR(DataWeight):
         return ((p.alpha / p.sigma) ** 2).clamp(min=1)
 
 
+def _point(
+    identity: Identity, stretches: Stretches, settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> Distillation:
+    """A loss whose every option may be another than the method's."""
+    return Distillation(**{"identity": identity, "stretches": stretches, **settings, **options})
+
+
 def guided(
     teacher: Model, low: float = 1.0, high: float = 4.0, *, uncond: Mapping[str, Any] | None = None, **options: Any
 ) -> Distillation:
@@ -67,7 +74,7 @@ def guided(
     Here scale = 1 + w. The same `ds.distill.Scales(low, high)` as guidance= of another method is stage two.
     """
     settings = {"source": "teacher", "teacher": teacher, "guidance": Scales(low, high, uncond or {})}
-    return Distillation(Eulerian(), Between(diagonal=1.0), **{**settings, **options})
+    return _point(Eulerian(), Between(diagonal=1.0), settings, options)
 
 
 def progressive(
@@ -80,7 +87,7 @@ def progressive(
     """
     stretches = Halves(steps=steps, least=steps)
     settings = {"teacher": teacher, "solver": solver, "guidance": guidance, "weight": TruncatedSNR()}
-    return Distillation(Semigroup("teacher", "teacher"), stretches, **{**settings, **options})
+    return _point(Semigroup("teacher", "teacher"), stretches, settings, options)
 
 
 def consistency(
@@ -91,16 +98,16 @@ def consistency(
     The target is a slow copy of the student. It learns jumps to the data alone, so a network told one time will do.
     """
     settings = {"teacher": teacher, "solver": solver, "guidance": guidance, "measure": "state", "averaged": True}
-    return Distillation(Semigroup("teacher", "self"), Steps(steps=steps), **{**settings, **options})
+    return _point(Semigroup("teacher", "self"), Steps(steps=steps), settings, options)
 
 
-def ect(q: float = 2.0, every: int = 1000, *, stretches: Stretches | None = None, **options: Any) -> Distillation:
+def ect(q: float = 2.0, every: int = 1000, **options: Any) -> Distillation:
     """Easy consistency tuning, from data: neighbours that draw nearer, with the same noise and dropout on both.
 
     Best from a trained network. With `stretches=Steps(steps=10, every=..)` it is improved consistency training, iCT.
     """
     settings: dict[str, Any] = {"measure": "state", "metric": Huber(), "gap": 1.0}
-    return Distillation(Semigroup("data", "self"), stretches or Shrinking(q=q, every=every), **{**settings, **options})
+    return _point(Semigroup("data", "self"), Shrinking(q=q, every=every), settings, options)
 
 
 def scm(
@@ -115,7 +122,7 @@ def scm(
     law = f"log-normal(mean={-1.0 if teacher is None else -0.8}, std={1.4 if teacher is None else 1.6})"
     stretches = Between(law if times is None else times, data=1.0)
     settings = {"source": source, "teacher": teacher, "guidance": guidance, "metric": Normalised()}
-    return Distillation(Eulerian("noise", warmup), stretches, **{**settings, **options})
+    return _point(Eulerian("noise", warmup), stretches, settings, options)
 
 
 def meanflow(
@@ -133,7 +140,7 @@ def meanflow(
     omega / (1 - kappa)), with `uncond` and some `drop`.
     """
     settings = {"metric": Adaptive(), "scale": scale, "mix": mix, "uncond": uncond}
-    return Distillation(Eulerian(), Between(times, diagonal), **{**settings, **options})
+    return _point(Eulerian(), Between(times, diagonal), settings, options)
 
 
 def ayf(
@@ -141,13 +148,13 @@ def ayf(
 ) -> Distillation:
     """Align Your Flow's Eulerian distillation: the tangent is that of the teacher, and normalised."""
     settings = {"source": "teacher", "teacher": teacher, "guidance": guidance, "metric": Normalised()}
-    return Distillation(Eulerian(warmup=warmup), Between(times, noise=0.25), **{**settings, **options})
+    return _point(Eulerian(warmup=warmup), Between(times, noise=0.25), settings, options)
 
 
 def lagrangian(teacher: Model, *, guidance: Guided = None, times: Any = "uniform-t", **options: Any) -> Distillation:
     """Lagrangian flow map distillation: where it lands, the student moves as the teacher says."""
     settings = {"source": "teacher", "teacher": teacher, "guidance": guidance}
-    return Distillation(Lagrangian(), Between(times, noise=0.25), **{**settings, **options})
+    return _point(Lagrangian(), Between(times, noise=0.25), settings, options)
 
 
 def shortcut(steps: int = 64, diagonal: float = 0.75, **options: Any) -> Distillation:
@@ -156,4 +163,4 @@ def shortcut(steps: int = 64, diagonal: float = 0.75, **options: Any) -> Distill
     The shortest of `steps` steps learn the velocity. With a teacher and source="teacher" the diagonal is the teacher's.
     """
     stretches = Halves(steps=steps, diagonal=diagonal)
-    return Distillation(Semigroup("self", "self"), stretches, **{"averaged": True, **options})
+    return _point(Semigroup("self", "self"), stretches, {"averaged": True}, options)
