@@ -24,7 +24,7 @@ from diffsolve.reference.unet import UNet
 __all__ = ["RECIPES", "Recipe", "distill_digits", "load_student", "student"]
 
 NOTE = "diffsolve"
-RUNS = 6000
+RUNS = 4000
 
 
 @dataclass(frozen=True)

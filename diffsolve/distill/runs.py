@@ -126,6 +126,7 @@ def runs(
     fine: int = 16,
     seed: int = 0,
     batch: int = 1000,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """(N, n + 1, ...): states of the teacher's runs at the nodes, from the noise to the data, for `trajectory`.
 
@@ -134,6 +135,7 @@ def runs(
         nodes, guidance, solver, fine: as of `trajectory`.
         cond: tensors whose first axis is N have a row for each run.
         batch: how many are made at once; sample i is that of (seed, i) whatever it is.
+        dtype: of the states; by default as of `ds.solve`.
     """
     places = _nodes(teacher.path, nodes)
     made = []
@@ -143,7 +145,8 @@ def runs(
             name: value[first : first + count] if isinstance(value, Tensor) and len(value) == shape[0] else value
             for name, value in mapping("cond", cond).items()
         }
-        noise = Key(seed, first).normal((count, *shape[1:]), dtype=teacher.state_dtype, device=teacher.device)
+        wide = teacher.state_dtype if dtype is None else dtype
+        noise = Key(seed, first).normal((count, *shape[1:]), dtype=wide, device=teacher.device)
         made.append(_run(teacher, places, solver, fine, noise, chosen, guidance))
     return torch.cat(made)
 
