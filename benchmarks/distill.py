@@ -212,7 +212,7 @@ def on_digits(files: Sequence[str], recorder: Recorder) -> None:
         return
     for file in files:
         model, about = distill.load_student(file), distill.about(file)
-        row(about["method"], about["seconds"], lambda n, m=model, s=about["sampler"]: drawn(m, solver=s, nfe=n))
+        row(about["method"], None, lambda n, m=model, s=about["sampler"]: drawn(m, solver=s, nfe=n))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,11 +6,14 @@ from diffsolve.distill.loss import Distillation, Parts, Scales
 from diffsolve.distill.matching import distribution
 from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian, meanflow, progressive, scm, shortcut
 from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
+from diffsolve.distill.recipes import RECIPES, about, distill_digits, load_student
 from diffsolve.distill.runs import reflow, runs, trajectory
 from diffsolve.distill.second import TwoTimes
 from diffsolve.distill.stretches import Between, Halves, Shrinking, Steps, Stretches
+from diffsolve.distill.times import best_times
 
 __all__ = [
+    "RECIPES",
     "Adaptive",
     "Between",
     "Distillation",
@@ -29,13 +32,17 @@ __all__ = [
     "Steps",
     "Stretches",
     "TwoTimes",
+    "about",
     "ayf",
+    "best_times",
     "consistency",
+    "distill_digits",
     "distribution",
     "ect",
     "fit",
     "guided",
     "lagrangian",
+    "load_student",
     "meanflow",
     "progressive",
     "reflow",

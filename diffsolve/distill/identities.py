@@ -178,7 +178,8 @@ def _rates(model: Model, t: np.ndarray, s: np.ndarray, by: str) -> tuple[tuple[T
         return on_x, on_out
 
     moving = torch.from_numpy(t if by == "t" else s)
-    values, rates = torch.func.jvp(weights, (moving,), (torch.ones_like(moving),))
+    both: Any = torch.func.jvp(weights, (moving,), (torch.ones_like(moving),))
+    values, rates = both
     return values, rates
 
 

@@ -167,8 +167,8 @@ class Distillation:
             factor = factor / torch.where(between == 0, 1.0, between.abs()) ** self.gap
         required(bool(factor.isfinite().all()), "weight", self.weight, "finite at all times that are drawn")
         losses = factor.to(residual.device, wide) * self.metric(residual)
-        times = (torch.from_numpy(times) for times in (at.t, at.m, at.s))
-        return losses, Parts(*times, at.x, output, wanted, squared(residual.detach()))
+        t, m, s = (torch.from_numpy(times) for times in (at.t, at.m, at.s))
+        return losses, Parts(t, m, s, at.x, output, wanted, squared(residual.detach()))
 
     def situation(
         self,

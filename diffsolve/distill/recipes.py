@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import choice
-from diffsolve.common.files import read_tensors
+from diffsolve.common.files import match, read_tensors, reading
 from diffsolve.distill import methods
 from diffsolve.distill.fit import fit
 from diffsolve.distill.metrics import Adaptive
@@ -21,10 +21,11 @@ from diffsolve.models import Model, adapt
 from diffsolve.reference import digits
 from diffsolve.reference.unet import UNet
 
-__all__ = ["RECIPES", "Recipe", "distill_digits", "load_student", "student"]
+__all__ = ["RECIPES", "Recipe", "about", "distill_digits", "load_student", "student"]
 
 NOTE = "diffsolve"
-RUNS = 4000
+RUNS = 20_000
+ACCEPTED = "a student of `diffsolve distill`"
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,25 @@ def load_student(path: str | os.PathLike[str]) -> Model:
     Raises:
         ValueError: if the file is no such student.
     """
-    from diffsolve.common.files import match
-
     model = student(adapt(digits.load(), "condot", "velocity"))
-    weights, _ = read_tensors(path, NOTE)
+    weights, _ = read_tensors(path, NOTE, accepted=ACCEPTED)
     match(path, weights, model.net.state_dict())  # type: ignore[attr-defined]
     model.net.load_state_dict({name: value.float() for name, value in weights.items()})  # type: ignore[attr-defined]
     model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]
     return model
+
+
+def about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of `distill_digits` says of its student: the method, and the solver with which it is sampled.
+
+    Raises:
+        ValueError: if the file is no such student.
+    """
+    _, note = read_tensors(path, NOTE, accepted=ACCEPTED)
+    with reading(path, ACCEPTED):
+        choice("method", note["method"], RECIPES)
+        choice("sampler", note["sampler"], {recipe.sampler for recipe in RECIPES.values()})
+    return note
 
 
 def distill_digits(method: str, out: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
@@ -99,8 +111,8 @@ def distill_digits(method: str, out: str | os.PathLike[str], **options: Any) -> 
     """
     choice("method", method, RECIPES)
     recipe, teacher = RECIPES[method], adapt(digits.load(), "condot", "velocity")
-    about = {"method": method, "sampler": recipe.sampler}
-    settings = {**recipe.options, "dtype": torch.float16, "note": about, **options}
+    note = {"method": method, "sampler": recipe.sampler}
+    settings = {**recipe.options, "dtype": torch.float16, "note": note, **options}
     return fit(recipe.loss(teacher), student(teacher), data(recipe, teacher), out, **settings)
 
 

@@ -79,8 +79,8 @@ class Trajectory:
         output, wanted = at.call(t, s), at.reaching(landed)
         wide = torch.promote_types(output.dtype, torch.float32)
         residual = output.to(wide) - wanted.to(wide)
-        times = (torch.from_numpy(times) for times in (t, s, s))
-        return self.metric(residual), Parts(*times, x, output, wanted, squared(residual.detach()))
+        begins, ends = torch.from_numpy(t), torch.from_numpy(s)
+        return self.metric(residual), Parts(begins, ends, ends, x, output, wanted, squared(residual.detach()))
 
 
 def trajectory(
@@ -174,8 +174,8 @@ def _run(
     grid = np.interp(places, np.arange(len(times)) * fine, times)
     start = noise * teacher.path.prior_std(nodes[0])
     run = solve(teacher, noise=start, solver=solver, grid=grid, cond=dict(cond), guidance=guidance, trajectory=True)
-    states: Tensor = run.trajectory[::fine]
-    return states.movedim(0, 1).contiguous()
+    assert run.trajectory is not None
+    return run.trajectory[::fine].movedim(0, 1).contiguous()
 
 
 @dataclass(frozen=True)

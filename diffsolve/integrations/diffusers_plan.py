@@ -144,8 +144,8 @@ class Plan:
         """
         own = self.method
         if isinstance(own, FlowMap):  # TCD's eta is that share
-            method = replace(own, gamma=float(eta))
-            return replace(self, method=method, tableau=plan(self.model, method, grid=self.times))
+            anew = replace(own, gamma=float(eta))
+            return replace(self, method=anew, tableau=plan(self.model, anew, grid=self.times))
         required(isinstance(own, DDIM | Ancestral), "eta", eta, f"0 for a solver without that option, as {own}")
         assert isinstance(own, DDIM | Ancestral)
         if isinstance(own, Ancestral) or own.eta:

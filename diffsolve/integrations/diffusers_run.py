@@ -136,7 +136,8 @@ def skipped(denoised: Tensor, x: Tensor, timestep: float, config: Any) -> Tensor
     """LCM's function of x, which is the identity at timestep 0 (2310.04378, appendix): a skip around the denoised."""
     scaled, sigma_data = timestep * config.timestep_scaling, 0.5
     size = math.hypot(scaled, sigma_data)
-    return (sigma_data / size) ** 2 * x + scaled / size * denoised
+    function: Tensor = (sigma_data / size) ** 2 * x + scaled / size * denoised
+    return function
 
 
 def drawn(generator: Generators) -> int | list[int]:

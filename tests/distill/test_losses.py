@@ -288,3 +288,20 @@ def test_refused():
     with pytest.raises(TypeError, match="objective must be left out"):
         distill.fit(LOSSES["ect"], student(), X0, "nowhere", objective={})
     assert math.isclose(distill.Huber().c, 0.00054)
+
+
+def test_the_best_times_are_found():
+    wanted = {"condot": [0.0, 0.3, 0.8, 1.0], "edm": [80.0, 2.0, 0.3, 0.0]}
+    for path, times in wanted.items():
+        angle = lambda t, p: np.arctan2(*(w.numpy() for w in (p.sigma(t), p.alpha(t))))  # noqa: E731
+        where = paths.named(path)
+
+        def score(grid, where=where, times=times, angle=angle):
+            return float(((angle(grid, where) - angle(times, where)) ** 2).sum())
+
+        found = distill.best_times(path, 3, score, evaluations=24, rounds=3)
+        assert angle(found, where) == pytest.approx(angle(times, where), abs=2e-2)
+        assert (found[0], found[-1]) == (where.t_noise, where.t_data)
+    assert distill.best_times("condot", 1, lambda grid: 1 / 0) == [0.0, 1.0]
+    with pytest.raises(ValueError, match="score must be a number"):
+        distill.best_times("condot", 2, lambda grid: math.nan)
