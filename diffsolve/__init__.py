@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
-    from diffsolve import grids, integrations, likelihood, metrics, models, paths, reference, solvers
+    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, solvers
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.common.result import Result
@@ -52,7 +52,18 @@ _HOME = {
     "tuning": ("Tuning", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("grids", "integrations", "likelihood", "metrics", "models", "paths", "reference", "solvers", "training")
+_MODULES = (
+    "distill",
+    "grids",
+    "integrations",
+    "likelihood",
+    "metrics",
+    "models",
+    "paths",
+    "reference",
+    "solvers",
+    "training",
+)
 
 __all__ = [
     "Adaptive",
@@ -86,6 +97,7 @@ __all__ = [
     "begin",
     "bits_per_dim",
     "diffuse",
+    "distill",
     "encode",
     "grids",
     "integrations",

@@ -130,7 +130,7 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         x,
         problem.key,
         state=state,
-        network_time=network_times(model, torch.tensor(tableau.calls[:, 0], device="cpu"), x),
+        network_time=network_times(model, tableau, x),
         dtype=model.dtype,
         brownian=options.get("brownian"),
     )

@@ -1,4 +1,4 @@
-"""The spacings of tables of betas: leading, trailing, linspace, respaced."""
+"""The spacings of tables of betas: leading, trailing, linspace, respaced; and that of students of a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffsolve.common.checks import choice, instance, integer, required
 from diffsolve.grids.base import Grid
 from diffsolve.paths import Path
 
-__all__ = ["Spaced"]
+__all__ = ["Distilled", "Spaced"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,24 @@ class Spaced(Grid):
             stride = (size - 1) / (wanted - 1) if wanted > 1 else 1.0
             rows.extend(first + np.round(np.cumsum([0.0, *[stride] * (wanted - 1)])))
         return np.array(rows)[::-1]
+
+
+@dataclass(frozen=True)
+class Distilled(Grid):
+    """Of the `rows` even times at which a student of a table was distilled, as even a choice as there is, then the end.
+
+    LCM's (2310.04378) and TCD's: of 50, to 1000 rows, four steps begin at 999, 759, 499 and 259. A clock without a
+    finite end, as of "ve", is divided as far as its last time. More steps than rows are even ones.
+    """
+
+    rows: int = 50
+
+    def __post_init__(self) -> None:
+        integer("rows", self.rows, low=1)
+
+    def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
+        end = path.t_data if stop is None else stop
+        low = end if np.isfinite(end) else path.t_last
+        rows = max(self.rows, steps)
+        times = start + np.floor(np.arange(steps) * rows / steps) * ((low - start) / rows)
+        return np.append(np.round(times) if path.integer else times, end)

@@ -14,7 +14,7 @@ from diffsolve.paths import Path
 from diffsolve.tableau.ends import CUT, first_call, may_call
 from diffsolve.tableau.frames import VARIABLES
 
-__all__ = ["Angle", "Arc", "Beta", "Karras", "Power", "Shifted", "Uniform", "Warp"]
+__all__ = ["Angle", "Arc", "Beta", "Jumps", "Karras", "Power", "Shifted", "Uniform", "Warp"]
 
 
 class Warp(Grid):
@@ -90,6 +90,22 @@ _LAMBDA_OF = {
     "u": lambda w: np.log1p(-w) - np.log(w),
     "rho": lambda w: -np.log(w),
 }
+
+
+@dataclass(frozen=True)
+class Jumps(Uniform):
+    """Even steps to the data itself, for students: their last call jumps there from afar, not from the last time.
+
+    The default is even in the noise's share u = sigma / (alpha + sigma), which on a straight path is the time.
+    """
+
+    variable: str = "u"
+
+    def _stretch(self, path: Path, start: float, stop: float | None) -> tuple[float, float, list[float], list[float]]:
+        low, high = start, path.t_data if stop is None else stop
+        with np.errstate(divide="ignore"):
+            finite = np.isfinite(self.forward(path, np.array([low, high]))).all()
+        return (low, high, [], []) if finite else super()._stretch(path, start, stop)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from diffsolve.integrations.diffusers_plan import Plan, host_rows, planned, time
 from diffsolve.integrations.diffusers_run import Generators, PerThread, Run, drawn
 from diffsolve.models import adapt
 from diffsolve.noise import SeedLike
-from diffsolve.solvers import Solver, resolve
+from diffsolve.solvers import FlowMap, Solver, resolve
 
 __all__ = ["Scheduler", "model_of", "pipeline"]
 
@@ -103,7 +103,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         path, predicts, clock = meaning(scheduler)
         method, its_grid = resolve(solver)
         self.solver = method.suited(predicts, guidance, IMAGE)
-        self.grid = its_grid or self.solver.grid if grid is None else grid
+        # A student's times are those of the scheduler that it was made for.
+        own_grid = None if isinstance(self.solver, FlowMap) else its_grid or self.solver.grid
+        self.grid = own_grid if grid is None else grid
         self.model = adapt(_not_called, path, predicts, clock=clock, sigma_data=scheduler.config.get("sigma_data", 0.5))
         # Calls in a step, by which pipelines find the first of a part: those of a start are not in most steps.
         self.order = 1 if getattr(self.solver, "start", None) else self.solver.calls
@@ -381,7 +383,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         seed = self.seed
         if seed is None and generator is not None and plan.tableau.stochastic:
             seed = drawn(generator)
-        return Run(plan, row, time, sample, seed, self.config, keeps_noise)
+        config = dict(self.config)
+        if isinstance(self.scheduler, diffusers.TCDScheduler):  # which has these options and does neither
+            config |= {"clip_sample": False, "thresholding": False}
+        return Run(plan, row, time, sample, seed, FrozenDict(config), keeps_noise)  # type: ignore[no-untyped-call]
 
 
 def _not_called(x: Tensor, t: Tensor) -> Tensor:

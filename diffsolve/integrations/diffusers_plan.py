@@ -17,7 +17,7 @@ from diffsolve.execute.plan import plan
 from diffsolve.integrations.diffusers_meaning import Counted
 from diffsolve.models import Model
 from diffsolve.paths import EDM, CondOT, Path, Rectified
-from diffsolve.solvers import DDIM, Ancestral, Multistep, Solver
+from diffsolve.solvers import DDIM, Ancestral, FlowMap, Multistep, Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.ends import TINY
 
@@ -143,6 +143,9 @@ class Plan:
             ValueError: if the solver has no eta.
         """
         own = self.method
+        if isinstance(own, FlowMap):  # TCD's eta is that share
+            anew = replace(own, gamma=float(eta))
+            return replace(self, method=anew, tableau=plan(self.model, anew, grid=self.times))
         required(isinstance(own, DDIM | Ancestral), "eta", eta, f"0 for a solver without that option, as {own}")
         assert isinstance(own, DDIM | Ancestral)
         if isinstance(own, Ancestral) or own.eta:
@@ -193,7 +196,7 @@ def times_of(model: Model, plan: Plan | None, timesteps: float | Tensor) -> Tens
 def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]) -> HostRows:
     """What a host schedules for a number of steps, or for a pipeline's own timesteps or sigmas.
 
-    A node is kept once, and the last is the data, whatever the host's last sigma.
+    A node is kept once, and the last is the data, whatever the host's last sigma; but TCD ends at row 0.
 
     Raises:
         ValueError: if the host does not take an argument, or what it schedules is no schedule.
@@ -235,7 +238,8 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
         times = _times_at(path, sigmas)
     # Methods of two calls name each node twice, and tell its own time at the second.
     last = np.append(times[1:] != times[:-1], True) & (times != path.t_data)
-    return HostRows(np.append(times[last], path.t_data), told[last], theirs.timesteps.dtype)
+    end = path.t_last if type(host).__name__ == "TCDScheduler" else path.t_data  # which ends at row 0
+    return HostRows(np.append(times[last], end), told[last], theirs.timesteps.dtype)
 
 
 def _positive(sigmas: np.ndarray) -> None:

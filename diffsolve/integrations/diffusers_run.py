@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,8 @@ class Run:
         config: Any,
         keeps_noise: bool,
     ) -> None:
-        self.plan, self.clip, self.seed = plan, clipping(config), seed
+        self.plan, self.config, self.clip, self.seed = plan, config, clipping(config), seed
+        self.skips = "timestep_scaling" in config
         self.keeps_noise = keeps_noise and self.clip is not None and isinstance(plan.method, DDIM)
         self.first = first
         self.tableaux, self.takes = plan.rest(first, time)
@@ -66,9 +68,10 @@ class Run:
 
     def _begin(self, sample: Tensor) -> None:
         tableau, *self.tableaux = self.tableaux
-        prediction = "denoised" if self.clip else None
+        changed = self.clip is not None or self.skips
+        prediction = "denoised" if changed else None
         self.ex: Executor = begin(self.plan.model, noise=sample, solver=tableau, seed=self.seed, prediction=prediction)
-        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=self.clip is not None)
+        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=changed)
 
     def step(self, out: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state as the pipeline's next latents, and the denoised estimate, None where it is not determined."""
@@ -86,12 +89,14 @@ class Run:
 
     def _advance(self, out: Tensor) -> None:
         whole = self.estimate(self.ex.call, self.ex.y, out).denoised
-        if self.clip is None:
+        if self.clip is None and not self.skips:
             self.denoised = whole
             self.ex.advance(out)
             return
         assert whole is not None
-        self.denoised = self.clip.clipped(whole)
+        self.denoised = whole if self.clip is None else self.clip.clipped(whole)
+        if self.skips:
+            self.denoised = skipped(self.denoised, self.ex.y, float(self.plan.told[self.row]), self.config)
         if not self.keeps_noise:
             self.ex.advance(self.denoised)
             return
@@ -123,6 +128,14 @@ def clipping(config: Any) -> Clip | None:
     if config.get("thresholding"):
         return Clip(quantile=config.dynamic_thresholding_ratio, most=max(1.0, config.sample_max_value))
     return Clip(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+
+
+def skipped(denoised: Tensor, x: Tensor, timestep: float, config: Any) -> Tensor:
+    """LCM's function of x, which is the identity at timestep 0 (2310.04378, appendix): a skip around the denoised."""
+    scaled, sigma_data = timestep * config.timestep_scaling, 0.5
+    size = math.hypot(scaled, sigma_data)
+    function: Tensor = (sigma_data / size) ** 2 * x + scaled / size * denoised
+    return function
 
 
 def drawn(generator: Generators) -> int | list[int]:

@@ -93,7 +93,7 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
             number = cond.get("seed") if seed is None else seed
             ex = begin(denoised, noise=y, solver=run, grid=rest, seed=number)
             for node in [0, *ex.tableau.node[:-1].tolist()]:  # the grid node of each call; -1 between nodes
-                out = denoised.call(*ex.query(), cond)
+                out = denoised.call(*ex.inputs(), cond)
                 shown(node + above if node >= 0 else -1, ex.y, out)
                 ex.advance(out)
                 bar.update(node >= 0)

@@ -256,7 +256,7 @@ COMFYUI = [
 @pytest.mark.parametrize("name", COMFYUI)
 def test_every_sampler_name_of_comfyui_is_known(name):
     """It stands for a solver, or it is refused with the name of the nearest."""
-    different = {"heunpp2", "dpm_fast", "dpm_adaptive", "lcm", "gradient_estimation", "res_multistep_ancestral"}
+    different = {"heunpp2", "dpm_fast", "dpm_adaptive", "gradient_estimation", "res_multistep_ancestral"}
     if name in different or name.endswith("cfg_pp"):
         with pytest.raises(ValueError, match=f"solver='{name}' is not offered; the nearest that is: "):
             ds.plan("edm", name, steps=4)
