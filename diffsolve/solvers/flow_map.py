@@ -65,7 +65,7 @@ class FlowMap(Solver):
         for i in range(draft.steps):
             s, t = g[i], g[i + 1]
             d = t if t.sigma == 0 else self.below(path, t)
-            frame = first_order_frame(s)
+            frame = first_order_frame(s, d)
             on_x, on_d = map(float, frame.step(s, d))
             y: dict[str | int, float] = {"y": on_x, i: on_d}
             if d.t != t.t:

@@ -122,7 +122,7 @@ class Trainer:
                 key = {"seed": how.seed, "step": self.step, "index": part.index}
                 pairs: dict[str, Any] = {} if part.noise is None else {"noise": part.noise}
                 if getattr(how.loss, "averaged", False):  # whose target is a slow copy of the network
-                    pairs["target"] = replace(self.model, net=self.average.module)
+                    pairs["target"] = replace(self.model, net=self.averages[0].module)
                 losses, _ = how.loss(model, part.x0, cond=part.cond, **key, **pairs)
                 loss = losses.mean() / parts
             loss.backward()  # type: ignore[no-untyped-call]
