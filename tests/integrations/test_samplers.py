@@ -201,6 +201,15 @@ def test_samplers_with_noise_begin_next_to_one_on_a_flow():
     assert asked == pytest.approx([0.9999, middle, 0.5])
 
 
+@pytest.mark.parametrize("name", ["lms", "ipndm"])
+def test_a_step_to_zero_is_of_first_order_on_a_flow_too(name):
+    seen = []
+    out = sample(
+        name, [1.0, 0.7, 0.4, 0.1, 0.0], X, model=Guider(), callback=lambda step: seen.append(step["denoised"])
+    )
+    torch.testing.assert_close(out, seen[-1])
+
+
 def test_unipc_ends_at_a_thousandth_as_there():
     plain_end = sample("unipc-3", [9.0, 3.0, 0.5, 1e-3], 9 * X)
     torch.testing.assert_close(sample("uni_pc_bh2", [9.0, 3.0, 0.5, 0.0], 9 * X), plain_end)
