@@ -110,6 +110,9 @@ def test_pairs_are_the_ends_of_the_flow(tmp_path):
     assert torch.equal(pairs.cond["label"], label)
     assert len(set(pairs.cond["noise"].flatten().tolist())) == 30
     assert sorted(os.listdir(tmp_path)) == [*(f"pairs-0000{i}.safetensors" for i in range(3)), "pairs.jsonl"]
+    noisy = {"nfe": 6, "solver": "ddim(eta=1.0)", "seed": 4}
+    again = training.reflow(best(), (10, 3), tmp_path / "noisy", batch=4, **noisy)
+    torch.testing.assert_close(again.x0, ds.sample(best(), (10, 3), **noisy))  # in shards or at once
     run = ds.solve(best(), (10, 3), nfe=40, solver="heun", seed=4, cond={"label": label})
     torch.testing.assert_close(pairs.x0, run.x)  # the same noises as those of ds.solve
 

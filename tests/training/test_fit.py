@@ -148,6 +148,13 @@ def test_data_of_any_kind_go_on_where_they_were(tmp_path, kind):
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_every_update_has_its_own_dropout(tmp_path):
+    masks, model = [], model_of()
+    model.net.layers[2].register_forward_hook(lambda *args: masks.append(tuple((args[2] == 0).flatten().tolist())))
+    run(tmp_path / "w", model=model)
+    assert len(set(masks)) == 7
+
+
 def test_seeds_differ(tmp_path):
     run(tmp_path / "a", steps=2, seed=0)
     run(tmp_path / "b", steps=2, seed=1)
