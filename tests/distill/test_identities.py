@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from support.flowmaps import VARIANCES, flow_map, std
+from support.flowmaps import VARIANCES, flow, flow_map, std
 
 from diffsolve import distill
 from diffsolve.paths import Custom
-from diffsolve.tableau.frames import FRAMES
+from diffsolve.tableau.frames import FRAMES, convert
 
 LAM = torch.tensor(VARIANCES, dtype=torch.float64)
 METHODS = {
@@ -201,13 +201,13 @@ def test_consistency_training_from_data_has_its_own_minimum():
 
 def test_warmup_begins_at_the_velocity():
     teacher = flow_map(TRIG, "v", "straight")
-    loss = replace(distill.scm(teacher, warmup=6), stretches=ENDS, metric=distill.Squared())
+    loss = replace(distill.scm(teacher, warmup=12), stretches=ENDS, metric=distill.Squared())
     model = student(TRIG)
-    _, half = value(loss, model)  # at update 3 of 6
+    _, half = value(loss, model)  # at update 3 of 12
     _, whole = value(replace(loss, identity=replace(loss.identity, warmup=0)), model)
     x = half.x
     now = teacher(x, half.t)  # its prediction at t
-    assert torch.allclose(half.target, 0.5 * whole.target + 0.5 * now, atol=1e-9)
+    assert torch.allclose(half.target, 0.25 * whole.target + 0.75 * now, atol=1e-9)
 
 
 @pytest.mark.parametrize("identity", [distill.Eulerian(), distill.Lagrangian()])
@@ -220,3 +220,39 @@ def test_differences_in_the_place_of_a_derivative(identity):
     differs = value(replace(loss, identity=replace(identity, derivative="difference")), model)[1]
     assert torch.allclose(forward.target, differs.target, atol=1e-5)
     assert not torch.equal(forward.target, differs.target)
+
+
+@pytest.mark.parametrize(("path", "jumps"), [("edm", "straight"), ("vp", "trig")])
+@pytest.mark.parametrize("kind", ["eulerian", "lagrangian"])
+def test_away_from_the_optimum_the_targets_are_as_the_identities_say(kind, path, jumps):
+    """D* = d + (v_s - v_t) dD/dv_t along the flow, and d(X, s) - (v_s - v_t) dD/dv_s, by differences in D itself."""
+    teacher = flow_map(path, "denoised", "straight")
+    identity = distill.Eulerian() if kind == "eulerian" else distill.Lagrangian()
+    model = student(path, "v", jumps)
+    model.net.theta.data.fill_(0.2)
+    _, parts = value(distill.Distillation(identity, PARTS, source="teacher", teacher=teacher), model)
+    frame, where, h = FRAMES[jumps], model.path, 1e-6
+
+    def mean(x, t, s, out=None):
+        p = where.at(t)
+        on_x, on_out = convert(frame.d(p), model.coefficients(p), p.alpha, p.sigma)
+        out = model(x, t, s) if out is None else out
+        return (on_x[:, None] * x + on_out[:, None] * out).detach()
+
+    def now(x, t):  # d of the frame, from the teacher
+        p = where.at(t)
+        a, b = frame.d(p)
+        return a[:, None] * teacher.denoised(x, t) + b[:, None] * teacher.noise(x, t)
+
+    t, s, x = parts.t, parts.s, parts.x
+    v = [frame.v(where.at(time)) for time in (t, s)]
+    if kind == "eulerian":
+        moved = [mean(flow(where, x, t, t + e), t + e, s) for e in (h, -h)]
+        rate = (frame.v(where.at(t + h)) - frame.v(where.at(t - h)))[:, None]
+        wanted = now(x, t) + (v[1] - v[0])[:, None] * (moved[0] - moved[1]) / rate
+    else:
+        moved = [mean(x, t, s + e) for e in (h, -h)]
+        rate = (frame.v(where.at(s + h)) - frame.v(where.at(s - h)))[:, None]
+        landed = model.jump(x, t, s).detach()
+        wanted = now(landed, s) - (v[1] - v[0])[:, None] * (moved[0] - moved[1]) / rate
+    assert torch.allclose(mean(x, t, s, parts.target), wanted, rtol=1e-5, atol=1e-6)
