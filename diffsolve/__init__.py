@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
-    from diffsolve import grids, integrations, likelihood, metrics, models, paths, reference, solvers
+    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, solvers
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.common.result import Result
     from diffsolve.dynamics import Chain, Langevin, annealed_langevin, langevin
+    from diffsolve.execute.clip import Clip
     from diffsolve.execute.executor import Executor, State
     from diffsolve.execute.plan import plan
     from diffsolve.execute.results import Run, Step
@@ -37,6 +38,7 @@ _HOME = {
     "api": ("diffuse", "encode", "reversible", "sample", "sample_with_log_prob", "solve"),
     "common.result": ("Result",),
     "dynamics": ("Chain", "Langevin", "annealed_langevin", "langevin"),
+    "execute.clip": ("Clip",),
     "execute.executor": ("Executor", "State"),
     "execute.plan": ("plan",),
     "execute.results": ("Run", "Step"),
@@ -50,7 +52,18 @@ _HOME = {
     "tuning": ("Tuning", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("grids", "integrations", "likelihood", "metrics", "models", "paths", "reference", "solvers", "training")
+_MODULES = (
+    "distill",
+    "grids",
+    "integrations",
+    "likelihood",
+    "metrics",
+    "models",
+    "paths",
+    "reference",
+    "solvers",
+    "training",
+)
 
 __all__ = [
     "Adaptive",
@@ -60,6 +73,7 @@ __all__ = [
     "BitsPerDim",
     "Brownian",
     "Chain",
+    "Clip",
     "Executor",
     "Guidance",
     "Key",
@@ -83,6 +97,7 @@ __all__ = [
     "begin",
     "bits_per_dim",
     "diffuse",
+    "distill",
     "encode",
     "grids",
     "integrations",

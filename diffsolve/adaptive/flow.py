@@ -214,7 +214,7 @@ def first_order(flow: Flow, x: Tensor, s: float, t: float, rows: SampleIndex = N
     """(point, ratio, gain) of the rule for the ends: x_t = ratio x_s + gain d, d the denoised, or out of sigma = 0 the
     noise; `point` has c = 1. x is that of the samples `rows`."""
     here, there = (flow.model.path.nodes([time])[0] for time in (s, t))
-    frame = first_order_frame(here)
+    frame = first_order_frame(here, there)
     with np.errstate(all="ignore"):
         ratio, gain = frame.step(here, there)
     at = flow.model.path.nodes(np.full(len(x), s))

@@ -129,7 +129,7 @@ def _as_graph(problem: Problem, options: Options) -> Run:
         run = ex.again(inputs)
         with torch.no_grad():
             while not run.done:
-                run.take(network(run.call, *run.query(), again["cond"]))
+                run.take(network(run.call, *run.inputs(), again["cond"]))
         return run.y
 
     how = (guidance.scale, guidance.interval, guidance.batched, guidance.rescale)

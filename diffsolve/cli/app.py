@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `train`, and lists of names.
+"""The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `distill`, `train`, and lists of names.
 
 Slow imports, such as torch and NumPy, happen when a command runs, so that --help is fast.
 """
@@ -44,7 +44,8 @@ def _main(
     """Options that stand before the command."""
 
 
-for _command in (runs.sample, runs.bench, runs.tune, runs.logprob, runs.plan, lists.solvers, lists.grids, lists.paths):
+_COMMANDS = (runs.sample, runs.bench, runs.tune, runs.logprob, runs.plan, runs.distill)
+for _command in (*_COMMANDS, lists.solvers, lists.grids, lists.paths):
     app.command()(_command)
 train.command("digits")(runs.train_digits)
 train.command("fashion")(runs.train_fashion)

@@ -1,4 +1,4 @@
-"""The commands that run something: sample, bench, tune, logprob, plan and train."""
+"""The commands that run something: sample, bench, tune, logprob, plan, distill and train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from diffsolve.cli.options import (
 
 MOST_PLANNED = 2000  # calls: seconds to plan and weigh, and as many lines
 
-__all__ = ["bench", "logprob", "plan", "sample", "train_digits", "train_fashion", "tune"]
+__all__ = ["bench", "distill", "logprob", "plan", "sample", "train_digits", "train_fashion", "tune"]
 
 
 @plain_errors()
@@ -53,7 +53,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="A .png file for a picture, .npy for the array.")] = Path("samples.png"),
     progress: Progress = None,
 ) -> None:
-    """Draw samples from a reference model and write them to a file."""
+    """Draw samples from a reference model, or from a student's file, and write them to a file."""
     import torch
 
     import diffsolve as ds
@@ -65,8 +65,9 @@ def sample(
     if tol is not None and parallel is None:
         raise ValueError(f"tol must be given together with parallel, got {tol!r} alone")
     picard = None if parallel is None else ds.Picard(window=parallel, tol=ds.Picard.tol if tol is None else tol)
-    net = ds.load(model)
-    shape, cond = batch_of(model, label, num)
+    net, kind, own = _loaded(model)
+    shape, cond = batch_of(kind, label, num)
+    solver = own if solver == "auto" else solver
     if solver.endswith(".json"):
         refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
         tableau = ds.Tableau.load(solver)
@@ -252,6 +253,41 @@ def plan(
     if not tableau.stochastic:
         error = tableau.expected_error(predicts=predicts, path=path)
         typer.echo(f"expected distance from the own end of a {predicts} network that errs by 0.03: {error:.3g}")
+
+
+@plain_errors()
+def distill(
+    method: Annotated[str, typer.Argument(help="How: trajectory, lagrangian, consistency, ..; docs/distillation.md.")],
+    model: Annotated[str, typer.Option(help="The teacher: digits.")] = "digits",
+    out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("student.safetensors"),
+    steps: Annotated[int | None, typer.Option(help="Number of updates in all. [default: the recipe's]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images in each update. [default: the recipe's]")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate. [default: the recipe's]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Stop after that long; the same command goes on.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the file, if there is one.")] = True,
+    progress: Progress = None,
+) -> None:
+    """Distil a reference model into a student of a few calls; `sample --model student.safetensors` draws from it."""
+    import torch
+
+    from diffsolve.common.checks import choice
+    from diffsolve.distill import distill_digits
+
+    choice("model", model, ["digits"])
+    torch.set_num_threads(1)
+    given = {name: value for name, value in (("steps", steps), ("batch", batch), ("lr", lr)) if value is not None}
+    training = distill_digits(method, out, seed=seed, minutes=minutes, resume=resume, progress=bar(progress), **given)
+    _report_training(training, out)
+
+
+def _loaded(model: str) -> tuple[Any, str, str]:
+    """A model, the kind of its samples, and the solver that goes with it: a reference model or a student in a file."""
+    import diffsolve as ds
+
+    if not model.endswith(".safetensors"):
+        return ds.load(model), model, "auto"
+    return ds.distill.load_student(model), "digits", str(ds.distill.about(model)["sampler"])
 
 
 @plain_errors()

@@ -63,7 +63,7 @@ class Correction:
         p, q, sigma = self.weights[row]
         for j in range(self.how.steps):
             y = ex.y
-            out = self.network(ex.call, *ex.query(), cond)
+            out = self.network(ex.call, *ex.inputs(), cond)
             score = torch.add(y * p, out.to(y.dtype), alpha=q)
             z = ex.key.normal(
                 y.shape, row=row * self.how.steps + j, stream=Stream.LANGEVIN, dtype=y.dtype, device=y.device

@@ -3,7 +3,7 @@
 from diffsolve.common.deprecation import deprecated_names
 from diffsolve.execute.bind import Program, bind
 from diffsolve.execute.executor import BrownianPath, Executor, State, executor_at_end
-from diffsolve.execute.network import Network, conversion, network_times
+from diffsolve.execute.network import Network, conversion, derivatives, network_times
 
 __all__ = [
     "BrownianPath",
@@ -13,6 +13,7 @@ __all__ = [
     "State",
     "bind",
     "conversion",
+    "derivatives",
     "executor_at_end",
     "network_times",
 ]

@@ -13,12 +13,12 @@ from torch import Tensor
 from diffsolve import kernels
 from diffsolve.common.caching import remembered
 from diffsolve.common.fingerprint import rounded
-from diffsolve.execute.network import conversion
+from diffsolve.execute.network import conversion, derivatives
 from diffsolve.kernels import Row
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
 from diffsolve.models import Model, undetermined
-from diffsolve.paths import Path
 from diffsolve.tableau import Tableau
+from diffsolve.tableau.ends import TINY
 
 __all__ = ["Program", "bind"]
 
@@ -50,7 +50,7 @@ class Program:
         return {
             "solver": tableau.solver,
             "path": tableau.path,
-            "grid": rounded(tableau.times, tableau.calls, digits=9),
+            "grid": rounded(tableau.times, tableau.calls, *tableau.second, digits=9),
             "weights": rounded(tableau.entry, tableau.weights, tableau.clock, digits=9),
             "prediction": self.prediction,
         }
@@ -93,12 +93,12 @@ def bind(tableau: Tableau, model: Model, prediction: str | None = None, *, two_s
             call.
     """
     # The cache key leaves out the network itself, so that one program serves every network of its kind.
-    return _bind(tableau, model.path, model.predicts, model.sigma_data, prediction or model.predicts, two_states)
+    kind = replace(model, net=_no_network, clock="t", dtype=None, learned=None)
+    return _bind(tableau, kind, prediction or model.predicts, two_states)
 
 
 @remembered(maxsize=64)
-def _bind(tableau: Tableau, path: Path, predicts: str, sigma_data: float, prediction: str, two_states: bool) -> Program:
-    model = Model(_no_network, path, predicts, "t", sigma_data, None)
+def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> Program:
     at = model.path.nodes(tableau.calls[:, 0])
     levels = np.stack([at.alpha, at.sigma], -1)
     off = np.abs(levels - tableau.calls[:, 1:]).max(-1) > 1e-9 * np.abs(levels).max(-1)
@@ -109,8 +109,10 @@ def _bind(tableau: Tableau, path: Path, predicts: str, sigma_data: float, predic
             f"sigma = {tableau.calls[i, 1]:.6g}, {tableau.calls[i, 2]:.6g}; on {model.path} it has {levels[i, 0]:.6g}, "
             f"{levels[i, 1]:.6g}"
         )
-    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), replace(model, predicts=prediction), at)
-    bad = ~(np.isfinite(p) & np.isfinite(q))
+    p, q = conversion(derivatives(model, tableau), replace(model, predicts=prediction), at)
+    # Next to the data a denoised tells no noise: (x - alpha D) / sigma is rounding.
+    rounding = (np.array(tableau.frame) == "noise") & (np.abs(q) * TINY >= 1) & (at.sigma <= TINY * at.alpha)
+    bad = ~(np.isfinite(p) & np.isfinite(q)) | rounding
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
         raise undetermined(prediction, tableau.frame[i], tableau.calls[i, 0])

@@ -122,7 +122,7 @@ class Executor:
         program: from `bind`.
         x: the initial state, which is not written to. Or
         state: the state at which an earlier run of the same program stopped.
-        network_time: (N,), the network's clock at every call; the path's own clock if None.
+        network_time: (N,) or (N, 2), the network's clock at every call; the path's own clock if None.
         dtype: of the network's input; the state's if None.
         brownian: the source of the noise, in place of draws keyed by the row. It is not part of `state`.
 
@@ -162,7 +162,7 @@ class Executor:
         y = self._y
         self._rows = program.rows_on(y)
         self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if network_time is None else network_time
-        self._network_times = self._clock[:, None].expand(-1, len(y)).unbind()
+        self._network_times = self._clock[:, None].expand(-1, len(y), *self._clock.shape[1:]).unbind()
         # The network's input, where it is not y itself.
         self._network_input = (
             torch.empty_like(y, dtype=dtype) if program.scaled or dtype not in (None, y.dtype) else None
@@ -182,12 +182,17 @@ class Executor:
         """The state at the next call; the result once `done`."""
         return self._y
 
-    def query(self) -> tuple[Tensor, Tensor]:
-        """(x, t): the network's input, and its clock for each sample, shape (B,).
+    def query(self) -> tuple[Tensor, ...]:
+        """(x, t): the network's input, and its clock for each sample, shape (B,); (x, t, s) if it is told two times.
 
         Raises:
             ValueError: if the run is done.
         """
+        x, times = self.inputs()
+        return (x, times) if times.dim() == 1 else (x, *times.unbind(-1))
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """`query` with the times in one tensor, (B,) or (B, 2), as `Model.call` takes them."""
         if self.done:
             raise self._over("query")
         return self._y if self._network_input is None else self._network_input, self._network_times[self.call]
@@ -211,7 +216,14 @@ class Executor:
         return Executor(self.program, None, self.key, state=state, network_time=self._clock, dtype=dtype)
 
     def correct(self, y: Tensor) -> None:
-        """Replace the network's input, and the state too where they are the same tensor."""
+        """Replace the network's input, and the state too where they are the same tensor.
+
+        Raises:
+            ValueError: if y is not of the state's shape.
+            TypeError: if it is not a floating tensor.
+        """
+        required(isinstance(y, Tensor) and y.is_floating_point(), "y", y, "a floating tensor", TypeError)
+        required(y.shape == self._y.shape, "y", y, f"of the shape of the state, {tuple(self._y.shape)}")
         self._y.copy_(y)
         if self._network_input is not None:
             torch.mul(self._y, self._rows[self.call].scale, out=self._network_input)

@@ -80,7 +80,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
     with torch.no_grad(), bar(observers.progress, last - first) as progress:
         while ex.call < last:
             i = ex.call
-            out = network(i, *ex.query(), cond)
+            out = network(i, *ex.inputs(), cond)
             if isinstance(out, Guided) and (observers.check or estimate):
                 out = out.tensor()  # needed before the update, which would otherwise combine the pair
             if observers.check and isinstance(out, Tensor):

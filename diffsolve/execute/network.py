@@ -16,9 +16,9 @@ from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.paths import Position
 from diffsolve.tableau import Tableau
-from diffsolve.tableau.frames import Coefficients, convert
+from diffsolve.tableau.frames import FRAMES, STRAIGHT, Coefficients, averaged, convert
 
-__all__ = ["Network", "conversion", "network_times"]
+__all__ = ["Network", "conversion", "derivatives", "network_times"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Network:
     outputs: Callable[..., Tensor]
     """The guided network, from `Guidance.around`: (call index, input, clock, cond, uncond) -> output."""
     times: Tensor
-    """(N,): the network's clock at each call, from `network_times`."""
+    """(N,) or (N, 2): the network's clock at each call, from `network_times`."""
     scales: Sequence[float] | Tensor | None
     """(N,): the factors on the inputs; None for 1."""
 
@@ -36,13 +36,13 @@ class Network:
     def of(cls, model: Model, tableau: Tableau, guidance: Guidance, like: Tensor) -> Network:
         """The network at the calls of a tableau, for states such as `like`."""
         scale = model.input_scale(model.path.nodes(tableau.calls[:, 0]))
-        times = network_times(model, torch.tensor(tableau.calls[:, 0], device="cpu"), like)
+        times = network_times(model, tableau, like)
         return cls(guidance.around(model, tableau), times, None if scale is None else scale.tolist())
 
     def __call__(self, i: int, y: Tensor, *conditions: Mapping[str, Any]) -> Tensor:
         """The output at call i for states y (B, ...), given cond and, if it is not that of the guidance, uncond."""
         x = y if self.scales is None else y * self.scales[i]
-        return self.outputs(i, x, self.times[i].expand(len(y)), *conditions)
+        return self.outputs(i, x, self.times[i].expand(len(y), *self.times.shape[1:]), *conditions)
 
     def at_calls(self, rows: Tensor, y: Tensor, *conditions: Mapping[str, Any], example: int) -> Tensor:
         """The outputs for states y (M, ...) at the calls `rows` (M,), all guided like the call `example`."""
@@ -57,9 +57,31 @@ class Network:
         return torch.as_tensor(self.scales, dtype=wide, device=device)  # of float32, if it were not said
 
 
-def network_times(model: Model, t: Tensor, like: Tensor) -> Tensor:
-    """The network's clock at the path's times t (n,), in the dtype and on the device for states such as `like`."""
-    return model.network_time(t).to(like.device, model.time_dtype(like.dtype))
+def network_times(model: Model, at: Tableau | Tensor, like: Tensor) -> Tensor:
+    """The network's clock at the calls of a tableau, or at the path's times (n,); (n, 2) if it is told two.
+
+    In the dtype and on the device for states such as `like`.
+    """
+    if isinstance(at, Tableau):
+        t, s = (torch.tensor(times, device="cpu") for times in (at.calls[:, 0], at.to))
+        times = model.network_time(t, s)
+    else:
+        times = model.network_time(at)
+    return times.to(like.device, model.time_dtype(like.dtype))
+
+
+def derivatives(model: Model, tableau: Tableau) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b) of d at each call, as what the network's output is converted to.
+
+    That is the tableau's own d; of a network that averages over a stretch in another frame, the average of d.
+    """
+    d = tableau.d
+    if model.jumps is not None and not {model.jumps, *tableau.frame} <= STRAIGHT:
+        d = d.copy()
+        at, to = model.path.nodes(tableau.calls[:, 0]), model.path.nodes(tableau.to)
+        for i in np.flatnonzero(tableau.jumps):
+            d[i] = averaged(FRAMES[tableau.frame[i]], FRAMES[model.jumps], at[i], to[i])
+    return d[:, 0], d[:, 1]
 
 
 def conversion(target: Coefficients, model: Model, at: Position[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from diffsolve.common.checks import exactly_one, mapping, required
+from diffsolve.common.checks import exactly_one, required
 from diffsolve.common.deprecation import renamed
 from diffsolve.common.options import refuse_unknown, shows
 from diffsolve.execute.bind import bind
@@ -19,6 +19,7 @@ from diffsolve.execute.network import network_times
 from diffsolve.execute.options import BeginOptions, ModelLike, Shape
 from diffsolve.execute.plan import DEFAULT_SOLVER, plan, refuse
 from diffsolve.models import Guidance, Model, as_model
+from diffsolve.models.conditions import conditions
 from diffsolve.models.hints import warn_training
 from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
@@ -61,7 +62,7 @@ class Problem:
             options.get("stop"),
             Key.of(seed, options.get("index", 0)) if state is None else state.key,
             seed,
-            mapping("cond", options.get("cond")),
+            conditions("cond", options.get("cond")),
             Guidance.of(options.get("guidance")),
             options.get("dtype"),
             _device(options.get("device")),
@@ -129,7 +130,7 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         x,
         problem.key,
         state=state,
-        network_time=network_times(model, torch.tensor(tableau.calls[:, 0], device="cpu"), x),
+        network_time=network_times(model, tableau, x),
         dtype=model.dtype,
         brownian=options.get("brownian"),
     )

@@ -2,15 +2,17 @@
 
 from diffsolve.common.registry import Registry
 from diffsolve.grids.base import Grid
-from diffsolve.grids.spaced import Spaced
-from diffsolve.grids.warps import Angle, Arc, Beta, Karras, Power, Shifted, Uniform, Warp
+from diffsolve.grids.spaced import Distilled, Spaced
+from diffsolve.grids.warps import Angle, Arc, Beta, Jumps, Karras, Power, Shifted, Uniform, Warp
 from diffsolve.grids.whole import Whole
 
 __all__ = [
     "Angle",
     "Arc",
     "Beta",
+    "Distilled",
     "Grid",
+    "Jumps",
     "Karras",
     "Power",
     "Shifted",
@@ -30,12 +32,15 @@ registry: Registry[Grid] = Registry(
         "angle": Angle,
         "arc": Arc,
         "beta": Beta,
+        "distilled": Distilled,
         "exponential": lambda: Uniform("lambda"),
+        "jumps": Jumps,
         "karras": Karras,
         "leading": lambda offset=0: Spaced("leading", offset),
         "linspace": lambda: Spaced("linspace"),
         "polynomial": lambda power=2.0, variable="t": Power(variable, power),
         "quadratic": lambda: Power("t", 2.0),
+        "respaced": lambda sections=(): Spaced("respaced", sections=sections),
         "shifted": lambda shift=3.0, variable="t": Shifted(variable, shift),
         "trailing": lambda: Spaced("trailing"),
         "uniform-lambda": lambda: Uniform("lambda"),

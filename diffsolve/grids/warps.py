@@ -14,7 +14,7 @@ from diffsolve.paths import Path
 from diffsolve.tableau.ends import CUT, first_call, may_call
 from diffsolve.tableau.frames import VARIABLES
 
-__all__ = ["Angle", "Arc", "Beta", "Karras", "Power", "Shifted", "Uniform", "Warp"]
+__all__ = ["Angle", "Arc", "Beta", "Jumps", "Karras", "Power", "Shifted", "Uniform", "Warp"]
 
 
 class Warp(Grid):
@@ -93,6 +93,22 @@ _LAMBDA_OF = {
 
 
 @dataclass(frozen=True)
+class Jumps(Uniform):
+    """Even steps to the data itself, for students: their last call jumps there from afar, not from the last time.
+
+    The default is even in the noise's share u = sigma / (alpha + sigma), which on a straight path is the time.
+    """
+
+    variable: str = "u"
+
+    def _stretch(self, path: Path, start: float, stop: float | None) -> tuple[float, float, list[float], list[float]]:
+        low, high = start, path.t_data if stop is None else stop
+        with np.errstate(divide="ignore"):
+            finite = np.isfinite(self.forward(path, np.array([low, high]))).all()
+        return (low, high, [], []) if finite else super()._stretch(path, start, stop)
+
+
+@dataclass(frozen=True)
 class Power(Uniform):
     """Nodes at (i / n)^power of the way from the last call to the start, in t or another variable.
 
@@ -152,26 +168,43 @@ class Angle(Warp):
 
 @dataclass(frozen=True)
 class Arc(Warp):
-    """Even steps in atan((sigma / (scale alpha))^power): finite at both ends of every path.
+    """Even steps in atan((sigma / (scale alpha))^power) - even lambda.
 
-    The steps per unit of lambda fall off as 1 / cosh(power (lambda + log scale)), alike on both sides of the level
-    sigma = scale alpha. power = 1 is uniform in theta, power -> 0 uniform in lambda.
+    The steps per unit of lambda are even + power / (2 cosh(power (lambda + log scale))): the second part gathers them
+    around the level sigma = scale alpha, alike on both sides. With even = 0 the variable is finite at both ends of
+    every path, power = 1 is uniform in theta and power -> 0 uniform in lambda, as is even -> infinity.
     """
 
     scale: float = 1.0
     power: float = 0.5
+    even: float = 0.0
 
     def __post_init__(self) -> None:
         number("scale", self.scale, above=0)
         number("power", self.power, above=0)
+        number("even", self.even, low=0)
 
     def forward(self, path: Path, t: np.ndarray) -> np.ndarray:
         p = path.nodes(t)
-        return np.asarray(np.arctan2(p.sigma**self.power, (self.scale * p.alpha) ** self.power))
+        arc = np.asarray(np.arctan2(p.sigma**self.power, (self.scale * p.alpha) ** self.power))
+        return arc if self.even == 0 else arc - self.even * p.lam
 
     def inverse(self, path: Path, w: np.ndarray) -> np.ndarray:
         # Rounding must not carry the angle beyond pi / 2, where alpha = 0.
-        return path.time(-np.log(self.scale) - np.log(np.tan(np.minimum(w, math.pi / 2))) / self.power).numpy()
+        if self.even == 0:
+            lam = -np.log(self.scale) - np.log(np.tan(np.minimum(w, math.pi / 2))) / self.power
+        else:
+            lam = self._solved(np.asarray(w))
+        return path.time(lam).numpy()
+
+    def _solved(self, w: np.ndarray) -> np.ndarray:
+        """lambda at which the variable is w, by bisection: it falls, and the arc is between 0 and pi / 2."""
+        low, high = -w / self.even, (math.pi / 2 - w) / self.even
+        for _ in range(60):
+            lam = (low + high) / 2
+            above = np.arctan(np.exp(-self.power * (lam + math.log(self.scale)))) - self.even * lam > w
+            low, high = np.where(above, lam, low), np.where(above, high, lam)
+        return np.asarray((low + high) / 2)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from diffsolve.integrations.diffusers_plan import Plan, host_rows, planned, time
 from diffsolve.integrations.diffusers_run import Generators, PerThread, Run, drawn
 from diffsolve.models import adapt
 from diffsolve.noise import SeedLike
-from diffsolve.solvers import Solver, resolve
+from diffsolve.solvers import FlowMap, Solver, resolve
 
 __all__ = ["Scheduler", "model_of", "pipeline"]
 
@@ -41,6 +41,12 @@ THEIRS = frozenset({
     "sigma_min", "time_shift",
 })  # fmt: skip
 """What the given scheduler has and no solver changes."""
+ALL_ROWS = frozenset({
+    "DDPMParallelScheduler", "DDPMScheduler", "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+})  # fmt: skip
+"""Schedulers that run over all their rows if `set_timesteps` was not called. The others ask for it."""
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -97,7 +103,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         path, predicts, clock = meaning(scheduler)
         method, its_grid = resolve(solver)
         self.solver = method.suited(predicts, guidance, IMAGE)
-        self.grid = its_grid or self.solver.grid if grid is None else grid
+        # A student's times are those of the scheduler that it was made for.
+        own_grid = None if isinstance(self.solver, FlowMap) else its_grid or self.solver.grid
+        self.grid = own_grid if grid is None else grid
         self.model = adapt(_not_called, path, predicts, clock=clock, sigma_data=scheduler.config.get("sigma_data", 0.5))
         # Calls in a step, by which pipelines find the first of a part: those of a start are not in most steps.
         self.order = 1 if getattr(self.solver, "start", None) else self.solver.calls
@@ -314,8 +322,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             configuration says; None where the network does not determine it), or a tuple of the two.
 
         Raises:
-            ValueError: if the shapes of model_output and sample differ, `set_timesteps` was not called, the timestep is
-                not on the network's clock, or the solver has no eta.
+            ValueError: if the shapes of model_output and sample differ, `set_timesteps` was not called and the given
+                scheduler asks for it, the timestep is not on the network's clock, or the solver has no eta.
         """
         out = model_output
         if out.shape[1:2] == (2 * sample.shape[1],):
@@ -348,6 +356,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def _planned(self) -> Plan:
+        if self._plan is None and type(self.scheduler).__name__ in ALL_ROWS:
+            self.set_timesteps(len(self))
         if self._plan is None:
             raise ValueError("timesteps must be set, got none; call set_timesteps first")
         return self._plan
@@ -373,7 +383,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         seed = self.seed
         if seed is None and generator is not None and plan.tableau.stochastic:
             seed = drawn(generator)
-        return Run(plan, row, time, sample, seed, self.config, keeps_noise)
+        config = dict(self.config)
+        if isinstance(self.scheduler, diffusers.TCDScheduler):  # which has these options and does neither
+            config |= {"clip_sample": False, "thresholding": False}
+        return Run(plan, row, time, sample, seed, FrozenDict(config), keeps_noise)  # type: ignore[no-untyped-call]
 
 
 def _not_called(x: Tensor, t: Tensor) -> Tensor:

@@ -19,13 +19,9 @@ __all__ = ["Counted", "class_of", "meaning", "table"]
 
 PREDICTIONS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v", "flow_prediction": "velocity"}
 
-_STEPS_OF_ITS_OWN = "whose networks are trained for the steps of that scheduler"
 _BACK = "which runs from the data to the noise: ds.encode does that, with any solver"
 _STAGES = "whose runs go through sizes of the image"
 REFUSED = {
-    "LCMScheduler": _STEPS_OF_ITS_OWN,
-    "TCDScheduler": _STEPS_OF_ITS_OWN,
-    "FlowMatchLCMScheduler": _STEPS_OF_ITS_OWN,
     "DDIMInverseScheduler": _BACK,
     "DPMSolverMultistepInverseScheduler": _BACK,
     "UnCLIPScheduler": "whose pipelines tell it where each step ends",
@@ -62,6 +58,7 @@ def meaning(scheduler: Any) -> tuple[Path, str, str | Clock]:
             f"scheduler must be one with betas, of a flow or of EDM that any solver can replace, got {kind}, {why}"
         )
     config = scheduler.config
+    required(not config.get("scale_factors"), f"scale_factors of {kind}", config.get("scale_factors"), "None")
     prediction = choice(f"prediction_type of {kind}", config.get("prediction_type", "epsilon"), PREDICTIONS)
     predicts = PREDICTIONS[prediction]
     flow = any(name.startswith("FlowMatch") for name in names)

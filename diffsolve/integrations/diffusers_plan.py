@@ -17,7 +17,7 @@ from diffsolve.execute.plan import plan
 from diffsolve.integrations.diffusers_meaning import Counted
 from diffsolve.models import Model
 from diffsolve.paths import EDM, CondOT, Path, Rectified
-from diffsolve.solvers import DDIM, Ancestral, Multistep, Solver
+from diffsolve.solvers import DDIM, Ancestral, FlowMap, Multistep, Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.ends import TINY
 
@@ -143,6 +143,9 @@ class Plan:
             ValueError: if the solver has no eta.
         """
         own = self.method
+        if isinstance(own, FlowMap):  # TCD's eta is that share
+            anew = replace(own, gamma=float(eta))
+            return replace(self, method=anew, tableau=plan(self.model, anew, grid=self.times))
         required(isinstance(own, DDIM | Ancestral), "eta", eta, f"0 for a solver without that option, as {own}")
         assert isinstance(own, DDIM | Ancestral)
         if isinstance(own, Ancestral) or own.eta:
@@ -193,7 +196,7 @@ def times_of(model: Model, plan: Plan | None, timesteps: float | Tensor) -> Tens
 def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]) -> HostRows:
     """What a host schedules for a number of steps, or for a pipeline's own timesteps or sigmas.
 
-    A node is kept once, and the last is the data, whatever the host's last sigma.
+    A node is kept once, and the last is the data, whatever the host's last sigma; but TCD ends at row 0.
 
     Raises:
         ValueError: if the host does not take an argument, or what it schedules is no schedule.
@@ -212,16 +215,21 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
     for name, values in listed.items():
         good = values.ndim == 1 and len(values) > 0 and bool(np.isfinite(values).all())
         required(good, name, given[name], "a list of finite numbers")
-        positive = name != "sigmas" or bool((values > 0).all())
-        required(positive, name, values.tolist(), "positive, as the run ends on the data by itself")
+    ramp = type(host).__name__.startswith("EDM")  # whose sigmas are where they stand on its ramp, from 0 to 1
+    own = np.ones(1) if ramp else listed.get("sigmas", np.ones(1))
+    ends = len(own) > 1 and own[-1] == 0
+    _positive(own[:-1] if ends else own)
     if steps is not None:
         given = {**given, "num_inference_steps": integer("num_inference_steps", steps, 1)}
     else:
         required(bool(listed), "num_inference_steps", steps, "an integer >= 1 where no timesteps or sigmas are given")
-    arguments = {**given, **{name: _as_taken(name, values) for name, values in listed.items()}}
+    taken = {name: torch.tensor(values) if ramp else _as_taken(name, values) for name, values in listed.items()}
+    arguments = {**given, **taken}
     with np.errstate(all="ignore"), torch.device("cpu"):  # whatever torch's default device is
         theirs.set_timesteps(**arguments)
     told = theirs.timesteps.cpu().double().numpy()
+    if ends and len(told) == len(own):  # this host adds the end itself
+        _positive(own)
     if getattr(theirs, "sigmas", None) is None:
         times = told
     else:
@@ -230,7 +238,12 @@ def host_rows(host: Any, path: Path, steps: int | None, given: Mapping[str, Any]
         times = _times_at(path, sigmas)
     # Methods of two calls name each node twice, and tell its own time at the second.
     last = np.append(times[1:] != times[:-1], True) & (times != path.t_data)
-    return HostRows(np.append(times[last], path.t_data), told[last], theirs.timesteps.dtype)
+    end = path.t_last if type(host).__name__ == "TCDScheduler" else path.t_data  # which ends at row 0
+    return HostRows(np.append(times[last], end), told[last], theirs.timesteps.dtype)
+
+
+def _positive(sigmas: np.ndarray) -> None:
+    required(bool((sigmas > 0).all()), "sigmas", sigmas.tolist(), "positive, as the run ends on the data by itself")
 
 
 def _as_taken(name: str, values: np.ndarray) -> Any:

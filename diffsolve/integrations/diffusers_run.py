@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Executor
+from diffsolve.execute.clip import Clip
 from diffsolve.execute.results import DenoisedEstimate
 from diffsolve.execute.start import begin
 from diffsolve.integrations.diffusers_plan import Plan
@@ -42,9 +44,9 @@ class Run:
         config: Any,
         keeps_noise: bool,
     ) -> None:
-        self.plan, self.config, self.seed = plan, config, seed
-        self.clips = bool(config.get("clip_sample") or config.get("thresholding"))
-        self.keeps_noise = keeps_noise and self.clips and isinstance(plan.method, DDIM)
+        self.plan, self.config, self.clip, self.seed = plan, config, clipping(config), seed
+        self.skips = "timestep_scaling" in config
+        self.keeps_noise = keeps_noise and self.clip is not None and isinstance(plan.method, DDIM)
         self.first = first
         self.tableaux, self.takes = plan.rest(first, time)
         self.made = 0
@@ -66,9 +68,10 @@ class Run:
 
     def _begin(self, sample: Tensor) -> None:
         tableau, *self.tableaux = self.tableaux
-        prediction = "denoised" if self.clips else None
+        changed = self.clip is not None or self.skips
+        prediction = "denoised" if changed else None
         self.ex: Executor = begin(self.plan.model, noise=sample, solver=tableau, seed=self.seed, prediction=prediction)
-        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=self.clips)
+        self.estimate = DenoisedEstimate(self.plan.model, tableau, needed=changed)
 
     def step(self, out: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state as the pipeline's next latents, and the denoised estimate, None where it is not determined."""
@@ -86,12 +89,14 @@ class Run:
 
     def _advance(self, out: Tensor) -> None:
         whole = self.estimate(self.ex.call, self.ex.y, out).denoised
-        if not self.clips:
+        if self.clip is None and not self.skips:
             self.denoised = whole
             self.ex.advance(out)
             return
         assert whole is not None
-        self.denoised = thresholded(whole, self.config)
+        self.denoised = whole if self.clip is None else self.clip.clipped(whole)
+        if self.skips:
+            self.denoised = skipped(self.denoised, self.ex.y, float(self.plan.told[self.row]), self.config)
         if not self.keeps_noise:
             self.ex.advance(self.denoised)
             return
@@ -118,14 +123,19 @@ class PerThread(threading.local):
         return PerThread, ()
 
 
-def thresholded(x: Tensor, config: Any) -> Tensor:
-    """x clipped, or scaled to a quantile of its magnitude (2205.11487, section 2.3), as the configuration says."""
-    if not config.get("thresholding"):
-        bound = config.get("clip_sample_range", 1.0)
-        return x.clamp(-bound, bound)
-    size = torch.quantile(x.abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
-    size = size.clamp(1, config.sample_max_value).view(-1, *[1] * (x.dim() - 1))
-    return torch.minimum(torch.maximum(x, -size), size) / size
+def clipping(config: Any) -> Clip | None:
+    """The threshold of the denoised that a scheduler's configuration asks for."""
+    if config.get("thresholding"):
+        return Clip(quantile=config.dynamic_thresholding_ratio, most=max(1.0, config.sample_max_value))
+    return Clip(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+
+
+def skipped(denoised: Tensor, x: Tensor, timestep: float, config: Any) -> Tensor:
+    """LCM's function of x, which is the identity at timestep 0 (2310.04378, appendix): a skip around the denoised."""
+    scaled, sigma_data = timestep * config.timestep_scaling, 0.5
+    size = math.hypot(scaled, sigma_data)
+    function: Tensor = (sigma_data / size) ** 2 * x + scaled / size * denoised
+    return function
 
 
 def drawn(generator: Generators) -> int | list[int]:

@@ -21,14 +21,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffsolve.execute.start import begin
+from diffsolve.integrations.k_diffusion_names import method
 from diffsolve.models import Model, adapt
 from diffsolve.paths import EDM, Path, Rectified
-from diffsolve.solvers import Solver, resolve
+from diffsolve.solvers import Solver
+from diffsolve.tableau.ends import TINY
 
 __all__ = ["denoiser", "sampler"]
 
 FIRST = 1e-4
-"""Where a run to the noise begins that is to begin at 0."""
+"""Where a run to the noise begins that is to begin at the data."""
 
 
 def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., Tensor]:
@@ -41,13 +43,16 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
     step `callback` gets the mapping that k-diffusion passes: x, i, sigma, sigma_hat and denoised.
 
     Args:
-        solver: a name or a solver object; a grid in the name is ignored.
+        solver: a name or a solver object; a grid in the name is ignored. A name of k-diffusion or ComfyUI without
+            options is that sampler, number for number but for its noise; with options, as in "heun(frame='straight')",
+            it is the solver of that name here. The two are one but for heun, and for the names refused here alone.
         seed: an integer; None as above.
 
     Raises:
-        ValueError: if the solver is unknown; from the sampling function, if the sigmas are negative, or rise and fall.
+        ValueError: if the solver is unknown or not offered; from the sampling function, if the sigmas are negative, or
+            rise and fall, or the model is a flow on which ComfyUI has another method by that name.
     """
-    method = resolve(solver)[0]
+    known = method(solver)
 
     def sample(
         model: Callable[..., Tensor],
@@ -59,6 +64,11 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
     ) -> Tensor:
         cond = dict(extra_args or {})
         levels, places = _levels(sigmas)
+        flow = _flow(model)
+        if flow and known.offset and len(levels) > 1 and levels[0] >= 1 > levels[1]:
+            levels[0] = float(_model_sampling(model).percent_to_sigma(1e-4))
+        if len(levels) > 1 and levels[-1] == 0 and levels[-2] > known.last:
+            levels[-1] = known.last
         inside = _Denoiser(model, sigmas.dtype)
 
         def shown(node: int, y: Tensor, out: Tensor) -> None:
@@ -68,7 +78,7 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
 
         y = x
         with torch.no_grad(), tqdm(total=len(levels) - 1, disable=disable) as bar:
-            above = int((levels > 1).sum()) if _flow(model) else 0
+            above = int((levels > 1).sum()) if flow else 0
             for k in range(min(above, len(levels) - 1)):
                 sigma, next_sigma = float(levels[k]), float(levels[k + 1])
                 out = inside(y, torch.full((len(y),), sigma, dtype=torch.float64, device=y.device), **cond)
@@ -77,12 +87,13 @@ def sampler(solver: str | Solver, *, seed: int | None = None) -> Callable[..., T
                 bar.update()
             if len(levels) - above < 2:
                 return y.to(x.dtype, copy=True)
-            path = _path(model, levels[above:])
+            rest = levels[above:]
+            run, path = known.over(len(rest) - 1, not rest[-1], flow), _path(model, rest)
             denoised = adapt(inside, path, "denoised", dtype=x.dtype, learned=_learned(model))
             number = cond.get("seed") if seed is None else seed
-            ex = begin(denoised, noise=y, solver=method, grid=levels[above:], seed=number)
+            ex = begin(denoised, noise=y, solver=run, grid=rest, seed=number)
             for node in [0, *ex.tableau.node[:-1].tolist()]:  # the grid node of each call; -1 between nodes
-                out = denoised.call(*ex.query(), cond)
+                out = denoised.call(*ex.inputs(), cond)
                 shown(node + above if node >= 0 else -1, ex.y, out)
                 ex.advance(out)
                 bar.update(node >= 0)
@@ -100,7 +111,8 @@ def _levels(sigmas: Tensor) -> tuple[Tensor, list[int]]:
         raise ValueError(f"sigmas must be >= 0 and falling, or rising, got {levels.tolist()}")
     places = [0, *(steps.nonzero().flatten() + 1).tolist()]
     levels = levels[places]
-    if len(levels) > 1 and levels[0] == 0:  # where the denoised says nothing of the noise: as ComfyUI flips sigmas
+    if len(levels) > 1 and levels[0] < levels[1] and levels[0] <= TINY:
+        # Where the denoised says nothing of the noise: as ComfyUI flips sigmas.
         levels[0] = min(FIRST, float(levels[1]) / 2)
     return levels, places
 
@@ -123,11 +135,15 @@ def _path(model: Any, levels: Tensor) -> Path:
     return EDM(low if low < high else high / 2, high)
 
 
+def _model_sampling(model: Any) -> Any:
+    """ComfyUI's account of what its model predicts, where; the model itself of a k-diffusion denoiser."""
+    patcher: Any = getattr(getattr(model, "inner_model", None), "model_patcher", None)
+    return patcher.get_model_object("model_sampling") if hasattr(patcher, "get_model_object") else model
+
+
 def _sampling(model: Any) -> list[str]:
     """The names of the classes that say what ComfyUI's model predicts, and of a k-diffusion denoiser's own."""
-    patcher: Any = getattr(getattr(model, "inner_model", None), "model_patcher", None)
-    sampling = patcher.get_model_object("model_sampling") if hasattr(patcher, "get_model_object") else model
-    return [base.__name__ for base in type(sampling).__mro__]
+    return [base.__name__ for base in type(_model_sampling(model)).__mro__]
 
 
 def _flow(model: Any) -> bool:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsolve.common.checks import choice, mapping, number, required
+from diffsolve.common.checks import choice, number, required
 from diffsolve.models import Model, undetermined
+from diffsolve.models.conditions import conditions
 from diffsolve.noise.brownian import Times
 from diffsolve.tableau.frames import convert
 
@@ -67,7 +68,7 @@ class SDE(nn.Module):
         self.model, self.tau = model, number("tau", tau, low=0)
         self.sde_type = choice("sde_type", sde_type, ("ito", "stratonovich"))
         self.event = None if shape is None else tuple(shape)
-        self.cond = dict(mapping("cond", cond))
+        self.cond = dict(conditions("cond", cond))
         self.sign = 1.0 if model.path.t_data > model.path.t_noise else -1.0
         if isinstance(model.net, nn.Module):
             self.net = model.net  # where `sdeint_adjoint` finds the parameters

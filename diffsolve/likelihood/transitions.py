@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffsolve.common.checks import required
 from diffsolve.common.tensors import normal_log_density
-from diffsolve.execute import Network, bind, conversion
+from diffsolve.execute import Network, bind, conversion, derivatives
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
@@ -68,7 +68,7 @@ def transition_log_prob(
     required(rising, "rows", rows, f"rising integers from 0 to {n - 1}")
     bind(tableau, model)  # its errors
     network = Network.of(model, tableau, Guidance.of(guidance), trajectory)
-    p, q = conversion((tableau.d[:, 0], tableau.d[:, 1]), model, model.path.nodes(tableau.calls[:, 0]))
+    p, q = conversion(derivatives(model, tableau), model, model.path.nodes(tableau.calls[:, 0]))
 
     alone = tableau.history == 1 and bool((tableau.weights[:, 0] == tableau.weights[:, 1]).all())
     s = trajectory[0]

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict, Unpack
 
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
 from diffsolve.api.sampling import solve
-from diffsolve.common.checks import integer, mapping, required
+from diffsolve.common.checks import integer, required
 from diffsolve.common.fingerprint import describe
 from diffsolve.common.options import shows
 from diffsolve.common.records import Records
@@ -42,6 +42,7 @@ from diffsolve.metrics.distances import Estimate, Score
 from diffsolve.metrics.statistics import Statistics, extract
 from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
 from diffsolve.models import Model, as_model
+from diffsolve.models.conditions import conditions
 from diffsolve.models.guidance import Guidance
 from diffsolve.parallel import Parallel
 from diffsolve.tableau import Tableau
@@ -135,7 +136,7 @@ def sweep(
         sample_shape(shape),
         num,
         integer("batch", batch, 1),
-        mapping("cond", cond),
+        conditions("cond", cond),
         Guidance.of(guidance),
         decode,
         min(num, exact),

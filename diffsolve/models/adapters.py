@@ -13,7 +13,7 @@ from diffsolve.common.registry import plugins
 from diffsolve.models.model import CLOCKS, Clock, Model, first_parameter
 from diffsolve.paths import Path
 from diffsolve.paths import named as path_named
-from diffsolve.tableau.frames import check_prediction
+from diffsolve.tableau.frames import FRAMES, check_prediction
 
 __all__ = ["ADAPTERS", "Adapter", "adapt", "as_model", "register_adapter"]
 
@@ -46,6 +46,7 @@ def adapt(
     sigma_data: float = 0.5,
     dtype: torch.dtype | None = None,
     learned: str | None = None,
+    jumps: str | None = None,
 ) -> Model:
     """Make any callable `net(x, t, **cond)` a Model that `ds.sample` accepts.
 
@@ -66,14 +67,18 @@ def adapt(
             the state's. Times are never rounded to half precision.
         learned: what the network inside was trained to predict, if `net` converts it to what it predicts (a wrapper
             that returns the denoised of a network of noise): "auto" chooses by it.
+        jumps: for a network told two times, `net(x, t, s, **cond)`, both on its clock: the frame over whose variable
+            what it returns is averaged from t to s; a key of `diffsolve.tableau.frames.FRAMES`. Of "velocity" on a
+            straight path with "straight" it is the mean of dx/dt, MeanFlow's u; of "denoised" with "denoised" it is
+            CTM's g. At s = t it predicts as a network told one time.
 
     Raises:
-        ValueError: if path, predicts, clock, sigma_data or learned is not as above.
+        ValueError: if path, predicts, clock, sigma_data, learned or jumps is not as above.
         TypeError: if net is not callable, only one of path and predicts is given, or dtype is not a floating dtype.
     """
     if path is None and predicts is None:
-        if clock != "t" or sigma_data != 0.5 or dtype is not None or learned is not None:
-            given = f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}, learned={learned!r}"
+        if clock != "t" or sigma_data != 0.5 or (dtype, learned, jumps) != (None, None, None):
+            given = f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}, learned={learned!r}, jumps={jumps!r}"
             raise ValueError(f"path and predicts must be given with other options, got {given} alone")
         return as_model(net)
     required(callable(net), "net", net, "a callable net(x, t, **cond)", TypeError)
@@ -85,6 +90,8 @@ def adapt(
     check_prediction("predicts", predicts)
     if learned is not None:
         check_prediction("learned", learned)
+    if jumps is not None:
+        choice("jumps", jumps, FRAMES)
     if isinstance(clock, str):
         choice("clock", clock, CLOCKS)
     else:
@@ -98,7 +105,7 @@ def adapt(
         required(floating, "dtype", dtype, "a floating torch.dtype", TypeError)
     if predicts == "edm" and clock == "t":
         clock = "c_noise"
-    return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype, learned)
+    return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype, learned, jumps)
 
 
 def as_model(model: object) -> Model:

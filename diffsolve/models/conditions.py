@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import described, instance
+from diffsolve.common.checks import described, instance, mapping
 
-__all__ = ["Shared", "Told", "joined", "leaves", "mapped", "picked", "told"]
+__all__ = ["Shared", "Told", "conditions", "joined", "leaves", "mapped", "picked", "told"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,26 +32,44 @@ class Shared:
         instance("value", self.value, Tensor, "a tensor")
 
 
-def mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
+def conditions(name: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Keyword arguments for the network, every NumPy array of numbers in them a tensor; None gives an empty mapping.
+
+    Raises:
+        TypeError: for anything else than a mapping.
+    """
+    value = mapping(name, value)
+    arrays = any(isinstance(leaf, np.ndarray) for leaf in leaves(value, np.ndarray))
+    result: Mapping[str, Any] = mapped(value, _tensor, np.ndarray) if arrays else value
+    return result
+
+
+def _tensor(value: Any) -> Any:
+    numeric = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+    return torch.from_numpy(value.copy()) if numeric else value
+
+
+def mapped(value: Any, leaf: Callable[[Any], Any], *more: type) -> Any:
     """The conditions with every tensor and every `Shared` in them, in mappings, lists and tuples, replaced by
-    leaf(it); all else is returned unchanged."""
-    if isinstance(value, Tensor | Shared):
+    leaf(it), and so with objects of the types `more`; all else is returned unchanged."""
+    if isinstance(value, (Tensor, Shared, *more)):
         return leaf(value)
     if isinstance(value, Mapping):
-        return {name: mapped(part, leaf) for name, part in value.items()}
+        return {name: mapped(part, leaf, *more) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        parts = [mapped(part, leaf) for part in value]
+        parts = [mapped(part, leaf, *more) for part in value]
         return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return value
 
 
-def leaves(value: Any) -> Iterator[Tensor | Shared]:
-    """Every tensor and every `Shared` in the conditions, in the order of `mapped`."""
-    if isinstance(value, Tensor | Shared):
+def leaves(value: Any, *more: type) -> Iterator[Any]:
+    """Every tensor and every `Shared` in the conditions, and every object of the types `more`, in the order of
+    `mapped`."""
+    if isinstance(value, (Tensor, Shared, *more)):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from leaves(part)
+            yield from leaves(part, *more)
 
 
 def picked(given: Any, sample: Tensor, size: int) -> Any:

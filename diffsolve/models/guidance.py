@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import mapping, number, required
+from diffsolve.common.checks import number, required
 from diffsolve.common.tensors import per_sample
 from diffsolve.kernels import Guided, deviation_ratio
 from diffsolve.models.buffers import note, reuses, same_memory
-from diffsolve.models.conditions import Told, joined, told
+from diffsolve.models.conditions import Told, conditions, joined, told
 from diffsolve.models.model import Model
 from diffsolve.tableau import Tableau
 
@@ -53,7 +53,7 @@ class Guidance:
     def __post_init__(self) -> None:
         number("scale", self.scale)
         number("rescale", self.rescale, low=0, high=1)
-        mapping("uncond", self.uncond)
+        object.__setattr__(self, "uncond", conditions("uncond", self.uncond))
         levels = len(self.interval) == 2 and 0 <= self.interval[0] < self.interval[1]
         required(levels, "interval", self.interval, "two noise levels, 0 <= low < high")
 

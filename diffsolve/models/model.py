@@ -15,8 +15,8 @@ from diffsolve.common.checks import described
 from diffsolve.common.deprecation import deprecated_alias
 from diffsolve.models.conditions import told
 from diffsolve.paths import Path, Position
-from diffsolve.tableau.ends import may_call
-from diffsolve.tableau.frames import PREDICTIONS, check_prediction, convert
+from diffsolve.tableau.ends import last_call, may_call
+from diffsolve.tableau.frames import FRAMES, PREDICTIONS, check_prediction, convert, landing
 
 __all__ = ["CLOCKS", "Clock", "Model", "first_parameter", "undetermined"]
 
@@ -48,7 +48,8 @@ lambda   log(alpha / sigma)
 class Model:
     """A network with its path and prediction; `adapt` makes one. Immutable and hashable.
 
-    The network is called as `net(x, c, **cond)`, with c of shape (B,): the clock of each sample.
+    The network is called as `net(x, c, **cond)`, with c of shape (B,): the clock of each sample. With `jumps` it is
+    told two times, `net(x, c, c_s, **cond)`, and predicts the average over the stretch between them.
     """
 
     net: Callable[..., Tensor]
@@ -62,12 +63,16 @@ class Model:
     learned: str | None = None
     """What was learned, and so what it errs on, where `net` converts it to what it predicts; None where they agree."""
 
+    jumps: str | None = None
+    """The frame over whose variable the network averages, if it is told two times; see `tableau.frames.landing`."""
+
     told = deprecated_alias("network_time")
 
     def __repr__(self) -> str:
         net = getattr(self.net, "__name__", type(self.net).__name__)
         clock = "" if self.clock == "t" else f", clock={getattr(self.clock, '__name__', self.clock)!r}"
-        return f"Model({net}, path={self.path}, predicts={self.predicts!r}{clock})"
+        jumps = "" if self.jumps is None else f", jumps={self.jumps!r}"
+        return f"Model({net}, path={self.path}, predicts={self.predicts!r}{clock}{jumps})"
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -98,8 +103,20 @@ class Model:
             det = p.alpha * b - p.sigma * a
         return bool(np.isfinite(det).all() and (det != 0).all())
 
-    def network_time(self, t: Tensor) -> Tensor:
-        """The network's clock, float64, at the path's times t."""
+    def network_time(self, t: Tensor, s: Tensor | None = None) -> Tensor:
+        """The network's clock, float64, at the path's times t, of any shape; (.., 2) for a network told t and s.
+
+        Without s it is told t twice: it predicts at t. Where its clock is infinite at the data (log sigma), s is told
+        as the last time at which the network may be called.
+        """
+        if self.jumps is None:
+            return self._clock(t)
+        second = self._clock(t if s is None else s)
+        last = self._clock(torch.tensor(last_call(self.path), dtype=torch.float64, device="cpu"))
+        second = torch.where(second.isfinite(), second, last.to(second.device))
+        return torch.stack([self._clock(t), second], -1)
+
+    def _clock(self, t: Tensor) -> Tensor:
         if not isinstance(self.clock, str):
             return torch.as_tensor(self.clock(t), dtype=torch.float64)
         return CLOCKS[self.clock](self.path, t)
@@ -114,22 +131,59 @@ class Model:
         """The dtype of the network's times: float64 if it computes in that, else float32; never half precision."""
         return torch.float64 if (self.dtype or state) == torch.float64 else torch.float32
 
-    def __call__(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The network's output at x (B, ...) and the path's times t, () or (B,)."""
+    def __call__(self, x: Tensor, t: float | Tensor, *s: float | Tensor, **cond: Any) -> Tensor:
+        """The network's output at x (B, ...) and the path's times t, () or (B,); and s, if it is told two times.
+
+        Raises:
+            TypeError: if s is given for a network told one time.
+        """
         t = _times(t, x)
+        if s and self.jumps is None:
+            raise TypeError("s must be left out for a network told one time, without jumps=, got it")
         scale = self.input_scale(self.path.at(t))
         if scale is not None:
             x = x * _like(scale, x)
-        return self.call(x, self.network_time(t).to(x.device, self.time_dtype(x.dtype)), told(cond))
+        network_time = self.network_time(t, *(_times(second, x) for second in s))
+        return self.call(x, network_time.to(x.device, self.time_dtype(x.dtype)), told(cond))
+
+    def jump(self, x: Tensor, t: float | Tensor, s: float | Tensor, **cond: Any) -> Tensor:
+        r"""x_s from x_t = x in one call: the flow itself for a network told two times; x where s = t.
+
+        For a network told t alone the first-order step, with data and noise as it predicts them at t: at s = data the
+        function of a consistency network.
+
+        Args:
+            x: (B, ...).
+            t, s: on the path's clock, () or (B,), in either direction.
+
+        Raises:
+            ValueError: if the output does not determine x_s, as noise at alpha = 0.
+        """
+        t, s = _times(t, x), _times(s, x)
+        on_x, on_out = self.landing(self.path.at(t), self.path.at(s))
+        if not bool((on_x.isfinite() & on_out.isfinite()).all()):
+            raise undetermined(self.predicts, "x_s", t)
+        out = self(x, t, s, **cond) if self.jumps else self(x, t, **cond)
+        return _like(on_x, x) * x + _like(on_out, x) * out
+
+    def landing(self, t: Position[Tensor], s: Position[Tensor]) -> tuple[Tensor, Tensor]:
+        """(p, q) of `jump`, x_s = p x_t + q out; (1, 0) where s = t, whether the output determines it or not."""
+        p, q = landing(FRAMES[self.jumps or "straight"], self.coefficients(t), t, s)
+        stays = s.t == t.t
+        return torch.where(stays, torch.ones_like(p), p), torch.where(stays, torch.zeros_like(q), q)
 
     def call(self, x: Tensor, network_time: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """The network's output at an input already scaled and times on its own clock, checked for shape and dtype.
+
+        Args:
+            network_time: (B,), or (B, 2) for a network told two times.
 
         Raises:
             TypeError: if the output is not a floating-point tensor.
             ValueError: if its shape is not that of x.
         """
-        out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), network_time, **cond)
+        times = (network_time,) if self.jumps is None else network_time.unbind(-1)
+        out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), *times, **cond)
         if not isinstance(out, Tensor):
             raise TypeError(f"output of net must be a tensor of shape {tuple(x.shape)}, got {described(out)}")
         if out.shape != x.shape:

@@ -55,6 +55,7 @@ class Stream(IntEnum):
     TRAIN_TIME = 8  # where the times of a training batch begin
     TRAIN_DROP = 9  # whether a training sample loses its condition
     TRAIN_COUPLE = 10  # with which noise of its batch a training sample is paired
+    DISTILL = 11  # which stretches a student learns, and the scale of guidance that it is told
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:

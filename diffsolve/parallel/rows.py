@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.execute import conversion
+from diffsolve.execute import conversion, derivatives
 from diffsolve.kernels.window import Window, window_update
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
@@ -39,7 +39,7 @@ class Rows:
         # Where the output does not determine f, nor f the output, the output itself is held.
         lost = ~(np.isfinite(fix).all(-1) & (fix[:, 1] != 0))
         fix[lost] = 0.0, 1.0
-        keep = np.stack(conversion((tableau.d[:, 0], tableau.d[:, 1]), model, at), -1)
+        keep = np.stack(conversion(derivatives(model, tableau), model, at), -1)
         keep[:, 1] /= fix[:, 1]
         keep[:, 0] -= keep[:, 1] * fix[:, 0]
         last = np.zeros((1, 2, tableau.history + 3))

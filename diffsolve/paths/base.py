@@ -42,7 +42,7 @@ class Position(Generic[Array]):
     @property
     def lam(self) -> Array:
         """lambda = log(alpha / sigma), infinite at the ends."""
-        log: Any = np.log  # of tensors too
+        log: Any = torch.log if isinstance(self.alpha, Tensor) else np.log
         with np.errstate(divide="ignore"):
             lam: Array = log(self.alpha) - log(self.sigma)
         return lam

@@ -27,6 +27,7 @@ from diffsolve.solvers.butcher import (
 )
 from diffsolve.solvers.designed import Designed
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
+from diffsolve.solvers.flow_map import FlowMap
 from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.published import IPNDM, PNDM, DPMpp, UniPC
 from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Restart
@@ -50,6 +51,7 @@ __all__ = [
     "Designed",
     "Diffusion",
     "ExponentialRK",
+    "FlowMap",
     "Interval",
     "Maruyama",
     "Multistep",
@@ -112,6 +114,20 @@ def _seeds(scheme: Scheme) -> Callable[..., ExponentialRK]:
     return make
 
 
+def _student(**fixed: Any) -> Callable[..., FlowMap]:
+    """A point of the samplers of students."""
+
+    def make(**options: Any) -> FlowMap:
+        return FlowMap(**{**fixed, **options})
+
+    options = [o.replace(kind=o.KEYWORD_ONLY, default=fixed.get(n, o.default)) for n, o in _FLOW_MAP.items()]
+    make.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    return make
+
+
+_FLOW_MAP = signature(FlowMap).parameters
+
+
 def _maruyama(stages: int) -> Callable[..., Maruyama]:
     def make(tau: float = 1.0) -> Maruyama:
         return Maruyama(stages, tau)
@@ -162,6 +178,12 @@ registry: Registry[Solver] = Registry(
         **{f"abm-{k}": _multistep(Multistep, k, corrector=-1) for k in range(1, 7)},
         "auto": Auto,
         "bosh3": _runge_kutta(BOSH3),
+        # Students (solvers/flow_map.py).
+        "consistency": _student(gamma=1.0, floor=True, grid="jumps(variable='theta')"),
+        "flow-map": _student(),
+        "lcm": _student(gamma=1.0, grid="distilled"),
+        "scm": _student(gamma=1.0, grid="jumps(variable='theta')"),
+        "tcd": _student(gamma=0.3, by="time", grid="distilled"),
         "ddim": DDIM,
         "ddpm": DDPM,
         "designed": Designed,

@@ -95,6 +95,13 @@ _DIFFUSERS: dict[str, Alias] = {
     "SASolverScheduler": ("sa-2(corrector=2, limit=5)", None),
     "FlowMatchEulerDiscreteScheduler": ("euler", None),
     "FlowMatchHeunDiscreteScheduler": ("heun", None),
+    # Of students.
+    "LCMScheduler": ("lcm", None),
+    "FlowMatchLCMScheduler": ("lcm", None),
+    "TCDScheduler": ("tcd", None),
+    "SCMScheduler": ("scm", None),
+    "CMStochasticIterativeScheduler": ("consistency", None),
+    "FlowMapEulerDiscreteScheduler": ("flow-map", None),
     "EDMEulerScheduler": ("euler", "karras"),
     **{
         f"{name}{order}": (f"{solver}-{points}{rest}", grid)
@@ -143,7 +150,7 @@ REFUSED: dict[str, str] = {
     for nearest, names in {
         # What they are nearly.
         "dpmpp-2s": "DPMSolverSinglestepScheduler",
-        "ddim(eta=1.0)": "euler_ancestral_cfg_pp, lcm, LCMScheduler, TCDScheduler",
+        "ddim(eta=1.0)": "euler_ancestral_cfg_pp",
         "res-2m": "res_multistep_ancestral, res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp",
         "dpm-3s": "dpm_fast, sample_dpm_fast, DPM fast, dpm_adaptive, sample_dpm_adaptive, DPM adaptive",
         "heun(frame='noise')": "heunpp2",

@@ -13,6 +13,7 @@ own trajectories; here no network is called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,24 +30,38 @@ from diffsolve.tableau import Draft
 from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import FRAMES, check_prediction
 
-__all__ = ["ARCS", "ArcOf", "Designed", "ForNetwork", "of_image"]
+__all__ = ["STEPS", "ArcOf", "Designed", "ForNetwork", "of_image"]
 
-ARCS = {
-    "noise": Arc(1.0, 0.3),
-    "score": Arc(1.0, 0.35),
-    "denoised": Arc(0.37, 0.3),
-    "edm": Arc(0.6, 0.5),
-    "v": Arc(0.6, 0.6),
-    "velocity": Arc(0.6, 0.6),
+
+@dataclass(frozen=True)
+class Steps:
+    """Where the steps of a prediction go.
+
+    Args:
+        arc: the grid of few numbers: nearly even in lambda where the network's error grows towards an end.
+        growth: its scale grows with that power of the size of a sample: a smooth image of d pixels has directions of
+            standard deviation in proportion to sqrt(d), which are decided at that noise.
+        last: lambda of the last call of five steps to the data: what is decided below that noise is worth no call.
+        each: how much further that is for each step more.
+    """
+
+    arc: Arc
+    growth: float = 0.2
+    last: float = math.inf
+    each: float = 0.0
+
+
+STEPS = {
+    "noise": Steps(Arc(0.8, 0.9, even=0.48), 0.4, 1.8, 0.7),
+    "score": Steps(Arc(0.8, 0.9, even=0.48), 0.4, 1.8, 0.7),
+    "denoised": Steps(Arc(0.37, 0.3)),
+    "edm": Steps(Arc(0.45, 0.9, even=0.0635), 0.4, 2.6, 1.2),
+    "v": Steps(Arc(0.6, 0.6)),
+    "velocity": Steps(Arc(0.6, 0.6)),
 }
-"""Where the steps go for each prediction: nearly even in lambda where the error grows towards an end."""
-
-MANY, EVEN = 15, Arc(1.6, 0.2)
-"""Of noise and scores more steps than that are more even yet."""
 
 SMALL, LARGE = 25, 3600
-"""Numbers of a sample from which on and up to which its size moves the steps to more noise: a smooth image of d pixels
-has directions of standard deviation in proportion to sqrt(d), which are decided at that noise."""
+"""Numbers of a sample from which on and up to which its size counts."""
 
 IMAGE = 256
 """Samples of more numbers, where the noise or a score is predicted, are an image's: theirs are the steps of EDM."""
@@ -68,13 +83,14 @@ class ArcOf(Grid):
         check_prediction("predicts", self.predicts)
 
     def nodes(self, path: Path, steps: int, start: float, stop: float | None) -> np.ndarray:
-        if of_image(self.predicts, self.size):
-            return Karras().nodes(path, steps, start, stop)
-        noise = self.predicts in ("noise", "score")
-        arc = EVEN if noise and steps > MANY else ARCS[self.predicts]
+        where = STEPS[self.predicts]
         size = min(max(1.0, (self.size or 1) / SMALL), LARGE / SMALL)
-        # Where the error grows towards the noise end all of its length counts, else a part.
-        return replace(arc, scale=arc.scale * size ** (0.5 if noise else 0.2)).nodes(path, steps, start, stop)
+        image, arc = of_image(self.predicts, self.size), where.arc
+        grid = Karras() if image else replace(arc, scale=arc.scale * size**where.growth)
+        last = where.last + where.each * (steps - 5)
+        if stop is None and steps > 1 and path.lam(start) < last - 1 and last < path.lam(path.t_last):
+            return np.append(grid.nodes(path, steps - 1, start, float(path.time(last))), path.t_data)
+        return grid.nodes(path, steps, start, stop)
 
 
 LONG, ADAMS = 40, Multistep(3, "straight", "arc")

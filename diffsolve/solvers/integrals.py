@@ -90,6 +90,17 @@ class StepIntegrals:
         return self.integrals.lam[list(self.nodes)]
 
     @cached_property
+    def at(self) -> np.ndarray:
+        """The interpolation variable at the nodes."""
+        return self.integrals.node[list(self.nodes)]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interpolation variable at the two ends of the step."""
+        start, end = self.integrals.node[self.index : self.index + 2]
+        return float(start), float(end)
+
+    @cached_property
     def h(self) -> float:
         """The step in lambda."""
         return float(self.integrals.lam[self.index + 1] - self.integrals.lam[self.index])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from diffsolve.solvers.butcher import HEUN, RK4
 from diffsolve.solvers.integrals import Integrals, StepIntegrals
 from diffsolve.solvers.sde import Constant, Tau, frame_of, tau_named
 from diffsolve.tableau import Combination, Draft
-from diffsolve.tableau.ends import end_frame
+from diffsolve.tableau.ends import end_frame, next_to_data
 from diffsolve.tableau.frames import VARIABLES, Frame
 
 __all__ = ["Multistep"]
@@ -158,11 +158,12 @@ class Multistep(Solver):
         """The most network calls that a step makes."""
         return max(2 if self.mode == "pece" else 1, len(STARTS[self.start].b) if self.start else 1)
 
-    def counts(self, steps: int, first: int = 0) -> list[int]:
+    def counts(self, steps: int, first: int = 0, last: int | None = None) -> list[int]:
         """How many values the predictor of each step may use.
 
         Args:
             first: the first step that has a value to use.
+            last: where `lower_final` counts to; None for the last step.
 
         Raises:
             ValueError: if `points` were given for each step of a run of another length.
@@ -172,8 +173,9 @@ class Multistep(Solver):
             required(fits, "points", self.points, f"{steps} numbers for a run of {steps} steps, or one number")
             return list(self.points)
         counts = [*[1] * first, *self.ramp, *[self.points] * steps][:steps]
-        lowered = self.lower_final is True or steps < self.lower_final
-        return [min(count, steps - i) if lowered else count for i, count in enumerate(counts)]
+        last = steps if last is None else last
+        lowered = self.lower_final is True or last < self.lower_final
+        return [min(count, max(1, last - i)) if lowered else count for i, count in enumerate(counts)]
 
     def predict(self, step: StepIntegrals) -> np.ndarray:
         """omega over the values of d at and before the start of the step, newest first."""
@@ -234,12 +236,16 @@ class _Run:
         self.solver, self.draft, self.call_last = solver, draft, call_last
         self.frame = frame_of(solver.frame, solver.tau, path, g)
         self.integrals = Integrals(path, self.frame, solver.variable, g)
-        self.ends = [end_frame(self.frame, path, g[i], g[i + 1]) for i in range(n)]
+        self.at_data = [next_to_data(g[i]) for i in range(n + 1)]
+        """Whether a node counts as the data, though it is not."""
+        self.to_data = next((i for i in range(1, n) if self.at_data[i]), n)
+        """The steps that lead to the data; a step from there to the data itself is not counted."""
+        self.ends = [self.end(i) for i in range(n)]
         self.own = [
             end in (None, self.frame) and math.isfinite(at)
             for end, at in zip(self.ends, self.integrals.node[:-1], strict=True)
         ]
-        self.counts = solver.counts(n, self.own.index(True) if any(self.own) else n)
+        self.counts = solver.counts(n, self.own.index(True) if any(self.own) else n, self.to_data)
         self.uncorrected = {j % n for j in solver.uncorrected if -n <= j < n}
         self.usable: tuple[int, ...] = ()
         """Nodes whose d may be interpolated, newest first."""
@@ -250,6 +256,16 @@ class _Run:
         self.carried = 1.0
         """The weight of s in the corrected state."""
 
+    def end(self, i: int) -> Frame | None:
+        """The frame of the first-order call in the place of step i, if there is one.
+
+        A prediction makes no call at its end: a frame that is regular at the data leads next to it too.
+        """
+        s, t = self.draft.grid[i], self.draft.grid[i + 1]
+        if self.at_data[i + 1] and not self.at_data[i]:
+            t = replace(t, sigma=0.0)
+        return end_frame(self.frame, self.draft.path, s, t)
+
     def step(self, i: int) -> None:
         """The calls of step i: from node i to node i + 1."""
         solver, draft, s, t = self.solver, self.draft, self.draft.grid[i], self.draft.grid[i + 1]
@@ -259,7 +275,7 @@ class _Run:
             self.usable = (i, *self.usable)
         state = self.corrected(i)
         full = self.ends[i] is None and bool(self.usable) and math.isfinite(self.integrals.node[i + 1])
-        end_may_be_called = not last or self.call_last
+        end_may_be_called = (not last or self.call_last) and not self.at_data[i + 1]
         if solver.start and full and end_may_be_called and len(self.usable) < self.counts[i]:
             solver.runge_kutta(draft, self.frame, i, state)
             self.waiting = False

@@ -74,15 +74,19 @@ class DPMpp(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("frame", self.frame, ("denoised", "noise"))
-        if self.variable != "lambda" or self.corrector or self.most > 3:
-            raise ValueError(f"{self}: DPMpp has 1 to 3 points, in lambda and not corrected; Multistep has the others")
+        own = self.variable == "lambda" or (self.variable is not None and self.most < 3)
+        if not own or self.corrector or self.most > 3:
+            raise ValueError(
+                f"{self}: DPMpp has 1 or 2 points, or 3 in lambda, and is not corrected; Multistep has the others"
+            )
 
     def predict(self, step: StepIntegrals) -> np.ndarray:
-        h, lam = step.h, step.lam
-        if len(lam) < 2:
+        node, (start, end) = step.at, step.ends
+        if len(node) < 2:
             return np.ones(1)
-        r = (lam[:-1] - lam[1:]) / h
-        if len(lam) == 2:
+        h = end - start
+        r = (node[:-1] - node[1:]) / h
+        if len(node) == 2:
             return np.array([1 + 0.5 / r[0], -0.5 / r[0]])
         # D1, D2 as combinations of (m0, m1, m2); phi_1(z) is the unit of omega.
         z = -h if self.frame == "denoised" else h

@@ -46,7 +46,7 @@ class ReversibleHeun(Solver):
             v, c = frame.v(g), frame.c(g)
         ends = [end_frame(frame, path, g[i], g[i + 1]) for i in range(draft.steps)]
         if not call_last:
-            ends[-1] = first_order_frame(g[-2])
+            ends[-1] = first_order_frame(g[-2], g[-1])
         before = 0.0  # the step that led here, of which s still wants half
         for i, end in enumerate([*ends, None]):
             after = v[i + 1] - v[i] if end is None and i < draft.steps else 0.0

@@ -71,7 +71,7 @@ class OneStep(Solver):
                 end = frame
             if end is None and i + 1 == draft.steps and not call_last and self.calls > 1:
                 # Nor may it be called between its last time and the end.
-                end = first_order_frame(g[i])
+                end = first_order_frame(g[i], g[i + 1])
             if end is not None:
                 end = frame if end.name == frame.name else end  # with its noise
                 ratio, gain = end.step(g[i], g[i + 1])

@@ -14,7 +14,7 @@ from diffsolve.paths import Position
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.sde import Tau, frame_of, reverse, tau_named
 from diffsolve.tableau import DRIFT, Combination, Draft
-from diffsolve.tableau.ends import first_order_frame
+from diffsolve.tableau.ends import TINY, first_order_frame, leaves_data
 
 __all__ = ["DDIM", "DDPM", "Maruyama", "ReverseDiffusion"]
 
@@ -45,8 +45,8 @@ class DDIM(Solver):
             raise ValueError(f"eta={self.eta!r}: only eta=0 runs from the data to the noise")
         for i in range(draft.steps):
             s, t = g[i], g[i + 1]
-            if s.sigma == 0:  # out of the data, where D says nothing of the noise
-                frame = first_order_frame(s)
+            if leaves_data(s, t):
+                frame = first_order_frame(s, t)
                 ratio, gain = frame.step(s, t)
                 draft.call(s, frame.name, y={"y": ratio, i: gain}, node=i + 1)
                 continue
@@ -131,7 +131,7 @@ class Maruyama(Solver):
             square = tau.square(path, g)
             drift = np.stack([g.dalpha, g.dsigma - square * g.sigma * speed], -1)
             variance = 2 * square * g.sigma**2 * np.abs(speed)
-        usable = np.isfinite(drift).all(-1) & np.isfinite(variance) & (g.sigma > 0) & (g.alpha > 0)
+        usable = np.isfinite(drift).all(-1) & np.isfinite(variance) & (g.sigma > TINY * g.alpha) & (g.alpha > 0)
         for i in range(n):
             s, t, base = g[i], g[i + 1], len(draft)
             clock = exact.clock(s, t)

@@ -75,6 +75,7 @@ def augmented(tableau: Tableau) -> Augmented:
         ValueError: if it is stochastic, or a step has no inverse (a last step onto the denoised estimate has none).
     """
     required(not tableau.stochastic, "solver", tableau.solver, "deterministic")
+    required(not tableau.jumps.any(), "solver", tableau.solver, "one that tells the network one time here")
     n, K = tableau.nfe, tableau.history
     unit, units = tableau.entry[:, 0].copy(), np.ones(n + 1)
     weights, given, d = np.zeros((n, 2, K + 2)), tableau.weights.copy(), tableau.d.copy()
@@ -104,5 +105,5 @@ def drop_final_denoise(tableau: Tableau) -> tuple[Tableau, bool]:
     """(the tableau without its last call, True) if that puts the denoised estimate for the state, else (it, False)."""
     if tableau.nfe < 2 or tableau.weights[-1, 1, :2].any():
         return tableau, False
-    rows = ("grid", "calls", "frame", "d", "node", "weights", "clock")
+    rows = ("grid", "calls", "frame", "d", "node", "weights", "clock", "to")
     return replace(tableau, **{name: getattr(tableau, name)[:-1] for name in rows}), True

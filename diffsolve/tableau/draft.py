@@ -28,6 +28,8 @@ class Call:
     y: Combination
     node: int
     clock: tuple[float, float]
+    to: float
+    """The second time."""
 
 
 class Draft:
@@ -58,6 +60,7 @@ class Draft:
         node: int = -1,
         d: tuple[float, float] | None = None,
         clock: tuple[float, float] = (0.0, 0.0),
+        to: Position[float] | None = None,
     ) -> None:
         """Call the network at `at`, take its output as the derivative d of `frame`, then set s' and y'.
 
@@ -67,10 +70,11 @@ class Draft:
             node: the grid node that y' stands at, if it does.
             d: (a, b) of d = a x_0 + b eps, for the frame "drift".
             clock: the stretch of a Brownian clock that "z" stands for, if it does.
+            to: where the stretch ends over which a network told two times averages d; of no length if not given.
         """
-        self.rows.append(
-            Call(at, frame, FRAMES[frame].d(at) if d is None else d, y if s is None else s, y, node, clock)
-        )
+        d = FRAMES[frame].d(at) if d is None else d
+        told = float(at.t if to is None else to.t)
+        self.rows.append(Call(at, frame, d, y if s is None else s, y, node, clock, told))
 
     def build(self, solver: str, order: int) -> Tableau:
         """The finished tableau, checked."""
@@ -95,4 +99,5 @@ class Draft:
             entry=np.array([self.entry, self.entry]),
             weights=weights,
             clock=np.array([row.clock for row in rows]),
+            to=np.array([row.to for row in rows]),
         )

@@ -20,6 +20,13 @@ combination. A method that is exact for constant d takes the step
 
 `denoised` and `noise` are the coordinates of the exponential integrators DPM-Solver++ (2211.01095) and DEIS
 (2204.13902); `straight` turns every path into CondOT, `trig` into a rotation.
+
+A network told two times, t and s, predicts the *average* of a frame's d over the stretch between them: with it that
+step is exact, however long it is (`landing`). Its output is written as one of the predictions by the conversion at t,
+so that at s = t it is that prediction. In the frames denoised, noise and straight (`STRAIGHT`), where a constant d is
+constant data and noise, all averages are the same x_s = alpha_s x_0 + sigma_s eps: the consistency function
+(2303.01469) at s = data, CTM's g (2310.02279) as "denoised", MeanFlow's u (2505.13447) as "velocity" on a straight
+path, sCM's F (2410.11081) as "v" on a circular one. In the others the average is another number.
 """
 
 from __future__ import annotations
@@ -29,12 +36,25 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from diffsolve.common.checks import choice
 from diffsolve.paths import Path, Position
 from diffsolve.paths.base import Array
 
-__all__ = ["FRAMES", "PREDICTIONS", "VARIABLES", "Along", "Coefficients", "Frame", "check_prediction", "convert"]
+__all__ = [
+    "FRAMES",
+    "PREDICTIONS",
+    "STRAIGHT",
+    "VARIABLES",
+    "Along",
+    "Coefficients",
+    "Frame",
+    "averaged",
+    "check_prediction",
+    "convert",
+    "landing",
+]
 
 Coefficients = tuple[Any, Any]
 """(a, b) of a combination a x_0 + b eps; floats, arrays or tensors alike."""
@@ -163,6 +183,11 @@ class _Exponential(Frame):
         return c_t / c_s, other_t - other_s * (c_t / c_s)
 
 
+def _angle(p: Position[Any]) -> Any:
+    atan2 = torch.atan2 if isinstance(p.sigma, torch.Tensor) else np.arctan2
+    return atan2(p.sigma, p.alpha)
+
+
 def _square(p: Position[Array]) -> Array:
     square: Array = p.alpha**2 + p.sigma**2
     return square
@@ -212,7 +237,7 @@ _FRAMES = (
     Frame(
         "trig",
         c=_norm,
-        v=lambda p: np.arctan2(p.sigma, p.alpha),
+        v=_angle,
         d=lambda p: (-p.sigma / _norm(p), p.alpha / _norm(p)),
         slope=lambda p: p.alpha * 0 + 1,
         lam=lambda v: -np.log(np.tan(v)),
@@ -230,9 +255,38 @@ _FRAMES = (
 )
 FRAMES: dict[str, Frame] = {frame.name: frame for frame in _FRAMES}
 
+STRAIGHT = frozenset({"denoised", "noise", "straight"})
+"""Frames in which a constant d is constant data and noise."""
+
+
+def landing(frame: Frame, source: Coefficients, t: Position[Any], s: Position[Any]) -> tuple[Any, Any]:
+    """(p, q) of x_s = p x_t + q out, for the output a x_0 + b eps of a network told t and s that averages over `frame`.
+
+    It is the step of the frame that is exact for constant d, with d converted from the output at t. Not finite where
+    the output does not determine it.
+    """
+    if frame.name in STRAIGHT:  # also where c or v of the frame are not finite
+        return convert((s.alpha, s.sigma), source, t.alpha, t.sigma)
+    ratio, gain = frame.step(t, s)
+    p, q = convert(frame.d(t), source, t.alpha, t.sigma)
+    return ratio + gain * p, gain * q
+
+
+def averaged(target: Frame, frame: Frame, t: Position[Any], s: Position[Any]) -> Coefficients:
+    """(a, b) of the average of the target's d over the stretch from t to s, of which the average of `frame`'s is known.
+
+    Both steps lead to the same x_s: r x_t + g D = r' x_t + g' D', and x_t is (alpha, sigma) at t. In two frames of
+    `STRAIGHT` it is the target's own d.
+    """
+    (a, b) = frame.d(t)
+    (ratio, gain), (own_ratio, own_gain) = frame.step(t, s), target.step(t, s)
+    rest, share = (ratio - own_ratio) / own_gain, gain / own_gain
+    return rest * t.alpha + share * a, rest * t.sigma + share * b
+
+
 VARIABLES: dict[str, Along] = {
     "lambda": lambda p: p.lam,
-    "theta": lambda p: np.arctan2(p.sigma, p.alpha),
+    "theta": _angle,
     "arc": lambda p: np.arctan2(p.sigma**0.5, p.alpha**0.5),
     "u": lambda p: p.sigma / (p.alpha + p.sigma),
     "log-u": lambda p: np.log(p.sigma / (p.alpha + p.sigma)),

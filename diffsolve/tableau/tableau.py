@@ -4,6 +4,7 @@ A general linear method with one row per network call (i = 0..N-1):
 
     entry:  [s, y_0] = entry @ [x, z]
     d_i     = a_i x_0 + b_i eps                      from the network at (y_i, t_i), see `frames.convert`
+                                                     or at (y_i, t_i, s_i), averaged from t_i to s_i (`frames.landing`)
     [s', y_{i+1}] = weights[i] @ [s, y_i, d_i, d_{i-1}, .., d_{i-K+1}, z_i]
 
 s is the state, y the next network input (in the end, the result), z standard normals. K is the history.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -66,10 +67,15 @@ class Tableau:
     clock: np.ndarray
     """(N, 2): (q, q') where a row's z is the increment of one Brownian motion from clock q to q', over sqrt(q' - q);
     (0, 0) for a z of its own."""
+    to: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(N,): the time s that a network told two times is told at each call, where its d is averaged to; by default t."""
 
     def __post_init__(self) -> None:
+        if not np.size(self.to):
+            object.__setattr__(self, "to", np.array(self.calls, dtype=np.float64)[:, 0])
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
-                            ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2))):  # fmt: skip
+                            ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2)),
+                            ("to", (self.nfe,))):  # fmt: skip
             array = np.array(getattr(self, name), dtype=np.int64 if name == "node" else np.float64)
             fits = array.ndim == len(shape) and all(
                 want in (None, got) for want, got in zip(shape, array.shape, strict=True)
@@ -77,9 +83,8 @@ class Tableau:
             wanted = ", ".join("*" if size is None else str(size) for size in shape)
             required(fits, name, array, f"of shape ({wanted}) for {self.nfe} calls")
             # Only a clock such as log sigma ends at infinity, at the data.
-            finite = (
-                np.isfinite(array[:, 1:] if name in ("grid", "calls") else array).all() and not np.isnan(array).any()
-            )
+            levels = array[:, 1:] if name in ("grid", "calls") else array[:0] if name == "to" else array
+            finite = np.isfinite(levels).all() and not np.isnan(array).any()
             required(bool(finite), name, array, "of finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -119,6 +124,12 @@ class Tableau:
     def stochastic(self) -> bool:
         """Whether noise enters after the start."""
         return bool(self.entry[:, 1].any() or self.weights[:, :, -1].any())
+
+    @property
+    def jumps(self) -> np.ndarray:
+        """(N,): whether a call is told a second time that is not its own."""
+        jumps: np.ndarray = self.to != self.calls[:, 0]
+        return jumps
 
     def check(self, tolerance: float = 1e-9) -> None:
         """That every network input and the result are exact for a constant d, frame by frame.
@@ -258,7 +269,12 @@ class Tableau:
         return hash((self.solver, self.path, self.weights.tobytes(), self.calls.tobytes()))
 
     def __fingerprint__(self) -> list[str]:
-        return [rounded(numbers) for numbers in (self.times, self.entry, self.weights)]
+        return [rounded(numbers) for numbers in (self.times, self.entry, self.weights, *self.second)]
+
+    @property
+    def second(self) -> tuple[np.ndarray, ...]:
+        """The second times, if there are any."""
+        return (self.to,) if self.jumps.any() else ()
 
     def to_json(self) -> str:
         """The tableau as JSON text; floats survive bit for bit."""
@@ -266,6 +282,10 @@ class Tableau:
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
         for name in ("grid", "calls"):
             plain[name] = [[t if math.isfinite(t) else str(t), *levels] for t, *levels in plain[name]]
+        if self.second:
+            plain["to"] = [t if math.isfinite(t) else str(t) for t in plain["to"]]
+        else:
+            del plain["to"]
         return dumps({"format": FORMAT, **plain})
 
     @classmethod
@@ -279,11 +299,12 @@ class Tableau:
             plain = parsed(text)
             names = [f.name for f in fields(cls)]
             choice("format", plain.get("format"), [FORMAT])
-            required(set(plain) == {"format", *names}, "its entries", sorted(plain), f"format, {', '.join(names)}")
+            known = {"format", *names}
+            required(set(plain) in (known, known - {"to"}), "its entries", sorted(plain), f"format, {', '.join(names)}")
             arrays = {
                 name: numbers(name, instance(name, plain[name], list, "a list"))
                 for name in names
-                if name not in ("solver", "path", "order", "frame")
+                if name not in ("solver", "path", "order", "frame") and name in plain
             }
             whole = isinstance(plain["node"], list) and all(type(node) is int for node in plain["node"])
             required(whole, "node", plain["node"], "a list of integers")

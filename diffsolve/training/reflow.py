@@ -151,8 +151,13 @@ def straightness(
         model, solver, guidance, cond, seed: as in `ds.solve`.
         shape: (n, ...), of the samples.
         steps: even on the path's clock.
+
+    Raises:
+        ValueError: if the clock is infinite at an end, as that of "ve": "edm" is that path with another clock.
     """
     model = as_model(model)
+    finite = math.isfinite(model.path.t_noise) and math.isfinite(model.path.t_data)
+    required(finite, "path", model.path, "one whose clock is finite at both ends")
     run = solve(
         model, tuple(shape), solver=solver, steps=steps, grid="uniform-t", seed=seed, cond=cond, guidance=guidance,
         trajectory=True,

@@ -120,7 +120,9 @@ class Trainer:
         with unsynchronised(self.parallel, more), together():
             with _autocast(self.device, how.autocast):
                 key = {"seed": how.seed, "step": self.step, "index": part.index}
-                pairs = {} if part.noise is None else {"noise": part.noise}
+                pairs: dict[str, Any] = {} if part.noise is None else {"noise": part.noise}
+                if getattr(how.loss, "averaged", False):  # whose target is a slow copy of the network
+                    pairs["target"] = replace(self.model, net=self.averages[0].module)
                 losses, _ = how.loss(model, part.x0, cond=part.cond, **key, **pairs)
                 loss = losses.mean() / parts
             loss.backward()  # type: ignore[no-untyped-call]

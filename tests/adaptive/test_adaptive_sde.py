@@ -117,6 +117,9 @@ def test_statuses():
     with pytest.warns(RuntimeWarning, match="budget spent"):
         run = ds.solve(good, (2, 3), solver=solver(1e-3, max_nfe=9), seed=0)
     assert run.nfe.max() <= 9
+    shares = np.log2(run.h / math.log(80 / 0.002))  # of the range in lambda, by halves
+    assert (shares < 0).all()
+    np.testing.assert_allclose(shares, shares.round(), atol=1e-9)
     with pytest.warns(RuntimeWarning, match="non finite"):
         run = ds.solve(ds.adapt(lambda x, t: x * torch.nan, "edm", "denoised"), (2, 3), solver=solver(0.1), seed=0)
     assert run.status == (Status.NON_FINITE,) * 2

@@ -5,15 +5,20 @@ from dataclasses import replace
 import torch
 
 import diffsolve as ds
+from diffsolve.execute import bind
 
 
 def test_a_derivative_that_is_the_state_itself_is_kept():
-    """d = alpha x_0 + sigma eps at one call: the network's output has no share in it, and later rows still use it."""
+    """d = 2 (alpha x_0 + sigma eps) at one call: the network's output has no share in it, and later rows still use it.
+
+    The state is kept as it is, and what it is multiplied by is in the weights: one pass over memory less.
+    """
     model = ds.load("mixture-2d(path='condot', predicts='denoised')")
     tableau = ds.plan("condot", "ab-3(frame='straight')", steps=6)
     d = tableau.d.copy()
-    d[2] = tableau.calls[2, 1:]
+    d[2] = 2 * tableau.calls[2, 1:]
     tableau = replace(tableau, d=d)
+    assert bind(tableau, model).rows[3].keep == (1.0, 0.0)
     x = ds.Key(0).normal((3, 2), dtype=torch.float64)
 
     s = y = x

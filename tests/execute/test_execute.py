@@ -565,3 +565,16 @@ def test_a_hook_that_returns_integers_is_refused():
     model = ds.adapt(lambda x, t: -x, "condot", "velocity")
     with pytest.raises(TypeError, match="what hook returns must be a floating tensor"):
         ds.sample(model, (3, 2), solver="euler", steps=2, seed=0, hook=lambda step: torch.ones(3, 2).int())
+
+
+def test_a_correction_has_the_state_s_shape():
+    model = ds.adapt(lambda x, t: -x, "condot", "velocity")
+    ex = ds.begin(model, (2, 3), solver="dpmpp-2m", steps=4, seed=0)
+    for wrong in (torch.zeros(1, 3), torch.zeros(3), torch.zeros(()), torch.zeros(2, 3, 1)):
+        with pytest.raises(ValueError, match=r"y must be of the shape of the state, \(2, 3\), got"):
+            ex.correct(wrong)
+    for wrong in (torch.zeros(2, 3, dtype=torch.long), 0.0, np.zeros((2, 3))):
+        with pytest.raises(TypeError, match="y must be a floating tensor, got"):
+            ex.correct(wrong)
+    ex.correct(torch.ones(2, 3, dtype=torch.float64))
+    assert torch.equal(ex.y, torch.ones(2, 3))

@@ -328,7 +328,7 @@ def test_edm_and_continuous(df, module):
 
 
 def test_what_a_scheduler_refuses(df, module):
-    for other in (df.LCMScheduler(), df.ScoreSdeVeScheduler()):
+    for other in (df.FlowMatchLCMScheduler(scale_factors=[2.0]), df.ScoreSdeVeScheduler()):
         with pytest.raises(ValueError, match=type(other).__name__):
             module.Scheduler(other)
     with pytest.raises(ValueError, match="v_prediction"):

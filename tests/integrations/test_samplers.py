@@ -1,5 +1,6 @@
 """Sampling functions for k-diffusion and ComfyUI on lists of sigmas of every kind, and the names of samplers."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 import diffsolve as ds
 from diffsolve import paths
 from diffsolve.integrations import k_diffusion
+from diffsolve.integrations.k_diffusion_names import APART
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic
 
 MIXTURE = anisotropic(dim=8, modes=4)
 MODEL = mixture_model(MIXTURE, paths.EDM(), "denoised")
 SOLVERS = ["euler", "heun(frame='noise')", "dpmpp-2m", "unipc-3", "rk4", "ab-3(frame='noise')", "dpm-2s"]
+MIXTURE_2 = GaussianMixture.isotropic(torch.tensor([[0.7, -1.3], [-1.0, 1.0]]), 0.5)
 X = ds.Key(3).normal((4, 2, 2, 2), dtype=torch.float64)
 
 
@@ -65,6 +68,9 @@ def test_sigmas_that_rise_and_fall_are_refused():
 class CONST:
     """ComfyUI's mark of a flow."""
 
+    def percent_to_sigma(self, percent):
+        return 1 - percent
+
 
 class Guider:
     inner_model = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda name: CONST()))
@@ -92,18 +98,122 @@ def test_a_flow_s_sigma_above_one(kd, solver):
 def test_a_tiny_sigma_counts_as_the_data():
     """Next to it the noise that the denoised implies is rounding, which a method of two stages would multiply."""
     x = torch.tensor([[9.0, 12.0], [-4.0, 3.0]])
-    mixture = GaussianMixture.isotropic(torch.tensor([[0.7, -1.3], [-1.0, 1.0]]), 0.5)
-    net = mixture_model(mixture, paths.EDM(), "denoised").net
-    for solver in (*SOLVERS, "heun", "midpoint", "dopri5", "reversible-heun", "abm-3(frame='noise')", "res-5s", "plms"):
+    net = mixture_model(MIXTURE_2, paths.EDM(), "denoised").net
+    more = [
+        "heun", "midpoint", "dopri5", "reversible-heun", "abm-3", "abm-3(frame='noise')", "res-5s", "plms", "res-3m",
+        "ab-4", "abm-2(mode='pece')", "ab-3(start='rk4')", "deis-3", "unip-4", "unipc-3(lower_final=4)",
+        "unipc-3(bh='bh1')",
+    ]  # fmt: skip
+    for solver in (*SOLVERS, *more):
         wanted = sample(solver, [14.6, 3.0, 1.0, 0.1, 0.0], x, model=net)
-        for tiny in (1e-6, 1e-8, 1e-12, 1e-20):
+        for tiny in (1e-6, 1e-12):
             found = sample(solver, [14.6, 3.0, 1.0, 0.1, tiny, 0.0], x, model=net)
-            close = 1.0 if solver == "unipc-3" else 1e-4  # which counts the steps to the end
-            torch.testing.assert_close(found, wanted, rtol=0, atol=close)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    for solver in ("euler-maruyama", "stochastic-heun", "reverse-diffusion", "dpmpp-2m-sde", "sa-3", "er-sde-3"):
+        assert float(sample(solver, [14.6, 3.0, 1.0, 0.1, 1e-12, 0.0], x, model=net).abs().max()) < 30
     flow = ds.adapt(lambda x, t: (x - 0.7) / t[:, None], "rectified", "velocity")
     for solver in ("heun", "rk4", "dpmpp-2m"):
         out = ds.sample(flow, noise=x, solver=solver, grid=[1.0, 0.5, 0.1, 1e-7, 0.0])
         torch.testing.assert_close(out, torch.full_like(x, 0.7))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc-3", "heun", "abm-3", "ab-3(frame='noise')"])
+def test_a_run_out_of_a_tiny_sigma_is_one_out_of_the_data(solver):
+    """There the noise is told by a network that predicts it, and is rounding of one that predicts the denoised."""
+    x = torch.tensor([[0.8, -1.2]])
+    for path, levels in (("rectified", [0.1, 0.3, 0.6, 0.9]), ("edm", [0.1, 0.5, 2.0, 8.0])):
+        noise = mixture_model(MIXTURE_2, path, "noise")
+        wanted = ds.sample(noise, noise=x, solver=solver, grid=[1e-7, *levels])
+        for tiny in (1e-9, 1e-12):
+            torch.testing.assert_close(ds.sample(noise, noise=x, solver=solver, grid=[tiny, *levels]), wanted)
+        with pytest.raises(ValueError, match="does not determine"):
+            ds.sample(mixture_model(MIXTURE_2, path, "denoised"), noise=x, solver=solver, grid=[1e-12, *levels])
+    net = mixture_model(MIXTURE_2, paths.EDM(), "denoised").net
+    wanted = sample(solver, [0.0, *levels], x, model=net)
+    torch.testing.assert_close(sample(solver, [1e-12, *levels], x, model=net), wanted)
+
+
+def plain(step, sigmas, x, model):
+    """A method of k-diffusion: step(x, D, the last D, sigma before, sigma, sigma after), and D at the end."""
+    before = None
+    for k in range(len(sigmas) - 1):
+        D = model(x, sigmas[k].expand(len(x)))
+        x = D if sigmas[k + 1] == 0 else step(x, D, before, sigmas[max(k - 1, 0)], sigmas[k], sigmas[k + 1])
+        before = D
+    return x
+
+
+def heun(model):
+    def step(x, D, _, __, s, t):
+        d = (x - D) / s
+        y = x + (t - s) * d
+        return x + (t - s) / 2 * (d + (y - model(y, t.expand(len(x)))) / t)
+
+    return step
+
+
+def two_values(exact):
+    """dpmpp_2m and res_multistep, with -log sigma for lambda on a flow too."""
+
+    def step(x, D, before, r, s, t):
+        h = (s / t).log()
+        if before is None:
+            return t / s * x + (1 - t / s) * D
+        share = h / (r / s).log() * ((torch.exp(-h) - 1 + h) / h / (1 - t / s) if exact else 0.5)
+        return t / s * x + (1 - t / s) * (D + share * (D - before))
+
+    return step
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "res_multistep"])
+def test_samplers_on_both_kinds_of_sigmas(name, flow):
+    """By hand what ComfyUI has by these names: steps in sigma, or -log sigma, on a flow as elsewhere."""
+    model = Guider() if flow else denoiser
+    sigmas = torch.tensor([1.0, 0.8, 0.55, 0.2, 0.05, 0.0] if flow else [9.0, 3.0, 1.0, 0.5, 0.1, 0.0]).double()
+    step = {"heun": heun(model), "dpmpp_2m": two_values(False), "res_multistep": two_values(True)}[name]
+    mine = sample(name, sigmas, sigmas[0] * X, model=model)
+    torch.testing.assert_close(mine, plain(step, sigmas, sigmas[0] * X, model), rtol=1e-10, atol=1e-10)
+    if name == "heun":
+        mine, ours = (sample(f"heun(frame={frame!r})", sigmas, X, model=model) for frame in ("native", "straight"))
+        assert torch.allclose(mine, ours) == flow
+
+
+@pytest.mark.parametrize("name", ["dpm_2", "euler_ancestral", "uni_pc"])
+def test_samplers_that_are_others_on_a_flow_are_refused_there(name):
+    with pytest.raises(ValueError, match="on a flow the sampler is another method there; the nearest that is offered"):
+        sample(name, [1.0, 0.5, 0.0], X, model=Guider())
+
+
+def test_samplers_with_noise_begin_next_to_one_on_a_flow():
+    seen = []
+    sample("dpmpp_sde", [1.0, 0.5, 0.0], X, model=Guider(), callback=lambda info: seen.append(float(info["sigma"])))
+    assert seen == [1.0, 0.5]
+    asked = []
+
+    class Listening(Guider):
+        def __call__(self, x, sigma, **extra):
+            asked.append(float(sigma[0]))
+            return super().__call__(x, sigma, **extra)
+
+    sample("dpmpp_sde", [1.0, 0.5, 0.0], X, model=Listening())
+    middle = 1 / (1 + math.sqrt((1 - 0.9999) / 0.9999))  # half-way in lambda
+    assert asked == pytest.approx([0.9999, middle, 0.5])
+
+
+@pytest.mark.parametrize("name", ["lms", "ipndm"])
+def test_a_step_to_zero_is_of_first_order_on_a_flow_too(name):
+    seen = []
+    out = sample(
+        name, [1.0, 0.7, 0.4, 0.1, 0.0], X, model=Guider(), callback=lambda step: seen.append(step["denoised"])
+    )
+    torch.testing.assert_close(out, seen[-1])
+
+
+def test_unipc_ends_at_a_thousandth_as_there():
+    plain_end = sample("unipc-3", [9.0, 3.0, 0.5, 1e-3], 9 * X)
+    torch.testing.assert_close(sample("uni_pc_bh2", [9.0, 3.0, 0.5, 0.0], 9 * X), plain_end)
+    assert not torch.equal(sample("unipc-3", [9.0, 3.0, 0.5, 0.0], 9 * X), plain_end)
 
 
 COMFYUI = [
@@ -155,13 +265,18 @@ COMFYUI = [
 @pytest.mark.parametrize("name", COMFYUI)
 def test_every_sampler_name_of_comfyui_is_known(name):
     """It stands for a solver, or it is refused with the name of the nearest."""
-    different = {"heunpp2", "dpm_fast", "dpm_adaptive", "lcm", "gradient_estimation", "res_multistep_ancestral"}
+    different = {"heunpp2", "dpm_fast", "dpm_adaptive", "gradient_estimation", "res_multistep_ancestral"}
     if name in different or name.endswith("cfg_pp"):
         with pytest.raises(ValueError, match=f"solver='{name}' is not offered; the nearest that is: "):
             ds.plan("edm", name, steps=4)
-    else:
-        assert len(ds.plan("edm", name, steps=4, grid="karras").times) == 5
-        assert sample(name, [9.0, 3.0, 0.5, 0.0], 9 * X.float()).isfinite().all()
+        return
+    assert len(ds.plan("edm", name, steps=4, grid="karras").times) == 5
+    if name in APART:  # of a method that is nearly the same, on any path
+        with pytest.raises(ValueError, match=f"solver='{name}' is another method there; the nearest that is offered: "):
+            k_diffusion.sampler(name)
+        k_diffusion.sampler(APART[name])
+        name += "(limit=7)" if "sa" in name else "(lower_final=True)"
+    assert sample(name, [9.0, 3.0, 0.5, 0.0], 9 * X.float()).isfinite().all()
 
 
 def test_the_gpu_names_and_the_heun_kind():

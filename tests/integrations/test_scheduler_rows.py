@@ -414,3 +414,46 @@ def test_constants_stay_on_the_cpu_under_another_default_device(df, make):
             assert x.device.type == "cpu"
             both = scheduler.add_noise(POINT.expand(2, 2), NOISE, scheduler.timesteps[1:3])
             assert both.isfinite().all()
+
+
+def test_a_list_of_sigmas_with_its_end(df, make):
+    """Hosts with a table take the end with the list, as published lists have it; flows add it; EDM's are a ramp."""
+    steps = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.0]
+    host, scheduler = df.EulerDiscreteScheduler(**SCALED), make("EulerDiscreteScheduler", "euler")
+    for s in (host, scheduler):
+        s.set_timesteps(sigmas=steps)
+    assert torch.equal(scheduler.timesteps, host.timesteps)
+    torch.testing.assert_close(scheduler.sigmas, host.sigmas, rtol=1e-4, atol=0)
+    is_point(run(scheduler, scheduler.timesteps))
+    for bad in ([14.6, 0.0, 0.1, 0.0], [14.6, -1.0, 0.0], [0.0]):
+        with pytest.raises(ValueError, match="sigmas must be positive"):
+            scheduler.set_timesteps(sigmas=bad)
+    host, scheduler = df.EDMEulerScheduler(), make("EDMEulerScheduler", "euler")
+    host.set_timesteps(sigmas=torch.tensor([0.0, 0.2, 0.5, 1.0]), num_inference_steps=4)
+    scheduler.set_timesteps(sigmas=[0.0, 0.2, 0.5, 1.0], num_inference_steps=4)
+    torch.testing.assert_close(scheduler.sigmas, host.sigmas, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("host", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_hosts_with_timesteps_from_the_start_run_over_all_rows(make, host):
+    options = {"num_train_timesteps": 20, "beta_end": 0.2}
+    wanted = make(host, "ddim", options)
+    wanted.set_timesteps(20)
+    scheduler = make(host, "ddim", options)
+    assert torch.equal(run(scheduler, wanted.timesteps), run(wanted, wanted.timesteps))
+    assert scheduler.num_inference_steps == 20
+
+
+def test_the_begin_index_counts_whatever_the_timestep_says(df, make):
+    """As in the host: a pipeline that set it may tell the network another time than that row's."""
+    scheduler = make("FlowMatchEulerDiscreteScheduler", "euler", {"shift": 2.0})
+    theirs = df.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    for s in (theirs, scheduler):
+        s.set_timesteps(8)
+        s.set_begin_index(4)
+    out, x = POINT - NOISE, NOISE
+    for told in (2, 6, 6):
+        mine = scheduler.step(out, scheduler.timesteps[told], x).prev_sample
+        x = theirs.step(out, theirs.timesteps[told], x).prev_sample
+        torch.testing.assert_close(mine, x)
+    assert scheduler.step_index == theirs.step_index == 7

@@ -39,6 +39,8 @@ def test_a_run_may_begin_at_any_call(scheduler):
     plan = scheduler._plan
     calls = len(scheduler.timesteps)
     assert [plan.node(call) for call in range(calls)][:5] == [0, -1, 1, -1, 2]
+    # Calls 1 and 2 are told the same; the number means the one that begins a step.
+    assert [scheduler.index_for_timestep(float(scheduler.timesteps[call])) for call in range(5)] == [0, 2, 2, 4, 4]
     for call in range(calls):
         scheduler.set_begin_index(call)
         assert scheduler.begin_index == call

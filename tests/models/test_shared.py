@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
 import diffsolve as ds
-from diffsolve.models.conditions import joined, picked, told
+from diffsolve.models.conditions import conditions, joined, picked, told
 
 NOISE = torch.tensor([[0.1, 3.0], [2.0, -1.0]])
 SCALE = torch.tensor([0.5, 2.0])
@@ -157,3 +158,30 @@ def test_mala_with_a_score_network_with_one_output_buffer():
         for f in (net, lambda x, t: -x)
     ]  # fmt: skip
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_arrays_are_conditions_as_tensors_are(run):
+    """One entry per sample, at any depth, and shared, in both arms of guidance; what holds no numbers is left."""
+    array = SCALE.numpy()[:, None]
+    model = ds.adapt(lambda x, t, k, name=None: -torch.tanh(x) * k["parts"][0], "condot", "velocity")
+    options = {"noise": NOISE, "seed": [1, 2], **RUNS[run]}
+    found, wanted = (
+        ds.solve(
+            model, cond={"k": {"parts": (value,)}}, guidance=ds.Guidance(2.0, {"k": {"parts": [value / 2]}}), **options
+        )
+        for value in (array, torch.from_numpy(array))
+    )
+    assert torch.equal(found.x, wanted.x)
+
+
+def test_arrays_that_hold_no_numbers_are_left():
+    names = np.array(["a", "b"])
+    given = conditions("cond", {"k": [np.arange(2), names], "rest": 3})
+    assert torch.equal(given["k"][0], torch.arange(2))
+    assert given["k"][1] is names
+    assert conditions("cond", None) == {}
+    plain = {"k": SCALE}
+    assert conditions("cond", plain) is plain
+    with pytest.raises(TypeError, match="cond must be a mapping of keyword arguments, got 3"):
+        conditions("cond", 3)

@@ -17,3 +17,16 @@ def test_inputs_apart_by_rounding_have_no_slope(size, step, kept):
     moved = x * (1 + step)
     slopes.learn(part, slot, column, moved, -3 * (moved - x))
     assert float(slopes.j) == pytest.approx(-3.0 if kept else 0.0, rel=1e-4)
+
+
+def test_a_slope_makes_a_line_through_the_last_call():
+    """f(y) = f(x) + j (y - x): f itself at y = x, and the call before last on it too."""
+    part, slot, column = slice(0, 1), torch.tensor([0]), torch.tensor([0])
+    x, moved = torch.tensor([[1.0, -2.0]]), torch.tensor([[1.5, -1.0]])
+    f, after = torch.tensor([[0.2, 0.7]]), torch.tensor([[0.2, 0.7]]) - 3 * (moved - x)
+    slopes = Slopes(torch.zeros(1, 1, 2))
+    slopes.learn(part, slot, column, x, f)
+    slopes.learn(part, slot, column, moved, after - f)
+    constant, j = slopes(after[None], part)
+    torch.testing.assert_close(constant + j[..., None] * moved, after[None])
+    torch.testing.assert_close(constant + j[..., None] * x, f[None])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import diffsolve as ds
+from diffsolve.parallel.rows import step_variance
 
 
 @pytest.mark.parametrize("method", [lambda atol: ds.Parareal(blocks=8, tol=0.0, atol=atol),
@@ -38,3 +39,20 @@ def test_one_bad_value_of_a_sample_is_found():
 
 def test_anderson_mixes_as_few_as_its_default_says():
     assert ds.Anderson() == ds.Anderson(memory=2)
+
+
+def test_tol_is_a_share_of_the_noise_of_a_step():
+    """A change of at most tol standard deviations: in one end, what `atol` of that size allows, sample by sample."""
+    model = ds.adapt(lambda x, t: x * (t / (1 + t))[:, None].cos(), "edm", "noise")
+    x = ds.Key(1).normal((64, 4), dtype=torch.float64) * torch.logspace(-4, 0.5, 64)[:, None]
+    plan = ds.plan(model, "ddim", steps=8, start=5.0)
+    deviation = float(step_variance(plan)[3]) ** 0.5
+
+    def rounds(**options):
+        run = ds.solve(model, noise=x, solver=plan, parallel=ds.Parareal(blocks=2, **options))
+        return run.parallel.each.tolist()
+
+    seen = {tol: rounds(tol=tol) for tol in (0.05, 0.2, 0.6)}
+    for tol, each in seen.items():
+        assert each == rounds(tol=0.0, atol=tol * deviation)
+    assert len({tuple(each) for each in seen.values()}) == 3

@@ -10,6 +10,7 @@ import diffsolve as ds
 from diffsolve.reference import imperfect_model, mixture_model
 from diffsolve.reference.mixture import GaussianMixture, random_means, ring
 from diffsolve.solvers import Auto, Designed, DPMpp, Multistep
+from diffsolve.solvers.designed import ArcOf
 
 
 def net(x, t, label=None):
@@ -46,11 +47,12 @@ def test_the_table_in_the_docs():
     table = text[text.index("| prediction | grid |") :].split("\n\n")[0].splitlines()[2:]
     cells = {row.split("|")[1].strip(): [cell.strip(" `") for cell in row.split("|")[2:-1]] for row in table}
     assert list(cells) == ["noise", "score", "denoised", "raw EDM", "v", "velocity"]
-    for name, (grid, many, most, few, adams) in cells.items():
+    for name, (grid, end, most, few, adams) in cells.items():
         predicts = "edm" if name == "raw EDM" else name
         auto, path, last = Auto(predicts=predicts), ds.paths.named("edm"), int(most)
-        for steps, own in ((15, grid), (16, many)):
-            assert (auto.grid(path, steps) == ds.grids.named(own)(path, steps)).all()
+        assert (auto.grid(path, 20) == ds.grids.named(grid)(path, 20)).all()
+        level = path.lam(path.t_last) if end == "the path's" else eval(end.replace(" (", " * ("), {"n": 4})
+        assert float(path.lam(auto.grid(path, 4)[-2])) == pytest.approx(float(level))
         assert auto.method(last) == Designed(1.0, predicts)
         assert few == "designed"
         for p, steps in ((3, last + 1), (4, 1000)):
@@ -78,11 +80,14 @@ def test_the_error_falls_where_the_network_errs(predicts):
     model = imperfect_model(random_means(5, modes=3, std=0.2, seed=9), path, predicts, delta=0.05, seed=7)
     x = torch.randn((64, 5), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * model.path.prior_std()
     exact = ds.sample(model, noise=x, solver="unipc-3", grid=f"arc(power={0.5 if predicts == 'v' else 0.2})", nfe=400)
-    errors = [float((ds.sample(model, noise=x, nfe=n) - exact).norm(dim=1).mean()) for n in (5, 8, 12, 20, 30, 60)]
+
+    def error(**options):  # of the middle one: a single particle may go to another mode
+        return float((ds.sample(model, noise=x, **options) - exact).norm(dim=1).median())
+
+    errors = [error(nfe=n) for n in (5, 8, 12, 20, 30, 60)]
     assert all(after < 1.1 * before for before, after in zip(errors, errors[1:], strict=False)), errors
-    assert errors[3] < 0.05 * exact.norm(dim=1).mean(), errors
-    peer = ds.sample(model, noise=x, nfe=20, solver="unipc-3", grid="uniform-lambda") - exact
-    assert errors[3] < peer.norm(dim=1).mean()
+    assert errors[3] < 0.01 * exact.norm(dim=1).mean(), errors
+    assert errors[3] < error(nfe=20, solver="unipc-3", grid="uniform-lambda")
 
 
 def test_it_is_told_the_scale_of_the_run():
@@ -146,36 +151,42 @@ def test_errors_name_what_is_wrong(value):
 
 
 @pytest.mark.parametrize("solver", ["auto", "designed"])
-@pytest.mark.parametrize(("predicts", "power", "length"), [("v", 0.6, 0.2), ("noise", 0.3, 0.5)])
-def test_the_size_of_a_sample_moves_the_steps_to_more_noise(solver, predicts, power, length):
+@pytest.mark.parametrize("predicts", ["v", "noise"])
+def test_the_size_of_a_sample_moves_the_steps_to_more_noise(solver, predicts):
     """Of images: their largest directions are decided at a noise in proportion to the root of their pixels."""
     model = ds.adapt(lambda x, t: 0.5 * x, "ddpm", predicts)
-    run = ds.solve(model, (2, 4, 8, 8), solver=solver, nfe=7)
-    small, image = (ds.plan(model, solver, nfe=7, shape=shape) for shape in (None, (1, 16, 16)))
+    run = ds.solve(model, (2, 4, 8, 8), solver=solver, nfe=12)
+    small, image = (ds.plan(model, solver, nfe=12, shape=shape) for shape in (None, (1, 16, 16)))
     assert run.tableau == image != small
-    assert image == ds.plan(model, f"{solver}(size=256)", nfe=7)
-    few = ds.plan(model, solver, nfe=7, shape=(5, 25))
+    assert image == ds.plan(model, f"{solver}(size=256)", nfe=12)
+    few = ds.plan(model, solver, nfe=12, shape=(5, 25))
     assert small.weights.tolist() == few.weights.tolist()
     lam = [model.path.lam(tableau.times[:-1]).numpy() for tableau in (image, small)]
     assert (lam[0][1:-1] < lam[1][1:-1]).all()
-    # (rho / scale)^power = tan v with even v: the scale is that of the prediction times (256 / 25)^length.
-    scale = (0.6 if predicts == "v" else 1.0) * (256 / 25) ** length
-    angle = np.arctan((np.exp(-lam[0]) / scale) ** power)
-    np.testing.assert_allclose(np.diff(angle), (angle[-1] - angle[0]) / (len(angle) - 1), rtol=1e-6)
-    largest, larger = (ds.plan(model, solver, nfe=7, shape=(1, n)).times.tolist() for n in (3600, 90000))
+    # Even steps of the grid whose scale is that of the prediction times (256 / 25)^length.
+    scale, power, even, length = {"v": (0.6, 0.6, 0.0, 0.2), "noise": (0.8, 0.9, 0.48, 0.4)}[predicts]
+    along = np.arctan((np.exp(-lam[0]) / (scale * (256 / 25) ** length)) ** power) - even * lam[0]
+    np.testing.assert_allclose(np.diff(along), (along[-1] - along[0]) / (len(along) - 1), rtol=1e-6)
+    largest, larger = (ds.plan(model, solver, nfe=12, shape=(1, n)).times.tolist() for n in (3600, 90000))
     assert largest == larger
 
 
 @pytest.mark.parametrize(("path", "predicts"), [("ddpm", "noise"), ("ve", "score")])
 @pytest.mark.parametrize("nfe", [5, 12, 30])
 def test_noise_and_scores_of_images_go_by_two_values_on_the_steps_of_edm(path, predicts, nfe):
+    where = ds.paths.named(path)
+    steps = ArcOf(predicts, 257)(where, nfe)
+    if nfe > 5:
+        assert (steps == ds.grids.named("karras")(where, nfe)).all()
+    else:  # the last of five calls is at lambda = 1.8
+        few = ds.grids.named("karras").nodes(where, 4, where.t_noise, float(where.time(1.8)))
+        np.testing.assert_allclose(steps, [*few, where.t_data], atol=1e-12)
     image = ds.plan(path, nfe=nfe, predicts=predicts, shape=(2, 257))
-    same = ds.plan(path, "ab-2(frame='straight', variable='lambda', corrector=2)", nfe=nfe, grid="karras")
-    assert image == same
+    assert image == ds.plan(path, "ab-2(frame='straight', variable='lambda', corrector=2)", grid=steps)
     designed = ds.plan(path, "designed", nfe=nfe, predicts=predicts, shape=(2, 257))
-    assert designed.times.tolist() == same.times.tolist()
+    assert designed.times.tolist() == image.times.tolist()
     strong = ds.plan(path, nfe=nfe, predicts=predicts, shape=(2, 257), guidance=7.5)
-    assert strong == ds.plan(path, DPMpp(1 if nfe == 5 else 2, "denoised"), nfe=nfe, grid="karras")
+    assert strong == ds.plan(path, DPMpp(1 if nfe == 5 else 2, "denoised"), grid=steps)
 
 
 def test_every_way_of_running_asks_for_the_size():

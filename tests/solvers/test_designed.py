@@ -1,5 +1,8 @@
 """Designed solvers: exact for constants, the least-squares solution of their world, and near the data's own flow."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from diffsolve.grids import Arc
 from diffsolve.reference import imperfect_model
 from diffsolve.reference.mixture import GaussianMixture, random_means
 from diffsolve.solvers import Designed, Multistep
-from diffsolve.solvers.designed import ARCS, MANY, ArcOf, rows
+from diffsolve.solvers.designed import STEPS, ArcOf, rows
 from diffsolve.solvers.world import World, world
 from diffsolve.tableau.frames import PREDICTIONS
 
@@ -239,7 +242,7 @@ def test_better_than_every_named_solver_at_few_calls(predicts):
     """On a mixture and a field of their own; named solvers on the designed ones' grid and on their own."""
     model = imperfect_model(random_means(6, modes=4, std=0.2, seed=5), CASES[predicts], predicts, delta=0.05, seed=3)
     x = torch.randn((64, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * model.path.prior_std()
-    exact = ds.sample(model, noise=x, solver="unipc-3", grid=ARCS[predicts], nfe=400)
+    exact = ds.sample(model, noise=x, solver="unipc-3", grid=STEPS[predicts].arc, nfe=400)
 
     def error(**options):
         return float((ds.sample(model, noise=x, nfe=6, **options) - exact).norm(dim=1).mean())
@@ -247,7 +250,7 @@ def test_better_than_every_named_solver_at_few_calls(predicts):
     named = [
         error(solver=s, **g)
         for s in ("ddim", "dpmpp-2m", "unipc-3", "deis-2", "heun")
-        for g in ({}, {"grid": ARCS[predicts]})
+        for g in ({}, {"grid": STEPS[predicts].arc})
     ]
     assert error(solver="designed") < 1.15 * min(named)
 
@@ -267,9 +270,28 @@ def test_the_grid_goes_with_the_prediction():
     assert Designed().grid == ArcOf("v")
     assert Designed(predicts="noise").grid == ArcOf("noise")
     path = paths.named("ddpm")
-    assert (ArcOf("noise")(path, MANY) == ARCS["noise"](path, MANY)).all()
-    assert (ArcOf("noise")(path, MANY + 1) == Arc(1.6, 0.2)(path, MANY + 1)).all()
-    assert (ArcOf("v")(path, 40) == ARCS["v"](path, 40)).all()
+    assert (ArcOf("noise")(path, 40) == STEPS["noise"].arc(path, 40)).all()
+    assert (ArcOf("v")(path, 4) == STEPS["v"].arc(path, 4)).all()
+    larger = ArcOf("edm", 100)(path, 40)
+    assert (larger == replace(STEPS["edm"].arc, scale=0.45 * 4**0.4)(path, 40)).all()
+
+
+@pytest.mark.parametrize(("predicts", "steps", "last"), [("noise", 5, 1.8), ("score", 8, 3.9), ("edm", 3, 0.2)])
+@pytest.mark.parametrize("size", [None, 3000])
+def test_few_steps_end_before_the_last_time_of_the_path(predicts, steps, last, size):
+    path = paths.named("vp")
+    times = ArcOf(predicts, size)(path, steps)
+    assert len(times) == steps + 1
+    assert times[-1] == path.t_data
+    assert float(path.lam(times[-2])) == pytest.approx(last)
+    part = ArcOf(predicts, size).nodes(path, steps, path.t_noise, float(path.time(3.0)))
+    assert float(path.lam(part[-1])) == pytest.approx(3.0)
+    assert float(path.lam(part[-2])) < 2.5
+    near = ArcOf(predicts, size).nodes(path, steps, float(path.time(last - 0.5)), None)
+    assert len(near) == steps + 1
+    assert near[-2] == pytest.approx(path.t_last)
+    assert (np.diff(path.nodes(near[:-1]).lam) > 0).all()
+    assert (ArcOf(predicts, size)(path, 1) == [path.t_noise, path.t_data]).all()
 
 
 def test_an_arc_is_between_theta_and_lambda():
@@ -277,6 +299,18 @@ def test_an_arc_is_between_theta_and_lambda():
     np.testing.assert_allclose(Arc(1.0, 1.0)(path, 9), ds.grids.named("uniform-theta")(path, 9), atol=1e-12)
     path = paths.named("edm")
     np.testing.assert_allclose(Arc(1.0, 1e-4)(path, 9), ds.grids.named("uniform-lambda")(path, 9), rtol=1e-5)
+    np.testing.assert_allclose(Arc(0.5, 1.0, even=1e6)(path, 9), ds.grids.named("uniform-lambda")(path, 9), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "condot", "edm"])
+def test_the_steps_per_lambda_of_an_arc(name):
+    """even + power / (2 cosh(power (lambda + log scale))), on average over each step."""
+    from scipy.integrate import quad
+
+    path, arc = paths.named(name), Arc(0.7, 0.9, even=0.3)
+    lam = path.nodes(arc(path, 12)[1:-1]).lam
+    steps = [quad(lambda x: 0.3 + 0.45 / np.cosh(0.9 * (x + np.log(0.7))), a, b)[0] for a, b in itertools.pairwise(lam)]
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ POINTS = {
 }
 """Members of the multistep families that test_multistep proves; the others stand for them elsewhere."""
 
+STUDENTS = {"consistency", "lcm", "scm", "tcd"}
+"""Samplers of networks that jump: of others they are no approximation. tests/solvers/test_students.py has them."""
+
 NAMES = [name for name in ds.solvers.names() if name not in POINTS]
 
 

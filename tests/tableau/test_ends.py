@@ -26,8 +26,10 @@ def test_where_calls_are_made(path, last, callable_at_data):
 def test_which_call_stands_in():
     path = paths.CondOT()
     noise, inside, data = (path.nodes([t])[0] for t in (0.0, 0.5, 1.0))
-    assert first_order_frame(noise).name == first_order_frame(inside).name == "denoised"
-    assert first_order_frame(data).name == "noise"
+    near = path.nodes([1 - 1e-9])[0]
+    frames = {(s.t, t.t): first_order_frame(s, t).name for s in (noise, inside, near, data) for t in (inside, data)}
+    assert {name for (s, t), name in frames.items() if s < 0.9} == {"denoised"}
+    assert (frames[near.t, 1.0], frames[near.t, 0.5], frames[1.0, 0.5]) == ("denoised", "noise", "noise")
     for name, ends in {  # of the steps noise to inside, inside to data, data to inside
         "denoised": (None, "denoised", "noise"),
         "noise": ("denoised", "noise", "noise"),

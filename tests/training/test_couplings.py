@@ -110,6 +110,9 @@ def test_pairs_are_the_ends_of_the_flow(tmp_path):
     assert torch.equal(pairs.cond["label"], label)
     assert len(set(pairs.cond["noise"].flatten().tolist())) == 30
     assert sorted(os.listdir(tmp_path)) == [*(f"pairs-0000{i}.safetensors" for i in range(3)), "pairs.jsonl"]
+    noisy = {"nfe": 6, "solver": "ddim(eta=1.0)", "seed": 4}
+    again = training.reflow(best(), (10, 3), tmp_path / "noisy", batch=4, **noisy)
+    torch.testing.assert_close(again.x0, ds.sample(best(), (10, 3), **noisy))  # in shards or at once
     run = ds.solve(best(), (10, 3), nfe=40, solver="heun", seed=4, cond={"label": label})
     torch.testing.assert_close(pairs.x0, run.x)  # the same noises as those of ds.solve
 
@@ -167,6 +170,11 @@ def test_straightness_is_the_integral(path):
 def test_the_lines_of_a_shift_are_straight():
     model = ds.adapt(lambda x, t: torch.full_like(x, 3.0), "condot", "velocity", dtype=torch.float64)
     assert training.straightness(model, (8, 2, 2), steps=5) == pytest.approx(0, abs=1e-20)
+
+
+def test_a_path_without_a_finite_clock_has_no_straightness():
+    with pytest.raises(ValueError, match="path must be one whose clock is finite at both ends"):
+        training.straightness(ds.load("mixture-2d(path='ve')"), (8, 2))
 
 
 class Shift(torch.nn.Module):

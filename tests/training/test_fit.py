@@ -148,6 +148,13 @@ def test_data_of_any_kind_go_on_where_they_were(tmp_path, kind):
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_every_update_has_its_own_dropout(tmp_path):
+    masks, model = [], model_of()
+    model.net.layers[2].register_forward_hook(lambda *args: masks.append(tuple((args[2] == 0).flatten().tolist())))
+    run(tmp_path / "w", model=model)
+    assert len(set(masks)) == 7
+
+
 def test_seeds_differ(tmp_path):
     run(tmp_path / "a", steps=2, seed=0)
     run(tmp_path / "b", steps=2, seed=1)
@@ -310,17 +317,17 @@ def test_profiles_are_fitted_by_their_products():
 
 def test_averages_of_two_lengths_make_a_third(tmp_path):
     """As if it had been followed in the training: the weights of `Power(0.08)`."""
-    how = {"steps": 200, "lr": 0.02, "schedule": "constant", "model": None}
-    run(tmp_path / "w", ema=(training.Power(0.05), training.Power(0.10)), snapshots=10, **how)
+    how = {"steps": 80, "lr": 0.02, "schedule": "constant"}
+    run(tmp_path / "w", ema=(training.Power(0.05), training.Power(0.10)), snapshots=8, **how)
     run(tmp_path / "wanted", ema=training.Power(0.08), **how)
     files = sorted(tmp_path.glob("w-*"))
-    assert len(files) == 20
-    assert plain(tmp_path / "w-0.05-200").keys() == plain(tmp_path / "w").keys()
+    assert len(files) == 16
+    assert plain(tmp_path / "w-0.05-80").keys() == plain(tmp_path / "w").keys()
     found, wanted = training.combine(files, 0.08), plain(tmp_path / "wanted")
-    one = plain(tmp_path / "w-0.05-200")
+    one = plain(tmp_path / "w-0.05-80")
     off, apart = (sum(float((v[n] - wanted[n]).square().sum()) for n in wanted) ** 0.5 for v in (found, one))
     assert off < 0.1 * apart
-    assert found["calls"] == 200
+    assert found["calls"] == 80
     with pytest.raises(ValueError, match="must be a power average of a training"):
         training.combine([tmp_path / "w"], 0.08)
 

@@ -1,0 +1,53 @@
+"""Distillation: students that sample in a few calls, from a teacher, from data, or from themselves."""
+
+from diffsolve.distill.fit import fit
+from diffsolve.distill.identities import Eulerian, Identity, Lagrangian, Semigroup
+from diffsolve.distill.loss import Distillation, Parts, Scales
+from diffsolve.distill.matching import distribution
+from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian, meanflow, progressive, scm, shortcut
+from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
+from diffsolve.distill.recipes import RECIPES, about, distill_digits, load_student
+from diffsolve.distill.runs import reflow, runs, trajectory
+from diffsolve.distill.second import TwoTimes
+from diffsolve.distill.stretches import Between, Halves, Shrinking, Steps, Stretches
+from diffsolve.distill.times import best_times
+
+__all__ = [
+    "RECIPES",
+    "Adaptive",
+    "Between",
+    "Distillation",
+    "Eulerian",
+    "Halves",
+    "Huber",
+    "Identity",
+    "Lagrangian",
+    "Metric",
+    "Normalised",
+    "Parts",
+    "Scales",
+    "Semigroup",
+    "Shrinking",
+    "Squared",
+    "Steps",
+    "Stretches",
+    "TwoTimes",
+    "about",
+    "ayf",
+    "best_times",
+    "consistency",
+    "distill_digits",
+    "distribution",
+    "ect",
+    "fit",
+    "guided",
+    "lagrangian",
+    "load_student",
+    "meanflow",
+    "progressive",
+    "reflow",
+    "runs",
+    "scm",
+    "shortcut",
+    "trajectory",
+]

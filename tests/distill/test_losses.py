@@ -1,0 +1,307 @@
+"""Losses as users call them: keyed, pure, guided, in parts; runs, pairs, distributions; training to a file."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.flowmaps import VARIANCES, flow, flow_map, std
+
+import diffsolve as ds
+from diffsolve import distill, paths
+
+LAM = torch.tensor(VARIANCES, dtype=torch.float64)
+X0 = LAM.sqrt() * ds.Key(1).normal((6, 3), dtype=torch.float64)
+
+
+class Net(torch.nn.Module):
+    """A small network of two times; the second is optional."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.time = torch.nn.Sequential(torch.nn.Linear(1, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
+            self.first, self.last = torch.nn.Linear(3, width), torch.nn.Linear(width, 3)
+        self.double()
+
+    def forward(self, x, t, s=None, label=None, scale=None):
+        e = self.time(t[:, None]) + (0 if s is None else 0.3 * s[:, None]) + (0 if label is None else label[:, None])
+        e = e + (0 if scale is None else 0.1 * scale[:, None])
+        return self.last(torch.tanh(self.first(x) + e))
+
+
+def student(**options):
+    return ds.adapt(Net(), "condot", "velocity", jumps="straight", **options)
+
+
+TEACHER = flow_map("condot", "velocity", "straight")
+LOSSES = {
+    "progressive": distill.progressive(TEACHER, 4),
+    "guided": distill.guided(TEACHER, uncond={}),
+    "consistency": distill.consistency(TEACHER),
+    "ect": distill.ect(),
+    "scm": distill.scm(warmup=10),
+    "scd": distill.scm(TEACHER, warmup=10),
+    "meanflow": distill.meanflow(),
+    "ayf": distill.ayf(TEACHER),
+    "lagrangian": distill.lagrangian(TEACHER),
+    "shortcut": distill.shortcut(),
+    "trajectory": distill.trajectory(TEACHER, nodes=2, solver="flow-map"),
+    "reflow": distill.reflow(TEACHER, steps=2, solver="flow-map"),
+    "distribution": distill.distribution(TEACHER, flow_map("condot", "velocity", "straight", (1.0, 1.0, 1.0))),
+}
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_a_loss_depends_on_its_seed_step_and_index_alone(method):
+    loss, model = LOSSES[method], student()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    whole, parts = loss(model, X0, seed=3, step=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert whole.shape == (6,)
+    assert whole.isfinite().all()
+    again, _ = loss(model, X0, seed=3, step=7)
+    assert torch.equal(whole, again)
+    part, _ = loss(model, X0[2:], seed=3, step=7, index=2)
+    assert torch.allclose(part, whole[2:], rtol=1e-9)
+    assert not torch.equal(loss(model, X0, seed=3, step=8)[0], whole)
+    assert not torch.equal(loss(model, X0, seed=4, step=7)[0], whole)
+    whole.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.net.last.parameters())
+    assert len(parts) >= 5
+
+
+def test_laws_of_stretches():
+    u = np.random.default_rng(0).uniform(1e-6, 1 - 1e-6, (4000, 4))
+    path = paths.VP()
+    t, m, s = distill.Between(diagonal=0.5, data=0.5, noise=0.25).draw(u, path, 0).T
+    assert ((t >= m) & (m >= s)).all()
+    assert abs((t == s).mean() - 0.5) < 0.03
+    assert abs((s == path.t_data).mean() - 0.25) < 0.03
+    assert abs((t == path.t_noise).mean() - 0.125) < 0.03
+    t, m, s = distill.Steps(steps=4).draw(u, path, 0).T
+    nodes = ds.grids.named("jumps(variable='theta')")(path, 4)
+    assert set(t) == set(nodes[:-1])
+    assert set(m) == set(nodes[1:])
+    assert (s == 0).all()
+    assert len(set(distill.Steps(steps=2, every=10, most=6).draw(u, path, 100)[:, 0])) == 6
+    assert len(set(distill.Steps(steps=2, every=10).draw(u, path, 10)[:, 0])) == 4
+    t, m, s = distill.Halves(steps=4, diagonal=0.25).draw(u, paths.CondOT(), 0).T
+    stays = t == s
+    assert abs(stays.mean() - 0.25) < 0.03
+    assert np.allclose(m, (t + s) / 2)
+    assert set((s - t)[~stays].round(9)) == {1.0, 0.5, 0.25}
+    ends = 4 * distill.Halves(steps=4, least=4).draw(u, paths.CondOT(), 0)[:, 2]
+    assert np.allclose(ends, ends.round())
+
+
+def test_the_schedule_of_ect():
+    """r / t = 1 - n(t) / q^a, n(t) = 1 + 8 sigmoid(-t); at first x_0 itself is the target."""
+    u = np.linspace(0.05, 0.95, 19)[:, None].repeat(4, 1)
+    path = paths.EDM()
+    law = distill.Shrinking(every=100)
+    first = law.draw(u, path, 0)
+    assert (first[:, 1] == 0).sum() > 5  # where n(t) >= q
+    for step in (0, 250, 900):
+        t, m, _ = law.draw(u, path, step).T
+        ratio = 1 - (1 + 8 / (1 + np.exp(t))) / 2.0 ** (1 + step // 100)
+        assert np.allclose(m / t, np.maximum(ratio, 0))
+
+
+def test_metrics():
+    residual = torch.tensor([[0.3, -0.4], [0.0, 0.0]], dtype=torch.float64)
+    square = torch.tensor([0.125, 0.0], dtype=torch.float64)
+    assert torch.allclose(distill.Squared()(residual), square)
+    assert torch.allclose(distill.Huber(0.1)(residual), (square + 0.01).sqrt() - 0.1)
+    assert torch.allclose(distill.Adaptive(0.5, 0.01)(residual), square / (square + 0.01).sqrt())
+    assert torch.allclose(distill.Normalised(0.1)(residual), (square.sqrt() / (square.sqrt() + 0.1)) ** 2)
+    moving = residual.clone().requires_grad_()
+    distill.Normalised(0.1)(moving).sum().backward()  # weights have no gradient
+    assert torch.allclose(moving.grad, residual / (square.sqrt() + 0.1)[:, None] ** 2)
+
+
+def test_a_guided_teacher_and_a_student_told_the_scale():
+    net = lambda x, t, label=None: x * (0.3 if label is None else 0.5)  # noqa: E731
+    teacher = ds.adapt(net, "condot", "velocity")
+    loss = distill.guided(teacher, 1.0, 3.0)
+    _, parts = loss(student(), X0, cond={"label": torch.ones(6).double()}, seed=0, step=1)
+    scale = (parts.target / parts.x).mean(1)  # 0.3 + scale 0.2
+    told = (scale - 0.3) / 0.2
+    assert ((told > 1) & (told < 3)).all()
+    assert told.std() > 0.1
+    fixed = distill.ayf(teacher, guidance=2.0, stretches=distill.Between(diagonal=1.0), metric=distill.Squared())
+    _, parts = fixed(student(), X0, cond={"label": torch.ones(6).double()}, seed=0, step=1)
+    assert torch.allclose(parts.target, 0.7 * parts.x)
+
+
+def test_meanflow_guides_itself():
+    """omega v + kappa u(c) + (1 - omega - kappa) u(none), 2505.13447, eq. 20."""
+    model, cond = student(), {"label": torch.ones(6).double()}
+    loss = distill.meanflow(1.0, scale=1.5, mix=0.3, uncond={"label": torch.zeros(6).double()})
+    noise = ds.Key(2).normal((6, 3), dtype=torch.float64)
+    _, parts = loss(model, X0, cond=cond, noise=noise, seed=0, step=0)
+    own = [model(parts.x, parts.t, label=label.double()) for label in (torch.ones(6), torch.zeros(6))]
+    assert torch.allclose(parts.target, 1.5 * (X0 - noise) + 0.3 * own[0] - 0.8 * own[1])
+    dropped = distill.meanflow(1.0, uncond={"label": torch.zeros(())}, drop=1.0)
+    _, parts = dropped(model, X0, cond=cond, seed=0, step=0)
+    assert torch.allclose(parts.output, model(parts.x, parts.t, label=torch.zeros(6).double()))
+
+
+@pytest.mark.parametrize("path", ["condot", "vp", "edm"])
+def test_regression_on_exact_runs_is_zero(path):
+    teacher = flow_map(path, "v", "straight")
+    loss = distill.trajectory(teacher, nodes=3, solver="flow-map", fine=1)
+    model = replace(teacher, net=teacher.net)
+    losses, parts = loss(model, X0, seed=0, step=0)
+    assert losses.max() < 1e-12
+    kept = distill.runs(teacher, (5, 3), nodes=3, solver="flow-map", fine=1, seed=4, batch=2, dtype=X0.dtype)
+    assert kept.shape == (5, 4, 3)
+    assert torch.allclose(kept[:, 0], teacher.path.prior_std() * ds.Key(4).normal((5, 3), dtype=torch.float64))
+    ends = flow(teacher.path, kept[:, 0], teacher.path.t_noise, teacher.path.t_data)
+    assert torch.allclose(kept[:, -1], ends, rtol=1e-9)
+    from_kept = distill.trajectory(path=teacher.path, nodes=3, ends=0.0)
+    losses, parts = from_kept(model, kept, seed=0, step=0)
+    assert losses.max() < 1e-12
+    moved = replace(model, net=lambda x, t, s: teacher.net(x, t, s) + 1)
+    assert torch.allclose(from_kept(moved, kept, seed=0, step=0)[0], torch.ones(5).double())
+    assert len({(float(t), float(s)) for t, s in zip(parts.t, parts.s, strict=True)}) > 1
+
+
+def test_reflow_on_exact_pairs_has_a_straight_minimum():
+    """x_0 = sqrt(lambda) eps for every pair: the velocity of x_t = (t sqrt(lambda) + 1 - t) eps."""
+    root = LAM.sqrt()
+    noise = ds.Key(3).normal((6, 3), dtype=torch.float64)
+    model = ds.adapt(lambda x, t: (root - 1) / (t[:, None] * root + 1 - t[:, None]) * x, "condot", "velocity")
+    losses, _ = distill.reflow()(model, noise * root, noise=noise, seed=0, step=0)
+    assert losses.max() < 1e-12
+    losses, _ = distill.reflow(TEACHER, steps=2, solver="flow-map")(model, X0, seed=0, step=0)
+    assert losses.max() < 1e-12
+
+
+def test_distribution_matching_points_from_the_students_law_to_the_teachers():
+    wide = tuple(1.3**2 * v for v in VARIANCES)
+    exact = flow_map("condot", "velocity", "straight")
+    loss = distill.distribution(TEACHER, exact)
+    assert loss(exact, X0, seed=0, step=0)[0].max() < 1e-20
+    off = replace(exact, net=lambda x, t, s: flow_map("condot", "velocity", "straight", wide).net(x, t, s))
+    fake = flow_map("condot", "velocity", "straight", wide)
+    _, parts = distill.distribution(TEACHER, fake)(off, X0, seed=0, step=0)
+    p = TEACHER.path.at(parts.t)
+    gains = [p.alpha[:, None] * v / std(TEACHER.path, parts.t, tuple(v.tolist())) ** 2 for v in (1.3**2 * LAM, LAM)]
+    real = gains[1] * parts.x
+    size = (parts.output - real).abs().mean(1, keepdim=True)
+    assert torch.allclose(parts.output - parts.target, (gains[0] - gains[1]) * parts.x / size, rtol=1e-6)
+    # On average that is towards less.
+    assert ((parts.output - parts.target) * parts.output).mean() > 0
+    fake_losses, fakes = distill.distribution(TEACHER, fake).fake_loss(off, X0, seed=0, step=0)
+    made = off.jump(ds.Key(0).normal((6, 3), stream=11, dtype=torch.float64), 0.0, 1.0)
+    assert torch.allclose(fakes.target, made - (fakes.x - fakes.times[:, None] * made) / (1 - fakes.times[:, None]))
+    assert fake_losses.shape == (6,)
+
+
+def test_a_slow_copy_is_the_target(tmp_path):
+    model, slow = student(), student()
+    for p in slow.net.parameters():
+        p.data *= 0.5
+    loss = distill.shortcut(diagonal=0.0)
+    assert not torch.equal(loss(model, X0, seed=0, step=0)[0], loss(model, X0, seed=0, step=0, target=slow)[0])
+    seen = []
+
+    class Watched:
+        averaged = True
+
+        def __call__(self, net, x0, *, target, **options):
+            seen.append((net.net, target.net))
+            return loss(net, x0, target=target, **options)
+
+    distill.fit(Watched(), model, X0, tmp_path / "a.safetensors", steps=2, batch=4)
+    assert all(isinstance(target, Net) and target is not net for net, target in seen)
+
+
+@pytest.mark.parametrize("method", ["consistency", "meanflow"])
+def test_fit_improves_a_student_and_resumes_with_the_same_bits(method, tmp_path):
+    data = LAM.sqrt() * ds.Key(9).normal((64, 3), dtype=torch.float64)
+    options = {"steps": 12, "batch": 16, "lr": 3e-3}
+    whole = student()
+    report = distill.fit(LOSSES[method], whole, data, tmp_path / "whole.safetensors", **options)
+    assert report["finished"]
+    parted = student()
+    first = distill.fit(LOSSES[method], parted, data, tmp_path / "parted.safetensors", **options, minutes=1e-6)
+    assert not first["finished"]
+    again = student()
+    distill.fit(LOSSES[method], again, data, tmp_path / "parted.safetensors", **options)
+    for a, b in zip(whole.net.parameters(), again.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_network_of_one_time_gets_a_second():
+    plain = Net()
+    told = distill.TwoTimes(plain, plain.time)
+    model = ds.adapt(told, "condot", "velocity", jumps="straight")
+    x = X0[:2]
+    assert torch.equal(model(x, 0.3, 0.8), ds.adapt(plain, "condot", "velocity")(x, 0.3))
+    told.until[2].weight.data.normal_()
+    assert not torch.equal(model(x, 0.3, 0.8), model(x, 0.3, 0.5))
+    losses, _ = LOSSES["ayf"](model, X0, seed=0, step=0)
+    losses.sum().backward()
+    assert told.until[0].weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="embedding must be a module inside the network"):
+        distill.TwoTimes(plain, torch.nn.Linear(1, 1))
+
+
+def test_teachers_run_over_times_of_each_sample():
+    from diffsolve.distill.teacher import Teacher
+    from diffsolve.models import Guidance
+    from diffsolve.solvers import named
+
+    teacher = ds.reference.mixture_model(ds.reference.ring(), "vp", "noise")
+    own = Teacher(teacher, Guidance(1.0))
+    x = ds.Key(0).normal((4, 2), dtype=torch.float64)
+    nodes = np.array([[0.9, 0.5, 0.1], [0.7, 0.6, 0.2], [0.5, 0.5, 0.5], [0.3, 0.1, 0.0]])
+    for solver in ("heun", "dpmpp-2m", "ddim"):
+        ends = own.run(named(solver), x, nodes, {})
+        for i in (0, 1, 3):
+            alone = ds.sample(teacher, noise=x[i : i + 1], solver=solver, grid=nodes[i])
+            assert torch.allclose(ends[i], alone[0], rtol=1e-9)
+        assert torch.equal(ends[2], x[2])
+    with pytest.raises(ValueError, match="solver must be deterministic"):
+        own.run(named("ddpm"), x, nodes, {})
+
+
+def test_refused():
+    with pytest.raises(TypeError, match="teacher must be a Model"):
+        distill.Distillation(distill.Semigroup("teacher"), distill.Steps())
+    with pytest.raises(ValueError, match="teacher.path must be that of the student"):
+        distill.ayf(flow_map("vp", "v", "straight"))(student(), X0, seed=0, step=0)
+    with pytest.raises(TypeError, match="student must be a Model"):
+        LOSSES["ect"](Net(), X0, seed=0, step=0)
+    with pytest.raises(ValueError, match="steps must be least=3 times a power of two"):
+        distill.Halves(steps=8, least=3)
+    loss = distill.Distillation(distill.Eulerian("denoised"), distill.Between(data=1.0))
+    with pytest.raises(ValueError, match="frame must be regular at the times drawn"):
+        loss(student(), X0, seed=0, step=0)
+    with pytest.raises(ValueError, match="x0 must be of shape .B, 4, ...."):
+        distill.trajectory(path=paths.CondOT(), nodes=3)(student(), X0, seed=0, step=0)
+    with pytest.raises(TypeError, match="objective must be left out"):
+        distill.fit(LOSSES["ect"], student(), X0, "nowhere", objective={})
+    assert math.isclose(distill.Huber().c, 0.00054)
+
+
+def test_the_best_times_are_found():
+    wanted = {"condot": [0.0, 0.3, 0.8, 1.0], "edm": [80.0, 2.0, 0.3, 0.0]}
+    for path, times in wanted.items():
+        angle = lambda t, p: np.arctan2(*(w.numpy() for w in (p.sigma(t), p.alpha(t))))  # noqa: E731
+        where = paths.named(path)
+
+        def score(grid, where=where, times=times, angle=angle):
+            return float(((angle(grid, where) - angle(times, where)) ** 2).sum())
+
+        found = distill.best_times(path, 3, score, evaluations=24, rounds=3)
+        assert angle(found, where) == pytest.approx(angle(times, where), abs=2e-2)
+        assert (found[0], found[-1]) == (where.t_noise, where.t_data)
+    assert distill.best_times("condot", 1, lambda grid: 1 / 0) == [0.0, 1.0]
+    with pytest.raises(ValueError, match="score must be a number"):
+        distill.best_times("condot", 2, lambda grid: math.nan)
