@@ -110,7 +110,8 @@ def picture(samples: dict[str, Tensor], file: Path) -> None:
         for images in samples.values():
             for image in images[label::10][:2]:
                 rows += [image[None], nearest(image[None], among)]
-    grid_image(torch.cat(rows).numpy(), columns=4 * len(samples)).save(file)
+    image = grid_image(torch.cat(rows).numpy(), columns=4 * len(samples))
+    image.resize((2 * image.width, 2 * image.height), 0).save(file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
