@@ -310,7 +310,7 @@ def train_digits(
         out, steps=steps, batch=batch, lr=lr, ema=ema, seed=seed, minutes=minutes, resume=resume,
         checkpoint_every=checkpoint_every, progress=bar(progress),
     )  # fmt: skip
-    _report_training(training, out)
+    _report_training(training, steps, out)
 
 
 @plain_errors()
@@ -347,13 +347,13 @@ def train_fashion(
         objective, file, seed=seed, folder=folder, autoencoder=autoencoder, start=start, log=log, minutes=minutes,
         resume=resume, progress=bar(progress), **given,
     )  # fmt: skip
-    _report_training(training, file)
+    _report_training(training, steps or fashion.steps_of(objective), file)
 
 
-def _report_training(training: dict[str, Any], out: Path) -> None:
+def _report_training(training: dict[str, Any], steps: int, out: Path) -> None:
     how = "finished" if training["finished"] else "stopped; the same command goes on"
     report(
-        steps=f"{training['steps']} in {training['seconds']:.1f} seconds, {how}",
+        steps=f"{training['steps']} of {steps} in {training['seconds']:.1f} seconds, {how}",
         loss=f"{training['loss']:.4f}",
         file=out if training["finished"] else f"{out}.checkpoint",
     )

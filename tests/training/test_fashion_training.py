@@ -83,7 +83,7 @@ def test_the_command(tmp_path, folder, monkeypatch):
     wanted = ["train", "fashion", "--objective", "edm", "--steps", "2", "--batch", "3", "--folder", str(folder)]
     result = CliRunner().invoke(app, wanted)
     assert result.exit_code == 0, result.output
-    assert "2 in" in result.output
+    assert "2 of 2 in" in result.output
     assert reference.load("edm", tmp_path / "fashion-edm.safetensors").predicts == "edm"
     missing = CliRunner().invoke(app, [*wanted[:-1], str(tmp_path / "none")])
     assert missing.exit_code == 2
