@@ -71,12 +71,11 @@ class Tableau:
     """(N,): the time s that a network told two times is told at each call, where its d is averaged to; by default t."""
 
     def __post_init__(self) -> None:
-        if not np.size(self.to):
-            object.__setattr__(self, "to", np.array(self.calls, dtype=np.float64)[:, 0])
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
                             ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2)),
                             ("to", (self.nfe,))):  # fmt: skip
-            array = np.array(getattr(self, name), dtype=np.int64 if name == "node" else np.float64)
+            given = self.calls[:, 0] if name == "to" and not np.size(self.to) else getattr(self, name)
+            array = np.array(given, dtype=np.int64 if name == "node" else np.float64)
             fits = array.ndim == len(shape) and all(
                 want in (None, got) for want, got in zip(shape, array.shape, strict=True)
             )
