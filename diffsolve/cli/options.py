@@ -29,8 +29,10 @@ __all__ = [
 
 SHAPES = {
     "digits": (1, 8, 8),
-    **dict.fromkeys(("fashion", "fashion-noise", "fashion-edm"), (1, 28, 28)),
+    "fashion": (1, 28, 28),
+    "fashion-edm": (1, 28, 28),
     "fashion-latent": (4, 7, 7),
+    "fashion-noise": (1, 28, 28),
     "mixture-2d": (2,),
 }  # of one sample of each reference model
 LABELLED = [name for name in SHAPES if name != "mixture-2d"]  # those with ten classes
