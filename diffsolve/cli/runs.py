@@ -278,7 +278,7 @@ def distill(
     torch.set_num_threads(1)
     given = {name: value for name, value in (("steps", steps), ("batch", batch), ("lr", lr)) if value is not None}
     training = distill_digits(method, out, seed=seed, minutes=minutes, resume=resume, progress=bar(progress), **given)
-    _report_training(training, out)
+    _report_training(training, steps, out)
 
 
 def _loaded(model: str) -> tuple[Any, str, str]:
@@ -347,13 +347,14 @@ def train_fashion(
         objective, file, seed=seed, folder=folder, autoencoder=autoencoder, start=start, log=log, minutes=minutes,
         resume=resume, progress=bar(progress), **given,
     )  # fmt: skip
-    _report_training(training, steps or fashion.steps_of(objective), file)
+    _report_training(training, steps, file)
 
 
-def _report_training(training: dict[str, Any], steps: int, out: Path) -> None:
+def _report_training(training: dict[str, Any], steps: int | None, out: Path) -> None:
+    total = f" of {steps}" if steps else ""  # else the recipe's
     how = "finished" if training["finished"] else "stopped; the same command goes on"
     report(
-        steps=f"{training['steps']} of {steps} in {training['seconds']:.1f} seconds, {how}",
+        steps=f"{training['steps']}{total} in {training['seconds']:.1f} seconds, {how}",
         loss=f"{training['loss']:.4f}",
         file=out if training["finished"] else f"{out}.checkpoint",
     )

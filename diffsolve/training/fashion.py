@@ -18,9 +18,9 @@ from diffsolve.reference.data import fashion as fashion_data
 from diffsolve.reference.fashion import Straightened
 from diffsolve.training.fit import fit
 
-__all__ = ["steps_of", "train"]
+__all__ = ["train"]
 
-AUTOENCODER: dict[str, Any] = {"steps": 1200, "batch": 32, "lr": 2e-3, "ema": 0.998}
+AUTOENCODER = {"steps": 1200, "batch": 32, "lr": 2e-3, "ema": 0.998}
 OBJECTIVES = (*fashion.RECIPES, "autoencoder")
 
 
@@ -81,11 +81,6 @@ def train(
     }  # fmt: skip
     model = fashion.adapted(objective, net)
     return fit(model, (data, {"label": labels}), out, **{**given, **fixed, **options})
-
-
-def steps_of(objective: str) -> int:
-    """The updates of a recipe."""
-    return int(AUTOENCODER["steps"]) if objective == "autoencoder" else fashion.RECIPES[objective].steps
 
 
 def _train_autoencoder(images: Tensor, out: str | Path, options: dict[str, Any]) -> dict[str, Any]:
