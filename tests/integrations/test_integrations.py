@@ -336,9 +336,9 @@ def test_what_a_scheduler_refuses(df, module):
     scheduler = module.Scheduler(df.DDPMScheduler(), "edm-heun(s_churn=40.0)")
     with pytest.raises(ValueError, match="solver must add no noise before its first call"):
         scheduler.set_timesteps(4)
-    scheduler = module.Scheduler(df.DDPMScheduler(clip_sample=False), "dpmpp-2m")
     with pytest.raises(ValueError, match="set_timesteps first"):
-        scheduler.step(latents(), 0, latents())
+        module.Scheduler(df.FlowMatchEulerDiscreteScheduler(), "dpmpp-2m").step(latents(), 0, latents())
+    scheduler = module.Scheduler(df.DDPMScheduler(clip_sample=False), "dpmpp-2m")
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="model_output must have the shape of sample"):
         scheduler.step(latents()[:, :1], 0, latents())

@@ -49,7 +49,7 @@ def test_a_step_that_is_not_corrected_costs_order_where_it_has_one_value():
 
 
 def test_dpmpp_has_at_most_three_points():
-    with pytest.raises(ValueError, match="3 points"):
+    with pytest.raises(ValueError, match="1 or 2 points, or 3 in lambda"):
         DPMpp(4)
 
 
