@@ -161,23 +161,21 @@ def test_timesteps_as_numbers_and_between_rows(make):
     torch.testing.assert_close(mine, (wanted.alpha[1] * POINT + wanted.sigma[1] * NOISE).float())
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "heun"])
-@pytest.mark.parametrize(
-    ("host", "options"),
-    [
-        (f"{name}Scheduler", options)
-        for name in ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "SASolver")
-        for options in ({}, {"final_sigmas_type": "sigma_min"}, {"use_karras_sigmas": True}, FLOW)
-        if not (name.startswith(("DEIS", "SAS")) and "final_sigmas_type" in options)
-    ]
-    + [
-        (f"{name}Scheduler", options)
-        for name in ("KDPM2Discrete", "KDPM2AncestralDiscrete", "HeunDiscrete", "DPMSolverSDE", "EulerDiscrete",
-                     "LMSDiscrete", "EulerAncestralDiscrete", "DDIM", "DDIMParallel", "DDPM", "PNDM")
-        for options in ({}, {"use_karras_sigmas": True})
-        if not options or (name[:2] not in ("DD", "PN") and "EulerA" not in name)
-    ],
-)  # fmt: skip
+ENDING = [
+    (f"{name}Scheduler", options)
+    for name in ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "SASolver")
+    for options in ({}, {"final_sigmas_type": "sigma_min"}, {"use_karras_sigmas": True}, FLOW)
+    if not (name.startswith(("DEIS", "SAS")) and "final_sigmas_type" in options)
+] + [
+    (f"{name}Scheduler", options)
+    for name in ("KDPM2Discrete", "KDPM2AncestralDiscrete", "HeunDiscrete", "DPMSolverSDE", "EulerDiscrete",
+                 "LMSDiscrete", "EulerAncestralDiscrete", "DDIM", "DDIMParallel", "DDPM", "PNDM")
+    for options in ({}, {"use_karras_sigmas": True})
+    if not options or (name[:2] not in ("DD", "PN") and "EulerA" not in name)
+]  # fmt: skip
+
+
+@pytest.mark.product({"host, options": ENDING, "solver": ["ddim", "dpmpp-2m", "heun"]})
 def test_every_host_ends_on_the_data(df, make, host, options, solver):
     """Whatever its last sigma is, and where it names a node twice."""
     scheduler = make(host, solver, options)

@@ -87,14 +87,13 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     )
 
 
-@pytest.mark.parametrize("shape", [(8,), (2, 2, 2)])
-def test_any_rank(shape):
+def test_any_rank():
     mixture = anisotropic(8)
     model = mixture_model(mixture, "condot", "velocity")
     x = mixture.sample(3, seed=0)
-    found = ds.log_prob(model, x.view(3, *shape), solver=TIGHT)
+    found = ds.log_prob(model, x.view(3, 2, 2, 2), solver=TIGHT)
     assert (found.value - truth(mixture, model.path, x)).abs().max() < 1e-4
-    assert found.latent.shape == (3, *shape)
+    assert found.latent.shape == (3, 2, 2, 2)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 100])
@@ -436,7 +435,7 @@ def test_errors_name_what_is_wrong(make, says, mixture):
         make(mixture_model(mixture), mixture.sample(2, seed=0))
 
 
-@pytest.mark.product({"path": list(PREDICTS)})
+@pytest.mark.product({"path": list(PREDICTS)}, some={"path": ["edm"]})
 def test_the_solver_error_has_that_of_the_latent(path):
     """Far from the data the latent is far from 0, and its error is most of what the solver errs by."""
     mixture = ring()
