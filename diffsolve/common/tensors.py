@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["flat", "normal_log_density", "per_sample"]
+__all__ = ["column", "flat", "normal_log_density", "per_sample"]
 
 
 def flat(x: Tensor) -> Tensor:
@@ -18,6 +19,12 @@ def flat(x: Tensor) -> Tensor:
 def per_sample(weight: Tensor, x: Tensor) -> Tensor:
     """Weights of shape (n,) reshaped to multiply x of shape (n, ...)."""
     return weight.view(-1, *[1] * (x.dim() - 1))
+
+
+def column(weights: Any, like: Tensor) -> Tensor:
+    """Weights () or (B,) in the dtype and on the device of `like` (B, ...), to multiply it."""
+    weights = torch.as_tensor(weights, dtype=torch.float64, device=None if isinstance(weights, Tensor) else "cpu")
+    return per_sample(weights.expand(len(like)).to(like.device, like.dtype), like)
 
 
 def normal_log_density(z: Tensor, std: float) -> Tensor:

@@ -1,8 +1,9 @@
 """Distillation: students that sample in a few calls, from a teacher, from data, or from themselves."""
 
+from diffsolve.distill.base import Loss, Parts
 from diffsolve.distill.fit import fit
 from diffsolve.distill.identities import Eulerian, Identity, Lagrangian, Semigroup
-from diffsolve.distill.loss import Distillation, Parts, Scales
+from diffsolve.distill.loss import Distillation, Scales
 from diffsolve.distill.matching import distribution
 from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian, meanflow, progressive, scm, shortcut
 from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
@@ -22,6 +23,7 @@ __all__ = [
     "Huber",
     "Identity",
     "Lagrangian",
+    "Loss",
     "Metric",
     "Normalised",
     "Parts",

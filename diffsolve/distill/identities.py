@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffsolve.common.checks import choice, integer, required
+from diffsolve.common.tensors import column
 from diffsolve.distill.situation import Situation
-from diffsolve.distill.teacher import column
 from diffsolve.models import Model
 from diffsolve.paths import Path, Position
 from diffsolve.tableau.frames import FRAMES, Frame, convert, landing

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import choice, instance, integer, mapping, number, required
+from diffsolve.common.checks import choice, instance, mapping, number, required
+from diffsolve.common.tensors import column
+from diffsolve.distill.base import Loss, Parts, uniforms
 from diffsolve.distill.identities import Identity, Semigroup
 from diffsolve.distill.metrics import Metric, Squared, squared
 from diffsolve.distill.situation import Situation
 from diffsolve.distill.stretches import Stretches
-from diffsolve.distill.teacher import Teacher, column
+from diffsolve.distill.teacher import Teacher
 from diffsolve.models import Guidance, Model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Stream
 from diffsolve.solvers import Solver, named
 from diffsolve.training import weights
-from diffsolve.training.objective import GOLDEN
+from diffsolve.training.update import Update, check_drop
 from diffsolve.training.weights import Weight
 
-__all__ = ["Distillation", "Parts", "Scales"]
-
-
-class Parts(NamedTuple):
-    """What a loss was made of."""
-
-    t: Tensor
-    """(B,): where each stretch begins, on the path's clock, float64."""
-    m: Tensor
-    s: Tensor
-    x: Tensor
-    """(B, ...): the samples at t."""
-    output: Tensor
-    target: Tensor
-    """(B, ...): the student's output, and what it should have been."""
-    error: Tensor
-    """(B,): the mean square of their difference in the measure of the loss, before metric and weight."""
+__all__ = ["Distillation", "Scales"]
 
 
 @dataclass(frozen=True)
@@ -64,16 +50,15 @@ class Scales:
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Loss):
     """An identity, where the velocity comes from, at which stretches, and how errors are measured.
 
-        loss = ds.distill.consistency(teacher=model)
-        losses, parts = loss(student, x0, seed=0, step=step)
-        losses.mean().backward()
-
-    Everything random depends on (seed, step, index + i) alone, as in `ds.training.objective`, but for the dropout of
-    the networks, which is the same in the student and its target.
+    loss = ds.distill.consistency(teacher=model)
+    losses, parts = loss(student, x0, seed=0, step=step)
+    losses.mean().backward()
     """
+
+    has_target = True
 
     identity: Identity
     stretches: Stretches
@@ -111,55 +96,24 @@ class Distillation:
         named(self.solver)
         weights.named(self.weight)
         number("gap", self.gap, low=0)
-        number("drop", self.drop, low=0, high=1)
         ran = isinstance(self.identity, Semigroup) and "teacher" in (self.identity.first, self.identity.second)
         if self.source == "teacher" or ran:
             required(isinstance(self.teacher, Model), "teacher", self.teacher, "a Model", TypeError)
         guides = self.scale != 1 or self.mix != 0
         required(not guides or self.source == "data", "scale", self.scale, "1 where the velocity is not that of data")
         required(not guides or self.uncond is not None, "uncond", self.uncond, f"given with scale={self.scale}")
-        required(not self.drop or bool(self.uncond), "uncond", self.uncond, f"given with drop={self.drop}")
+        check_drop(self.drop, self.uncond)
 
-    def __call__(
-        self,
-        student: Model,
-        x0: Tensor,
-        *,
-        cond: Mapping[str, Any] | None = None,
-        seed: int,
-        step: int,
-        index: int = 0,
-        noise: Tensor | None = None,
-        target: Model | None = None,
-    ) -> tuple[Tensor, Parts]:
-        """The loss of each sample of a batch, with a graph back to the student's parameters.
-
-        Args:
-            student: of `ds.adapt`, with jumps= for a network told two times.
-            x0: (B, ...), data, floating.
-            cond: of both networks; tensors whose first axis is B have a row per sample.
-            seed: any integer, of the whole training.
-            step: the number of the update, in [0, 2**32).
-            index: of the first sample.
-            noise: (B, ...), in place of drawn normals.
-            target: a slow copy of the student for what is not differentiated; the student itself if None.
-
-        Returns:
-            (B,), float32 or wider; and the `Parts`.
-
-        Raises:
-            ValueError: if an argument is out of range, the teacher's path is another, or a network does not determine
-                what it is asked for at a time that is drawn.
-            TypeError: if x0 is not floating, or the student is no Model.
-        """
-        at = self.situation(student, x0, cond, seed, step, index, noise, target)
+    def of(self, student: Model, update: Update, target: Model) -> tuple[Tensor, Parts]:
+        """The loss, where x0 is data of shape (B, ...)."""
+        at = self.situation(student, update, target)
         output, wanted = self.identity.output(at)
         wide = torch.promote_types(output.dtype, torch.float32)
         residual = output.to(wide) - wanted.to(wide).detach()
         p, q = (student.path.at(torch.from_numpy(times)) for times in (at.t, at.s))
         if self.measure == "state":
             residual = column(student.landing(p, q)[1], residual) * residual
-        a, b = (torch.as_tensor(c, dtype=torch.float64).expand(len(x0)) for c in student.coefficients(p))
+        a, b = (torch.as_tensor(c, dtype=torch.float64).expand(len(update.x0)) for c in student.coefficients(p))
         factor = weights.named(self.weight).of_output(p, a, b)
         if self.gap:
             r = student.path.at(torch.from_numpy(at.m))
@@ -170,32 +124,17 @@ class Distillation:
         t, m, s = (torch.from_numpy(times) for times in (at.t, at.m, at.s))
         return losses, Parts(t, m, s, at.x, output, wanted, squared(residual.detach()))
 
-    def situation(
-        self,
-        student: Model,
-        x0: Tensor,
-        cond: Mapping[str, Any] | None,
-        seed: int,
-        step: int,
-        index: int,
-        noise: Tensor | None,
-        target: Model | None,
-    ) -> Situation:
+    def situation(self, student: Model, update: Update, target: Model) -> Situation:
         """The batch that an update is made of."""
-        check(student, x0, noise)
         if self.teacher is not None:
             same = self.teacher.path == student.path
             required(same, "teacher.path", self.teacher.path, f"that of the student, {student.path}")
-        key = Key.of(integer("seed", seed), index)
-        u = uniforms(seed, integer("step", step, 0, 2**32 - 1), index, len(x0))
-        t, m, s = np.ascontiguousarray(self.stretches.draw(u, student.path, step).T)
-        if noise is None:
-            noise = key.normal(x0.shape, row=step, stream=Stream.TRAIN_NOISE, dtype=x0.dtype, device=x0.device)
-        conditions = dropped(mapping("cond", cond), self.drop, self.uncond, key, step, x0)
+        x0 = update.x0
+        t, m, s = np.ascontiguousarray(self.stretches.draw(uniforms(update), student.path, update.step).T)
+        conditions = update.conditions(self.drop, self.uncond)
         told, scale = dict(conditions), None
         if isinstance(self.guidance, Scales):
-            chosen = key.normal((len(x0), 2), row=step, stream=Stream.DISTILL, dtype=torch.float64)[:, 1]
-            share = torch.special.ndtr(chosen)
+            share = update.uniform(Stream.DISTILL, 2)[:, 1]
             scale = (self.guidance.low + (self.guidance.high - self.guidance.low) * share).to(x0.device)
             told[self.guidance.told] = scale.to(student.time_dtype(x0.dtype))
             guidance = Guidance(1.0, uncond=self.guidance.uncond)
@@ -203,47 +142,7 @@ class Distillation:
             guidance = Guidance.of(self.guidance)
         teacher = None if self.teacher is None else Teacher(self.teacher, guidance)
         at = Situation(
-            student, target or student, teacher, self.source, named(self.solver), x0, noise, x0, t, m, s, told,
-            conditions, scale, step, self.scale, self.mix, self.uncond,
+            student, target, teacher, self.source, named(self.solver), x0, update.noise, x0, t, m, s, told,
+            conditions, scale, update.step, self.scale, self.mix, self.uncond,
         )  # fmt: skip
         return replace(at, x=at.noised(t))
-
-
-def check(student: Model, x0: Tensor, noise: Tensor | None) -> None:
-    """Check the student and the data."""
-    required(isinstance(student, Model), "student", student, "a Model, of ds.adapt(net, path, predicts)", TypeError)
-    floating = isinstance(x0, Tensor) and x0.is_floating_point()
-    required(floating, "x0", x0, "a floating tensor", TypeError)
-    required(x0.dim() > 0 and len(x0) > 0, "x0", x0, "of shape (B, ...) with at least one sample")
-    if noise is not None:
-        fits = isinstance(noise, Tensor) and noise.shape == x0.shape
-        required(fits, "noise", noise, f"a tensor of the shape of x0, {tuple(x0.shape)}")
-
-
-def uniforms(seed: int, step: int, index: int, count: int) -> np.ndarray:
-    """(B, 4) uniform numbers of an update, of which the first are spread evenly over the batch."""
-    ndtr = torch.special.ndtr
-    u = ndtr(Key.of(seed, index).normal((count, 4), row=step, stream=Stream.TRAIN_TIME, dtype=torch.float64))
-    start = float(ndtr(Key.of(seed).normal((1,), row=step, stream=Stream.DISTILL, dtype=torch.float64)))
-    u[:, 0] = (start + GOLDEN * torch.arange(index, index + count, dtype=torch.float64)) % 1
-    values: np.ndarray = u.numpy()
-    return values
-
-
-def dropped(
-    cond: Mapping[str, Any], drop: float, uncond: Mapping[str, Any] | None, key: Key, step: int, x0: Tensor
-) -> dict[str, Any]:
-    """The conditions with the dropped samples' rows replaced."""
-    conditions = dict(cond)
-    if not drop:
-        return conditions
-    chosen = key.normal((len(x0), 1), row=step, stream=Stream.TRAIN_DROP, dtype=torch.float64)[:, 0]
-    lost = torch.special.ndtr(chosen) < drop
-    for name, null in (uncond or {}).items():
-        value = conditions.get(name)
-        rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x0)
-        required(rows, f"cond[{name!r}]", value, f"a tensor of {len(x0)} rows, to drop some of them")
-        assert isinstance(value, Tensor)
-        where = lost.to(value.device).view(-1, *[1] * (value.dim() - 1))
-        conditions[name] = torch.where(where, torch.as_tensor(null, dtype=value.dtype, device=value.device), value)
-    return conditions

@@ -9,22 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import instance, integer, mapping
-from diffsolve.distill.loss import Parts, check, uniforms
+from diffsolve.common.checks import instance
+from diffsolve.common.tensors import column
+from diffsolve.distill.base import Loss, Parts, uniforms
 from diffsolve.distill.metrics import squared
-from diffsolve.distill.teacher import Teacher, column
+from diffsolve.distill.teacher import Teacher
 from diffsolve.grids import Warp
 from diffsolve.models import Guidance, Model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Stream
 from diffsolve.training import laws
 from diffsolve.training.laws import TimeLaw
 from diffsolve.training.objective import objective
+from diffsolve.training.update import Update
 
 __all__ = ["Matching", "distribution"]
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Loss):
     """The loss of `distribution`."""
 
     teacher: Model
@@ -32,48 +34,23 @@ class Matching:
     guidance: float | Guidance | None = None
     times: str | TimeLaw | Warp = "uniform-t"
     options: Mapping[str, Any] = field(default_factory=dict)
-    averaged = False
 
-    def samples(
-        self, student: Model, x0: Tensor, cond: Mapping[str, Any] | None, seed: int, step: int, index: int
-    ) -> Tensor:
+    def samples(self, student: Model, update: Update) -> Tensor:
         """What the student makes of drawn noise in one jump, with its graph."""
-        key, path = Key.of(integer("seed", seed), index), student.path
-        z = key.normal(x0.shape, row=step, stream=Stream.DISTILL, dtype=x0.dtype, device=x0.device)
-        return student.jump(z * path.prior_std(), path.t_noise, path.t_data, **mapping("cond", cond))
+        path = student.path
+        z = update.normal(Stream.DISTILL) * path.prior_std()
+        return student.jump(z, path.t_noise, path.t_data, **update.cond)
 
-    def __call__(
-        self,
-        student: Model,
-        x0: Tensor,
-        *,
-        cond: Mapping[str, Any] | None = None,
-        seed: int,
-        step: int,
-        index: int = 0,
-        noise: Tensor | None = None,
-    ) -> tuple[Tensor, Parts]:
-        """The loss of each sample, whose gradient by x is that of the divergence; x0 says the shape alone.
-
-        Args:
-            noise: (B, ...), that the samples are noised with, in place of drawn normals.
-
-        The others, the result and the errors are those of `ds.distill.Distillation`.
-        """
-        check(student, x0, noise)
-        x, path = self.samples(student, x0, cond, seed, step, index), student.path
-        u = uniforms(seed, step, index, len(x0))[:, 0].clip(1e-9, 1 - 1e-9)
-        t = laws.named(self.times).quantile(u, path)
-        if noise is None:
-            key = Key.of(seed, index)
-            noise = key.normal(x0.shape, row=step, stream=Stream.TRAIN_NOISE, dtype=x0.dtype, device=x0.device)
+    def of(self, student: Model, update: Update, target: Model) -> tuple[Tensor, Parts]:
+        """The loss, whose gradient by x is that of the divergence; x0 says the shape alone, noise is added to x."""
+        x, path, noise = self.samples(student, update), student.path, update.noise
+        t = laws.named(self.times).quantile(uniforms(update)[:, 0].clip(1e-9, 1 - 1e-9), path)
         p = path.nodes(t)
         with torch.no_grad():
             noised = column(p.alpha, x) * x + column(p.sigma, x) * noise
             to_data = (p.alpha * 0 + 1, p.alpha * 0)
-            conditions = mapping("cond", cond)
             real, fake = (
-                Teacher(model, guidance).predict(to_data, noised, t, conditions)
+                Teacher(model, guidance).predict(to_data, noised, t, update.cond)
                 for model, guidance in ((self.teacher, Guidance.of(self.guidance)), (self.fake, Guidance(1.0)))
             )
             size = (x - real).abs().flatten(1).mean(1) if x.dim() > 1 else (x - real).abs()
@@ -95,7 +72,7 @@ class Matching:
     ) -> tuple[Tensor, Any]:
         """The loss of the fake network on what the student makes, `ds.training.objective`: for its own optimizer."""
         with torch.no_grad():
-            x = self.samples(student, x0, cond, seed, step, index)
+            x = self.samples(student, Update.of(student, x0, cond, seed, step, index, None, name="student"))
         return objective(self.fake, x, cond=cond, seed=seed, step=step, index=index, **self.options)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffsolve.api import solve
 from diffsolve.common.checks import instance, integer, mapping, number, required
-from diffsolve.distill.loss import Parts, check, uniforms
+from diffsolve.distill.base import Loss, Parts, uniforms
 from diffsolve.distill.metrics import Metric, Squared, squared
 from diffsolve.distill.situation import Situation
 from diffsolve.models import Guidance, Model
@@ -20,12 +20,13 @@ from diffsolve.noise import Key, Stream
 from diffsolve.paths import Path
 from diffsolve.solvers import Solver, named
 from diffsolve.training.objective import objective
+from diffsolve.training.update import Update
 
 __all__ = ["Reflow", "Trajectory", "reflow", "runs", "trajectory"]
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Loss):
     """The loss of `trajectory`."""
 
     nodes: tuple[float, ...]
@@ -35,37 +36,18 @@ class Trajectory:
     fine: int = 2
     ends: float = 0.5
     metric: Metric = field(default_factory=Squared)
-    averaged = False
 
-    def __call__(
-        self,
-        student: Model,
-        x0: Tensor,
-        *,
-        cond: Mapping[str, Any] | None = None,
-        seed: int,
-        step: int,
-        index: int = 0,
-        noise: Tensor | None = None,
-    ) -> tuple[Tensor, Parts]:
-        """The loss of each sample of a batch.
-
-        Args:
-            x0: (B, n + 1, ...), states of `runs` at the nodes; or with a teacher (B, ...), of which it takes the shape.
-            noise: (B, ...), the starts of the teacher's runs, in place of drawn normals.
-
-        The others, the result and the errors are those of `ds.distill.Distillation`.
-        """
-        check(student, x0, None)
-        conditions = mapping("cond", cond)
-        if self.teacher is not None:
-            key = Key.of(integer("seed", seed), index)
-            if noise is None:
-                noise = key.normal(x0.shape, row=step, stream=Stream.TRAIN_NOISE, dtype=x0.dtype, device=x0.device)
-            x0 = _run(self.teacher, self.nodes, self.solver, self.fine, noise, conditions, self.guidance)
+    def of(self, student: Model, update: Update, target: Model) -> tuple[Tensor, Parts]:
+        """The loss, where x0 is (B, n + 1, ...), states of `runs` at the nodes; or with a teacher (B, ...), of which
+        it takes the shape, and noise is where its runs begin."""
+        x0, conditions = update.x0, update.cond
+        if self.teacher is None:
+            required(update.given is None, "noise", update.given, "left out without a teacher: the runs are x0")
+        else:
+            x0 = _run(self.teacher, self.nodes, self.solver, self.fine, update.noise, conditions, self.guidance)
         count = len(self.nodes)
         required(x0.dim() > 1 and x0.shape[1] == count, "x0", x0, f"of shape (B, {count}, ...), states at the nodes")
-        u = uniforms(seed, step, index, len(x0))
+        u = uniforms(update)
         first = np.minimum((u[:, 0] * (count - 1)).astype(int), count - 2)
         last = first + 1 + np.minimum((u[:, 1] * (count - 1 - first)).astype(int), count - 2 - first)
         whole = u[:, 2] < self.ends
@@ -74,7 +56,7 @@ class Trajectory:
         x, landed = (x0[rows, torch.from_numpy(place).to(x0.device)] for place in (first, last))
         t, s = nodes[first], nodes[last]
         at = Situation(
-            student, student, None, "self", named("ddim"), x, x, x, t, s, s, conditions, conditions, None, step
+            student, student, None, "self", named("ddim"), x, x, x, t, s, s, conditions, conditions, None, update.step
         )
         output, wanted = at.call(t, s), at.reaching(landed)
         wide = torch.promote_types(output.dtype, torch.float32)
@@ -179,7 +161,7 @@ def _run(
 
 
 @dataclass(frozen=True)
-class Reflow:
+class Reflow(Loss):
     """The loss of `reflow`."""
 
     teacher: Model | None
@@ -187,29 +169,17 @@ class Reflow:
     guidance: float | Guidance | None
     solver: str | Solver
     options: Mapping[str, Any]
-    averaged = False
 
-    def __call__(
-        self,
-        student: Model,
-        x0: Tensor,
-        *,
-        cond: Mapping[str, Any] | None = None,
-        seed: int,
-        step: int,
-        index: int = 0,
-        noise: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        """The flow matching loss of each pair: x0 and the noise it came from, or runs from drawn noise."""
-        check(student, x0, noise)
+    def of(self, student: Model, update: Update, target: Model) -> tuple[Tensor, Any]:
+        """The flow matching loss of pairs: x0 and the noise it came from, or runs from drawn noise of its shape."""
+        x0, noise = update.x0, update.given
         if noise is None:
             required(self.teacher is not None, "noise", noise, "the start of each x0, where no teacher is given")
             assert self.teacher is not None
-            key = Key.of(integer("seed", seed), index)
-            noise = key.normal(x0.shape, row=step, stream=Stream.DISTILL, dtype=x0.dtype, device=x0.device)
-            ends = _run(self.teacher, self.nodes, self.solver, 1, noise, mapping("cond", cond), self.guidance)
-            x0 = ends[:, -1]
-        return objective(student, x0, cond=cond, seed=seed, step=step, index=index, noise=noise, **self.options)
+            noise = update.normal(Stream.DISTILL)
+            x0 = _run(self.teacher, self.nodes, self.solver, 1, noise, update.cond, self.guidance)[:, -1]
+        key: dict[str, Any] = {"seed": update.seed, "step": update.step, "index": update.index}
+        return objective(student, x0, cond=update.cond, noise=noise, **key, **self.options)
 
 
 def reflow(

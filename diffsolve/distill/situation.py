@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import required
-from diffsolve.distill.teacher import Teacher, column
+from diffsolve.common.tensors import column
+from diffsolve.distill.teacher import Teacher
 from diffsolve.models import Model
 from diffsolve.solvers import Solver
 from diffsolve.tableau.frames import convert

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffsolve.common.caching import remembered
 from diffsolve.common.checks import required
-from diffsolve.common.tensors import per_sample
+from diffsolve.common.tensors import column
 from diffsolve.execute import conversion, derivatives
 from diffsolve.models import Guidance, Model
 from diffsolve.models.conditions import picked, told
@@ -20,13 +20,7 @@ from diffsolve.paths import Path
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 
-__all__ = ["Teacher", "column"]
-
-
-def column(weights: Any, like: Tensor) -> Tensor:
-    """Weights () or (B,) in the dtype and on the device of `like` (B, ...), to multiply it."""
-    weights = torch.as_tensor(weights, dtype=torch.float64, device=None if isinstance(weights, Tensor) else "cpu")
-    return per_sample(weights.expand(len(like)).to(like.device, like.dtype), like)
+__all__ = ["Teacher"]
 
 
 @dataclass(frozen=True)

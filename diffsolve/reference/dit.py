@@ -86,20 +86,10 @@ class DiT(Conditioned):
         self.head = zero(nn.Linear(width, in_channels * patch**2))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: Images, with shape (B, C, H, W), in the dtype of the parameters.
-            t: Times in [0, 1], with shape (B,).
-            s: Where a flow map of two times goes, with shape (B,); None is t.
-            label: Classes as int64, with shape (B,); -1 means "no label", None means no label for any sample.
-
-        Returns:
-            A tensor like `x`.
+        """Images (B, C, H, W) to the same shape, as `Conditioned.forward` says.
 
         Raises:
-            ValueError: if the sides of the images are not divisible by `patch`, or a network of one time is told two.
-            TypeError: if s is no floating tensor.
+            ValueError: if the sides of the images are not divisible by `patch`.
         """
         rows, columns = (side // self.patch for side in x.shape[-2:])
         fits = x.shape[-2] == rows * self.patch and x.shape[-1] == columns * self.patch

@@ -31,6 +31,24 @@ class Conditioned(nn.Module):
     so weights of a network of one time go into it with `load_state_dict(.., strict=False)`.
     """
 
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: Samples, with shape (B, ...), in the dtype of the parameters.
+            t: Times in [0, 1], with shape (B,).
+            s: Where a flow map of two times goes, with shape (B,); None is t.
+            label: Classes as int64, with shape (B,); -1 means "no label", None means no label for any sample.
+
+        Returns:
+            A tensor like `x`.
+
+        Raises:
+            ValueError: if a network of one time is told two.
+            TypeError: if s is no floating tensor.
+        """
+        raise NotImplementedError
+
     def embed_with(self, features: int, width: int, num_classes: int, times: int, highest: float = 100.0) -> None:
         """Make the layers: of `features` cosines and sines of a time, and of a label, to `width` numbers."""
         self.features, self.highest = features, highest

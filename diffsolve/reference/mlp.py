@@ -35,21 +35,7 @@ class MLP(Conditioned):
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: Events, with shape (B, ...).
-            t: Times in about [0, 1], with shape (B,).
-            s: Where a flow map of two times goes, with shape (B,); None is t.
-            label: Classes as int64, with shape (B,); -1 means "no label", None means no label for any sample.
-
-        Returns:
-            A tensor like `x`.
-
-        Raises:
-            ValueError: if a network of one time is told two.
-            TypeError: if s is no floating tensor.
-        """
+        """Events (B, ...) to the same shape, as `Conditioned.forward` says."""
         h = self.inner(x.flatten(1))
         embedding = self.embed(t, s, label)
         for block in self.blocks:

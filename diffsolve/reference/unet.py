@@ -125,21 +125,10 @@ class UNet(Conditioned):
         self.head = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: Images, with shape (B, C, H, W), in the dtype of the parameters.
-            t: Times in [0, 1], with shape (B,).
-            s: Where a flow map of two times goes, with shape (B,); None is t.
-            label: Classes as int64, with shape (B,); -1 means "no label", None means no label for any sample.
-
-        Returns:
-            A tensor like `x`.
+        """Images (B, C, H, W) to the same shape, as `Conditioned.forward` says.
 
         Raises:
-            ValueError: if the sides of the images are not divisible by the network's stride, or a network of one time
-                is told two.
-            TypeError: if s is no floating tensor.
+            ValueError: if the sides of the images are not divisible by the network's stride.
         """
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"x must have sides divisible by {self.stride}, got {tuple(x.shape)}")

@@ -11,26 +11,24 @@ with their own (a, b), law of t and weight w.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import integer, mapping, number, required
+from diffsolve.common.checks import required
+from diffsolve.common.tensors import column
 from diffsolve.grids import Warp
 from diffsolve.models import Model
-from diffsolve.noise import Key, Stream
+from diffsolve.noise import Stream
 from diffsolve.training import couplings, laws, weights
 from diffsolve.training.couplings import Coupling
 from diffsolve.training.laws import TimeLaw
+from diffsolve.training.update import Update, check_drop
 from diffsolve.training.weights import Weight
 
 __all__ = ["Parts", "objective"]
-
-GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it are the most even sequence in (0, 1) that grows by one: as times of a batch of any size."""
 
 
 class Parts(NamedTuple):
@@ -95,67 +93,20 @@ def objective(
         ValueError: if an argument is out of range or of another shape, or `drop` is given without `uncond`.
         TypeError: if x0 is not floating, or the model is no Model.
     """
-    _check(model, x0, noise, drop, uncond)
-    key, step = Key.of(integer("seed", seed), index), integer("step", step, 0, 2**32 - 1)
-    B, law = len(x0), laws.named(times)
-    start = float(_uniform(Key.of(seed), 1, step, Stream.TRAIN_TIME))
-    u = (start + GOLDEN * torch.arange(index, index + B, dtype=torch.float64)) % 1
-    t = law(u.clamp(1e-9, 1 - 1e-9), model.path)
-    p = model.path.at(t.to(x0.device))
-    if noise is None:
-        noise = key.normal(x0.shape, row=step, stream=Stream.TRAIN_NOISE, dtype=x0.dtype, device=x0.device)
+    check_drop(drop, uncond)
+    update, law = Update.of(model, x0, cond, seed, step, index, noise), laws.named(times)
+    t = law(update.even(Stream.TRAIN_TIME).clamp(1e-9, 1 - 1e-9), model.path)
+    p, noise = model.path.at(t.to(x0.device)), update.noise
     coupled = couplings.named(coupling)
     if not isinstance(coupled, couplings.Independent):
-        noise = noise[coupled.partners(x0, noise, _uniform(key, B, step, Stream.TRAIN_COUPLE))]
-    a, b = (torch.as_tensor(c, dtype=torch.float64, device=x0.device).expand(B) for c in model.coefficients(p))
-    x = _weights(p.alpha, x0) * x0 + _weights(p.sigma, x0) * noise
-    target = _weights(a, x0) * x0 + _weights(b, x0) * noise
-    conditions = dict(mapping("cond", cond))
-    if drop:
-        dropped = _uniform(key, B, step, Stream.TRAIN_DROP) < drop
-        conditions = {name: _replaced(conditions, name, uncond, dropped, x0) for name in conditions}
+        noise = noise[coupled.partners(x0, noise, update.uniform(Stream.TRAIN_COUPLE))]
+    a, b = (torch.as_tensor(c, dtype=torch.float64, device=x0.device).expand(len(x0)) for c in model.coefficients(p))
+    x = column(p.alpha, x0) * x0 + column(p.sigma, x0) * noise
+    target = column(a, x0) * x0 + column(b, x0) * noise
+    conditions = update.conditions(drop, uncond)
     output = model(x, t.to(x0.device), **conditions)
     factor = weights.named(weight).of_output(p, a, b)
     required(bool(factor.isfinite().all()), "weight", weight, f"finite at all times of {model.path} that the law draws")
     wide = torch.promote_types(output.dtype, torch.float32)
     error = (output.to(wide) - target.to(wide)).square().flatten(1).mean(1) if x0.dim() > 1 else (output - target) ** 2
     return factor.to(error.dtype) * error, Parts(t, x, output, target, factor)
-
-
-def _check(model: Model, x0: Tensor, noise: Tensor | None, drop: float, uncond: Mapping[str, Any] | None) -> None:
-    required(isinstance(model, Model), "model", model, "a Model, of ds.adapt(net, path, predicts)", TypeError)
-    floating = isinstance(x0, Tensor) and x0.is_floating_point()
-    required(floating, "x0", x0, "a floating tensor", TypeError)
-    required(x0.dim() > 0 and len(x0) > 0, "x0", x0, "of shape (B, ...) with at least one sample")
-    if noise is not None:
-        fits = isinstance(noise, Tensor) and noise.shape == x0.shape
-        required(fits, "noise", noise, f"a tensor of the shape of x0, {tuple(x0.shape)}")
-    number("drop", drop, low=0, high=1)
-    required(not drop or bool(uncond), "uncond", uncond, f"given with drop={drop}, what takes a condition's place")
-
-
-def _uniform(key: Key, count: int, step: int, stream: Stream) -> Tensor:
-    """(count,) uniform draws, float64."""
-    uniform: Tensor = torch.special.ndtr(key.normal((count,), row=step, stream=stream, dtype=torch.float64))
-    return uniform
-
-
-def _replaced(cond: Mapping[str, Any], name: str, uncond: Mapping[str, Any] | None, dropped: Tensor, x0: Tensor) -> Any:
-    """A condition with the dropped samples' rows replaced; one that `uncond` does not name stays."""
-    value = cond[name]
-    if uncond is None or name not in uncond:
-        return value
-    per_sample = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x0)
-    required(per_sample, f"cond[{name!r}]", value, f"a tensor of {len(x0)} rows, to drop some of them")
-    null = torch.as_tensor(uncond[name], dtype=value.dtype, device=value.device)
-    return torch.where(_rows(dropped.to(value.device), value), null, value)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) reshaped to go with (B, ...)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _weights(values: Tensor, like: Tensor) -> Tensor:
-    """The same, in its dtype."""
-    return _rows(values, like).to(like.dtype)
