@@ -285,6 +285,14 @@ def test_refused():
         loss(student(), X0, seed=0, step=0)
     with pytest.raises(ValueError, match="x0 must be of shape .B, 4, ...."):
         distill.trajectory(path=paths.CondOT(), nodes=3)(student(), X0, seed=0, step=0)
+    states = X0[:, None].expand(-1, 2, -1)
+    with pytest.raises(ValueError, match="noise must be left out without a teacher"):
+        distill.trajectory(path=paths.CondOT())(student(), states, noise=states, seed=0, step=0)
+    with pytest.raises(ValueError, match="noise must be a tensor of the shape of x0"):
+        LOSSES["trajectory"](student(), X0, noise=X0[:, :1], seed=0, step=0)
+    for name in ("trajectory", "reflow", "distribution"):
+        with pytest.raises(TypeError, match="target must be left out for"):
+            LOSSES[name](student(), X0, target=student(), seed=0, step=0)
     with pytest.raises(TypeError, match="objective must be left out"):
         distill.fit(LOSSES["ect"], student(), X0, "nowhere", objective={})
     assert math.isclose(distill.Huber().c, 0.00054)

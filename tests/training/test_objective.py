@@ -191,6 +191,8 @@ def test_the_times_of_a_batch_are_spread_evenly():
         ({"x0": torch.ones(0, 2)}, "x0 must be of shape"),
         ({"model": torch.nn.Linear(2, 2)}, "model must be a Model"),
         ({"drop": 0.5, "cond": {"k": 1.0}, "uncond": {"k": 0.0}}, r"cond\['k'\] must be a tensor of 4 rows"),
+        ({"drop": 0.5, "uncond": {"k": 0.0}}, r"cond\['k'\] must be a tensor of 4 rows, .* got None"),
+        ({"index": -1}, "index must be an integer >= 0, got -1"),
     ],
 )
 def test_errors_name_what_is_wrong(options, says):
