@@ -43,7 +43,9 @@ def plot(found: dict[str, list[tuple[float, float]]], floor: float, file: Path) 
     for name, cells in found.items():
         panel.plot(*zip(*cells, strict=True), marker=".", label=name)
     panel.axhline(floor, color="grey", linestyle=":", label="images through the autoencoder")
-    panel.set(xscale="log", yscale="log", xlabel="milliseconds for a sample, one core", ylabel="FD")
+    panel.set(xscale="log", ylim=(0, None), xlabel="milliseconds for a sample, one core", ylabel="FD")
+    panel.set_xticks([3, 5, 10, 20, 50], ["3", "5", "10", "20", "50"], minor=False)
+    panel.xaxis.set_minor_formatter("")
     panel.legend()
     figure.savefig(file, dpi=120)
 

@@ -287,7 +287,8 @@ def _loaded(model: str) -> tuple[Any, str, str]:
 
     if not model.endswith(".safetensors"):
         return ds.load(model), model, "auto"
-    return ds.distill.load_student(model), "digits", str(ds.distill.about(model)["sampler"])
+    sampler = str(ds.distill.about(model)["sampler"])  # first: of a file that is no student it says so
+    return ds.distill.load_student(model), "digits", sampler
 
 
 @plain_errors()

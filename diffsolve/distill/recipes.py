@@ -25,7 +25,7 @@ __all__ = ["RECIPES", "Recipe", "about", "distill_digits", "load_student", "stud
 
 NOTE = "diffsolve"
 RUNS = 20_000
-ACCEPTED = "a student of `diffsolve distill`"
+ACCEPTED = "a student of `diffsolve distill` (of other weights say the model: 'fashion(weights=\"mine.safetensors\")')"
 
 
 @dataclass(frozen=True)
