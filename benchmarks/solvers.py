@@ -69,8 +69,8 @@ The last columns are the standard deviation of the result over the exact one for
 noise to the data, in its own grid. No sampling: the linear recursion is followed in closed form
 (`tests/support/gaussian.py`).
 `restart` does nothing where the grid has no node in its interval.
-`consistency`, `lcm`, `scm` and `tcd` are for students ([distillation.md](distillation.md)): with an ordinary network, as
-here, they have no order.
+`consistency`, `lcm`, `scm` and `tcd` are for students ([distillation.md](distillation.md)): with an ordinary network,
+as here, they have no order.
 """
 
 ORDERS = """

@@ -107,7 +107,7 @@ class Recipe:
 
 
 RECIPES = {
-    "flow": Recipe("condot", "velocity", steps=3500, objective={"times": "logit-normal"}),
+    "flow": Recipe("condot", "velocity", steps=13000, batch=64, ema=0.999, objective={"times": "logit-normal"}),
     "noise": Recipe("ddpm", "noise", noise_network, clock=straight_of_row, learned="v", steps=500, lr=5e-4),
     "edm": Recipe("edm", "edm", clock=straight, steps=2600, lr=1.5e-3, objective={"times": "log-normal"}),
     "latent": Recipe("condot", "velocity", latent_network, steps=1600, objective={"times": "logit-normal"}),
