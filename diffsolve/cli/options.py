@@ -29,10 +29,12 @@ __all__ = [
 
 SHAPES = {
     "digits": (1, 8, 8),
+    "digits-student": (1, 8, 8),
     "fashion": (1, 28, 28),
     "fashion-edm": (1, 28, 28),
     "fashion-latent": (4, 7, 7),
     "fashion-noise": (1, 28, 28),
+    "fashion-student": (1, 28, 28),
     "mixture-2d": (2,),
 }  # of one sample of each reference model
 LABELLED = [name for name in SHAPES if name != "mixture-2d"]  # those with ten classes
@@ -52,9 +54,9 @@ Force = Annotated[bool, typer.Option("--force", help="Start the file anew, whate
 ModelSpec = Annotated[
     str,
     typer.Option(
-        help="digits, fashion, fashion-noise, fashion-edm or fashion-latent, with weights of one's own as "
-        "\"digits(weights='mine.safetensors')\"; or mixture-2d, as \"mixture-2d(path='edm')\". `sample` takes a "
-        "student's file too."
+        help="digits, fashion, fashion-noise, fashion-edm, fashion-latent, digits-student or fashion-student, with "
+        "weights of one's own as \"digits(weights='mine.safetensors')\"; or mixture-2d, as "
+        "\"mixture-2d(path='edm')\". `sample` takes a student's file too."
     ),
 ]
 Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]

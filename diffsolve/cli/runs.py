@@ -258,7 +258,7 @@ def plan(
 @plain_errors()
 def distill(
     method: Annotated[str, typer.Argument(help="How: trajectory, lagrangian, consistency, ..; docs/distillation.md.")],
-    model: Annotated[str, typer.Option(help="The teacher: digits.")] = "digits",
+    model: Annotated[str, typer.Option(help="The teacher: digits or fashion.")] = "digits",
     out: Annotated[Path, typer.Option(help="The file of weights to write.")] = Path("student.safetensors"),
     steps: Annotated[int | None, typer.Option(help="Number of updates in all. [default: the recipe's]")] = None,
     batch: Annotated[int | None, typer.Option(help="Images in each update. [default: the recipe's]")] = None,
@@ -271,13 +271,13 @@ def distill(
     """Distil a reference model into a student of a few calls; `sample --model student.safetensors` draws from it."""
     import torch
 
-    from diffsolve.common.checks import choice
-    from diffsolve.distill import distill_digits
+    from diffsolve.distill import distill_reference
 
-    choice("model", model, ["digits"])
     torch.set_num_threads(1)
     given = {name: value for name, value in (("steps", steps), ("batch", batch), ("lr", lr)) if value is not None}
-    training = distill_digits(method, out, seed=seed, minutes=minutes, resume=resume, progress=bar(progress), **given)
+    training = distill_reference(
+        method, out, model, seed=seed, minutes=minutes, resume=resume, progress=bar(progress), **given
+    )
     _report_training(training, steps, out)
 
 
@@ -287,8 +287,8 @@ def _loaded(model: str) -> tuple[Any, str, str]:
 
     if not model.endswith(".safetensors"):
         return ds.load(model), model, "auto"
-    sampler = str(ds.distill.about(model)["sampler"])  # first: of a file that is no student it says so
-    return ds.distill.load_student(model), "digits", sampler
+    about = ds.distill.about(model)
+    return ds.distill.load_student(model), about["model"], about["sampler"]
 
 
 @plain_errors()

@@ -7,7 +7,7 @@ from diffsolve.distill.loss import Distillation, Scales
 from diffsolve.distill.matching import distribution
 from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian, meanflow, progressive, scm, shortcut
 from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
-from diffsolve.distill.recipes import RECIPES, about, distill_digits, load_student
+from diffsolve.distill.recipes import RECIPES, about, distill_reference, load_student
 from diffsolve.distill.runs import reflow, runs, trajectory
 from diffsolve.distill.second import TwoTimes
 from diffsolve.distill.stretches import Between, Halves, Shrinking, Steps, Stretches
@@ -38,7 +38,7 @@ __all__ = [
     "ayf",
     "best_times",
     "consistency",
-    "distill_digits",
+    "distill_reference",
     "distribution",
     "ect",
     "fit",

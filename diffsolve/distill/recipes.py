@@ -1,4 +1,4 @@
-"""How the digits network is distilled: its student, the data, and settings of each method that suit it."""
+"""How the reference models are distilled: data, and settings of each method that suit them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import choice
-from diffsolve.common.files import match, read_tensors, reading
+from diffsolve.common.files import read_tensors, reading
 from diffsolve.distill import methods
 from diffsolve.distill.fit import fit
 from diffsolve.distill.metrics import Adaptive
 from diffsolve.distill.runs import reflow, runs, trajectory
 from diffsolve.distill.stretches import Halves, Steps
-from diffsolve.models import Model, adapt
-from diffsolve.reference import digits
-from diffsolve.reference.unet import UNet
+from diffsolve.models import Model
+from diffsolve.reference import load, students
+from diffsolve.reference.data import fashion as load_fashion
+from diffsolve.reference.digits import load_data as load_digits
 
-__all__ = ["RECIPES", "Recipe", "about", "distill_digits", "load_student", "student"]
+__all__ = ["RECIPES", "Recipe", "about", "distill_reference", "load_student"]
 
-NOTE = "diffsolve"
 RUNS = 20_000
-ACCEPTED = "a student of `diffsolve distill` (of other weights say the model: 'fashion(weights=\"mine.safetensors\")')"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method on the digits: its loss, and what `fit` gets."""
+    """A method: its loss, and what `fit` gets."""
 
     loss: Callable[[Model], Callable[..., Any]]
     options: Mapping[str, Any]
-    data: str = "digits"
-    """The digits themselves, or "runs" of the teacher at this many nodes."""
+    data: str = "data"
+    """The teacher's training data, its "runs" at this many nodes, or "pairs" of their ends."""
     nodes: int = 8
     sampler: str = "flow-map"
     """With which the student is sampled."""
 
+
+MODELS: dict[str, dict[str, Any]] = {"digits": {}, "fashion": {"batch": 64}}
+"""What a model wants in place of a recipe's options."""
+
+SHAPES = {"digits": (1, 8, 8), "fashion": (1, 28, 28)}
 
 _BASE = {"batch": 128, "lr": 1e-3, "ema": 0.995, "steps": 4000}
 
@@ -67,63 +71,63 @@ RECIPES: dict[str, Recipe] = {
 """The methods of `diffsolve distill`."""
 
 
-def student(teacher: Model) -> Model:
-    """The digits' student: the teacher's network, told two times, which begins as the teacher."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        net = UNet(in_channels=1, channels=24, multipliers=(1, 2), num_classes=10, times=2)
-    net.load_state_dict(teacher.net.state_dict(), strict=False)  # type: ignore[attr-defined]
-    return adapt(net, teacher.path, teacher.predicts, jumps="straight")
-
-
 def load_student(path: str | os.PathLike[str]) -> Model:
-    """The student that a file of `distill_digits` holds, in evaluation mode.
+    """The student that a file of `distill_reference` holds, in evaluation mode.
 
     Raises:
         ValueError: if the file is no such student.
     """
-    model = student(adapt(digits.load(), "condot", "velocity"))
-    weights, _ = read_tensors(path, NOTE, accepted=ACCEPTED)
-    match(path, weights, model.net.state_dict())  # type: ignore[attr-defined]
-    model.net.load_state_dict({name: value.float() for name, value in weights.items()})  # type: ignore[attr-defined]
-    model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]
-    return model
+    return students.load(about(path)["model"], path)
 
 
 def about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file of `distill_digits` says of its student: the method, and the solver with which it is sampled.
+    """What a file of `distill_reference` says of its student: teacher, method, and the solver that samples from it.
 
     Raises:
         ValueError: if the file is no such student.
     """
-    _, note = read_tensors(path, NOTE, accepted=ACCEPTED)
-    with reading(path, ACCEPTED):
+    _, note = read_tensors(path, students.KEY, accepted=students.ACCEPTED)
+    with reading(path, students.ACCEPTED):
+        choice("model", note["model"], students.NETWORKS)
         choice("method", note["method"], RECIPES)
         choice("sampler", note["sampler"], {recipe.sampler for recipe in RECIPES.values()})
     return note
 
 
-def distill_digits(method: str, out: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """Distil the digits network by a method and write the student; the arguments are those of `ds.distill.fit`.
+def distill_reference(
+    method: str, out: str | os.PathLike[str], model: str = "digits", **options: Any
+) -> dict[str, Any]:
+    """Distil a reference model by a method and write the student.
+
+    Args:
+        method: a name in `RECIPES`.
+        out: the safetensors file.
+        model: the teacher, "digits" or "fashion".
+        options: of `ds.distill.fit`, in place of the recipe's.
 
     Raises:
-        ValueError: if the method has no recipe, or as of `ds.distill.fit`.
+        ValueError: if the method has no recipe, the model no student, or as of `ds.distill.fit`.
+        FileNotFoundError: if the data are not there.
     """
     choice("method", method, RECIPES)
-    recipe, teacher = RECIPES[method], adapt(digits.load(), "condot", "velocity")
-    note = {"method": method, "sampler": recipe.sampler}
-    settings = {**recipe.options, "dtype": torch.float16, "note": note, **options}
-    return fit(recipe.loss(teacher), student(teacher), data(recipe, teacher), out, **settings)
+    choice("model", model, students.NETWORKS)
+    recipe, teacher = RECIPES[method], load(model)
+    settings = {**recipe.options, **MODELS[model], "dtype": torch.float16, **options}
+    settings["note"] = {"model": model, "method": method, "sampler": recipe.sampler}
+    begun = students.student(model, teacher)
+    begun.net.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    return fit(recipe.loss(teacher), begun, data(recipe, model, teacher), out, **settings)
 
 
-def data(recipe: Recipe, teacher: Model) -> Any:
+def data(recipe: Recipe, model: str, teacher: Model) -> Any:
     """What a recipe learns from."""
-    if recipe.data == "digits":
-        images, labels = digits.load_data()
+    if recipe.data == "data":
+        images, labels = load_digits() if model == "digits" else load_fashion("train")
         return images, {"label": labels}
     labels = torch.randint(-1, 10, (RUNS,), generator=torch.Generator().manual_seed(0))
     nodes = recipe.nodes if recipe.data == "runs" else 1
-    states: Tensor = runs(teacher, (RUNS, 1, 8, 8), nodes=nodes, fine=16 // nodes, cond={"label": labels})
+    shape = (RUNS, *SHAPES[model])
+    states: Tensor = runs(teacher, shape, nodes=nodes, fine=16 // nodes, cond={"label": labels}, batch=250)
     if recipe.data == "runs":
         return states, {"label": labels}
     return states[:, -1], {"label": labels, "noise": states[:, 0]}

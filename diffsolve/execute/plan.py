@@ -69,7 +69,7 @@ def plan(
         raise ValueError(f"predicts={predicts!r} cannot be given with a Model, which has its own: {model.predicts!r}")
     path, determined = model.path, model.determined
     method, its_grid = solvers.resolve(solver)
-    method = method.suited(model.learned or model.predicts, guidance, _size(shape))
+    method = method.suited(model.learned or model.predicts, guidance, _size(shape), model.jumps is not None)
     grid = its_grid or method.grid if grid is None else grid
     times = own_times(grid)
     if times is not None:

@@ -24,6 +24,12 @@ def _fashion(objective: str, weights: str | None = None) -> Model:
     return fashion.load(objective, weights)
 
 
+def _student(of: str, weights: str | None = None) -> Model:
+    from diffsolve.reference import students
+
+    return students.load(of, weights)
+
+
 def _mixture_2d(path: str = "condot", predicts: str = "velocity") -> Model:
     return mixture_model(ring(), path, predicts)
 
@@ -33,7 +39,9 @@ registry: Registry[Model] = Registry(
     Model,
     {
         "digits": _digits,
+        "digits-student": partial(_student, "digits"),
         "fashion": partial(_fashion, "flow"),
+        "fashion-student": partial(_student, "fashion"),
         "fashion-noise": partial(_fashion, "noise"),
         "fashion-edm": partial(_fashion, "edm"),
         "fashion-latent": partial(_fashion, "latent"),
@@ -51,6 +59,8 @@ def load(name: str) -> Model:
     (B, 1, 28, 28). "fashion-noise" predicts the noise on the table "ddpm", "fashion-edm" is a raw EDM network;
     "fashion-latent" is a velocity of latents, shape (B, 4, 7, 7), of which `model.net.decode` makes images.
     All take `weights=`, a file of `diffsolve train fashion`.
+    "digits-student" and "fashion-student": flow maps of those two for one to four calls; `weights=` is a file of
+    `diffsolve distill`.
     "mixture-2d": eight Gaussians on a ring, exact; shape (B, 2). "mixture-2d(path='edm', predicts='noise')" puts
     it on another path.
     """

@@ -11,6 +11,7 @@ import numpy as np
 from diffsolve.paths import Path
 from diffsolve.solvers.base import Solver
 from diffsolve.solvers.designed import Designed, ForNetwork, of_image
+from diffsolve.solvers.flow_map import FlowMap
 from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.published import DPMpp
 from diffsolve.tableau import Draft, Tableau
@@ -44,11 +45,16 @@ MOST = 4
 class Auto(ForNetwork):
     """Designed weights in a few steps, Adams with a corrector (PEC) on the straight velocity in more.
 
+    A network that is told two times is a flow map, and jumps (`FlowMap`).
+
     A trained network errs on what it predicts. In the straight velocity that error is multiplied by 1 / alpha at the
     noise end (noise, score) or by 1 / sigma at the data end (denoised), so the prediction decides on the grid
     (`ArcOf`: nearly even in lambda for those), on the variable (lambda for those, else theta) and on how many values
     a step may use. docs/accuracy.md has the measurements behind the rule.
     """
+
+    def suited(self, predicts: str, guidance: float, size: int | None = None, told_two: bool = False) -> Solver:
+        return FlowMap() if told_two else super().suited(predicts, guidance, size)
 
     def method(self, steps: int) -> Solver:
         """What a run of so many steps uses."""

@@ -47,10 +47,10 @@ class Solver(ABC):
         """Network calls in a step away from the ends."""
         return 1
 
-    def suited(self, predicts: str, guidance: float, size: int | None = None) -> Solver:
+    def suited(self, predicts: str, guidance: float, size: int | None = None, told_two: bool = False) -> Solver:
         """The solver for a network of that prediction, guided at that scale, on samples of that many numbers.
 
-        Itself, unless its rule asks for them.
+        Itself, unless its rule asks for them. `told_two`: whether the network is a flow map, told where to go.
         """
         return self
 

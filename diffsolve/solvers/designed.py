@@ -127,7 +127,7 @@ class ForNetwork(Solver):
     def grid(self) -> Grid:  # type: ignore[override]
         return ArcOf(self.predicts or "v", self.size)
 
-    def suited(self, predicts: str, guidance: float, size: int | None = None) -> Solver:
+    def suited(self, predicts: str, guidance: float, size: int | None = None, told_two: bool = False) -> Solver:
         w = guidance if self.guidance is None else self.guidance
         return replace(self, guidance=w, predicts=self.predicts or predicts, size=self.size or size)
 

@@ -197,7 +197,7 @@ def test_progress():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "cats"), "model must be one of 'digits', 'fashion', "),
+        (("--model", "cats"), "model must be one of 'digits', 'digits-student', 'fashion', "),
         (("--model", "mixture-2d(path='nowhere')"), "path must be one of 'condot', "),
         (("--solver", "unipc3"), "did you mean 'unipc-3' or"),
         (("--solver", "ddim(eta=2)"), "eta must be a finite number >= 0 and <= 1, got 2"),

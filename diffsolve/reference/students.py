@@ -1,0 +1,64 @@
+"""Students of the reference models: their networks, told two times, on which `ds.load` and `diffsolve distill` agree.
+
+`diffsolve.distill.RECIPES` says how they are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from diffsolve.common.checks import choice
+from diffsolve.common.files import match, read_tensors
+from diffsolve.models import Model, adapt
+from diffsolve.reference.unet import UNet
+
+__all__ = ["ACCEPTED", "KEY", "NETWORKS", "load", "student"]
+
+KEY = "diffsolve"  # the one entry of the files' metadata, a JSON object
+ACCEPTED = "a student of `diffsolve distill` (of other weights say the model: 'fashion(weights=\"mine.safetensors\")')"
+
+NETWORKS: dict[str, Callable[[], UNet]] = {
+    "digits": lambda: UNet(1, 24, (1, 2), num_classes=10, times=2),
+    "fashion": lambda: UNet(1, 32, (1, 2), num_classes=10, patch=2, times=2),
+}
+"""Each teacher's network told two times, freshly initialised."""
+
+
+def student(of: str, teacher: Model | None = None) -> Model:
+    """A student of the teacher "digits" or "fashion": its network, told two times, which begins as the teacher.
+
+    Without a teacher its weights are random, the same each time.
+    """
+    choice("of", of, NETWORKS)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        net = NETWORKS[of]()
+    if teacher is not None:
+        net.load_state_dict(teacher.net.state_dict(), strict=False)  # type: ignore[attr-defined]
+    return adapt(net, "condot", "velocity", jumps="straight")
+
+
+def load(of: str, path: str | PathLike[str] | None = None) -> Model:
+    """A trained student in float32, in evaluation mode, its parameters frozen.
+
+    Args:
+        of: its teacher, "digits" or "fashion".
+        path: a file of `diffsolve distill`; by default the one in the package.
+
+    Raises:
+        ValueError: if there is no such teacher, or the file is no student of it.
+    """
+    model = student(of)
+    packaged = resources.files(__package__) / "weights" / f"{of}-student.safetensors"
+    with resources.as_file(packaged) if path is None else nullcontext(Path(path)) as file:
+        weights, _ = read_tensors(file, KEY, accepted=ACCEPTED)
+        match(file, weights, model.net.state_dict())  # type: ignore[attr-defined]
+    model.net.load_state_dict({name: value.float() for name, value in weights.items()})  # type: ignore[attr-defined]
+    model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]
+    return model
