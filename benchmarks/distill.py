@@ -2,11 +2,14 @@
 
     python benchmarks/distill.py ring                        # all methods on eight Gaussians on a ring
     python benchmarks/distill.py ring --only lagrangian ayf
-    python benchmarks/distill.py digits student.safetensors  # the students in files of `diffsolve distill`
+    python benchmarks/distill.py digits *.safetensors        # the students in files of `diffsolve distill`
+    python benchmarks/distill.py fashion *.safetensors
 
 Of the ring the teacher is exact; a student is an MLP of two times, made from scratch by 1000 updates of 256 samples.
-Endpoints are 2000, against an exact run; the law is compared by the sliced Wasserstein distance. Of the digits they are
-1000 in the features of a small classifier, as in fid.py. Records are kept between runs.
+Endpoints are 2000, against an exact run; the law is compared by the sliced Wasserstein distance. Of images they are
+1000 in the features of a small classifier, as in fid.py; the error is that of 200 against `auto` at 100 calls on the
+teacher; the seconds are those of the updates, not of the runs that some learn from. Beside the students are untrained
+solvers and `ds.tune`. Images end in a picture, docs/students-NAME.png. Records are kept between runs.
 """
 
 from __future__ import annotations
@@ -18,21 +21,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
 import torch
 from record import Recorder
 from torch import Tensor
 
 import diffsolve as ds
 from diffsolve import distill
+from diffsolve.distill.recipes import SHAPES
 from diffsolve.metrics import Statistics, frechet, sliced_wasserstein
 from diffsolve.metrics.data import DATA
 from diffsolve.models import Model
 from diffsolve.reference.mlp import MLP
+from diffsolve.reference.students import student as student_of
 
 CALLS = (1, 2, 4, 8)
 UPDATES, BATCH, LR = 1000, 256, 2e-3
 UNTRAINED = ("auto", "ddim", "dpmpp-2m", "unipc-3", "heun")
-RESULTS = Path(__file__).resolve().parent / "results"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+STRIP = 8
+"""Images of each method and number of calls in the picture."""
 
 
 def student() -> Model:
@@ -180,50 +191,122 @@ def on_ring(only: Sequence[str], recorder: Recorder) -> None:
         row(name, seconds, ends)
 
 
-def on_digits(files: Sequence[str], recorder: Recorder) -> None:
-    """The table of the digits, of students in files; without files, of untrained solvers and a tuned one."""
-    teacher, reference = ds.load("digits"), DATA["digits"]()
-    labels = torch.randint(10, (1000,), generator=torch.Generator().manual_seed(0))
-    exact = ds.sample(teacher, (200, 1, 8, 8), solver="auto", nfe=200, seed=0, cond={"label": labels[:200]})
-    columns = {"seconds": ".3g", **{f"FD, {n}": ".3f" for n in CALLS}, **{f"error, {n}": ".3f" for n in CALLS}}
-    table = recorder.table("digits", ["method"], columns)
+class Images:
+    """Samples and scores of a reference model's students, and what is beside them; all from the same noises."""
 
-    def row(name: str, seconds: float | None, ends: Callable[[int], Tensor | None]) -> None:
-        samples = [ends(n) for n in CALLS]
-        scores = [
-            None if x is None else frechet(Statistics.of(x, reference.features, keep=0), reference) for x in samples
-        ]
-        size = exact.square().mean().sqrt()
-        errors = [None if x is None else float((x[:200] - exact).square().mean().sqrt() / size) for x in samples]
-        table.add([name], [seconds, *scores, *errors])
+    def __init__(self, name: str, num: int = 1000) -> None:
+        self.name, self.teacher, self.data = name, ds.load(name), DATA[name]()
+        self.labels = torch.randint(10, (num,), generator=torch.Generator().manual_seed(0))
+        self.exact = self.drawn(self.teacher, 200, nfe=100)
+        self.rms = self.exact.square().mean().sqrt()
 
-    def drawn(model: Model, **options: Any) -> Tensor:
+    def drawn(self, model: Model, num: int | None = None, **options: Any) -> Tensor:
+        """Samples of the first `num` labels."""
         parts = []
-        for first in range(0, 1000, 200):
-            cond = {"label": labels[first : first + 200]}
-            parts.append(ds.sample(model, (200, 1, 8, 8), seed=0, index=first, cond=cond, **options))
+        for first, labels in enumerate(self.labels[:num].split(200)):
+            shape = (len(labels), *SHAPES[self.name])
+            parts.append(ds.sample(model, shape, seed=0, index=200 * first, cond={"label": labels}, **options))
         return torch.cat(parts)
 
-    if not files:
-        at32 = drawn(teacher, solver="auto", nfe=32)
-        row("teacher, 32 calls", None, lambda n: at32 if n == 1 else None)
-        row("auto", None, lambda n: drawn(teacher, solver="auto", nfe=n))
-        row("ddim", None, lambda n: drawn(teacher, solver="ddim", nfe=n))
-        return
+    def scores(self, x: Tensor) -> tuple[float, float]:
+        """FD to the data, and the distance of the first samples from the ends of the teacher's flow."""
+        distance = frechet(Statistics.of(x, self.data.features, keep=0), self.data)
+        return distance, float((x[:200] - self.exact).square().mean().sqrt() / self.rms)
+
+    def cost(self, method: str, batch: int, updates: int = 4) -> float:
+        """Seconds of one update of a method, without the optimizer's and without making the runs it may learn from."""
+        recipe, model = distill.RECIPES[method], student_of(self.name, self.teacher)
+        loss, cond = recipe.loss(self.teacher), {"label": self.labels[:batch]}
+        x0 = ds.Key(5).normal((batch, recipe.nodes + 1, *SHAPES[self.name]))
+        x0 = x0 if recipe.data == "runs" else x0[:, 0]
+        began = 0.0
+        for step in range(updates + 1):
+            if step == 1:  # the first is not counted
+                began = time.process_time()
+            losses, _ = loss(model, x0, cond=cond, seed=0, step=step, **({"target": model} if loss.averaged else {}))
+            losses.mean().backward()
+        return (time.process_time() - began) / updates
+
+    def tuned(self, calls: int) -> ds.Tableau:
+        """What `ds.tune` makes of as many calls, on 128 noises and labels of their own."""
+        labels = torch.arange(128) % 10
+        shape = (128, *SHAPES[self.name])
+        return ds.tune(self.teacher, shape, nfe=calls, teacher=32, cond={"label": labels}, iterations=100, seed=1)
+
+
+def on_images(name: str, files: Sequence[str], recorder: Recorder) -> None:
+    """The table of a reference model, and its picture."""
+    images = Images(name)
+    columns = {"seconds": ".3g", **{f"FD, {n}": ".3f" for n in CALLS}, **{f"error, {n}": ".3f" for n in CALLS}}
+    table = recorder.table(name, ["method"], columns)
+    seen: dict[str, dict[int, Tensor]] = {}
+    lines: dict[str, list[float]] = {}
+
+    def row(method: str, seconds: float | None, ends: Callable[[int], Tensor | None]) -> None:
+        samples = {n: x for n in CALLS if (x := ends(n)) is not None}
+        scores = {n: images.scores(x) for n, x in samples.items()}
+        table.add([method], [seconds, *(scores[n][k] if n in scores else None for k in (0, 1) for n in CALLS)])
+        seen[method] = {n: x[:STRIP] for n, x in samples.items()}
+        lines[method] = [scores[n][0] if n in scores else float("nan") for n in CALLS]
+
+    at32 = images.drawn(images.teacher, nfe=32)
+    row("teacher, 32 calls", None, lambda n: at32 if n == 1 else None)
+    for solver in UNTRAINED:
+        two = solver == "heun"
+        row(
+            solver,
+            None,
+            lambda n, s=solver, two=two: None if two and n == 1 else images.drawn(images.teacher, solver=s, nfe=n),
+        )
+    began = time.process_time()
+    learned = {n: images.tuned(n) for n in CALLS[1:]}
+    spent = time.process_time() - began
+    row("ds.tune", spent, lambda n: images.drawn(images.teacher, solver=learned[n]) if n in learned else None)
     for file in files:
-        model, about = distill.load_student(file), distill.about(file)
-        row(about["method"], None, lambda n, m=model, s=about["sampler"]: drawn(m, solver=s, nfe=n))
+        model, note = distill.load_student(file), distill.about(file)
+        sampler, seconds = note["sampler"], images.cost(note["method"], note["batch"]) * note["steps"]
+        row(note["method"], seconds, lambda n, m=model, s=sampler: images.drawn(m, solver=s, nfe=n))
+    pictured(name, seen, lines)
+
+
+def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, list[float]]) -> None:
+    """FD against calls, and a strip of the same noises for each method and number of calls."""
+    teacher = lines.pop("teacher, 32 calls")[0]
+    shown = {method: ends for method, ends in seen.items() if method not in UNTRAINED or method == "auto"}
+    figure = plt.figure(figsize=(13, 0.55 * len(shown) + 2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 2.2])
+    for method, values in lines.items():
+        style = {"color": "0.6", "lw": 0.8} if method in UNTRAINED and method != "auto" else {"marker": "o", "ms": 3}
+        left.plot(CALLS, values, label=method, **style)
+    left.axhline(teacher, color="black", ls=":", label="teacher, 32 calls")
+    left.set(xscale="log", yscale="log", xlabel="network calls", ylabel="FD", xticks=CALLS, xticklabels=map(str, CALLS))
+    left.minorticks_off()
+    left.legend(fontsize=7, loc="upper right")
+    side, few = SHAPES[name][-1], CALLS[:3]
+    canvas = torch.ones(len(shown) * (side + 2), (STRIP * side + 6) * len(few))
+    for i, ends in enumerate(shown.values()):
+        for j, n in enumerate(few):
+            if n in ends:
+                top, across = i * (side + 2), j * (STRIP * side + 6)
+                canvas[top : top + side, across : across + STRIP * side] = torch.cat(list(ends[n][:, 0]), 1)
+    right.imshow(canvas.clamp(-1, 1), cmap="gray", aspect="equal", interpolation="nearest")
+    right.set_yticks([i * (side + 2) + side / 2 for i in range(len(shown))], list(shown), fontsize=8)
+    right.set_xticks([(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} calls" for n in few])
+    figure.savefig(DOCS / f"students-{name}.png", dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Students of every method.")
-    parser.add_argument("target", choices=["ring", "digits"])
-    parser.add_argument("files", nargs="*", help="digits: files of students; none for what is not trained")
+    parser.add_argument("target", choices=["ring", *SHAPES])
+    parser.add_argument("files", nargs="*", help="digits, fashion: files of students")
     parser.add_argument("--only", nargs="*", default=(), help="ring: these methods")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     recorder = Recorder("distill", resume=True)
-    on_ring(options.only, recorder) if options.target == "ring" else on_digits(options.files, recorder)
+    if options.target == "ring":
+        on_ring(options.only, recorder)
+    else:
+        on_images(options.target, options.files, recorder)
 
 
 if __name__ == "__main__":

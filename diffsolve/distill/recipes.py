@@ -45,20 +45,21 @@ MODELS: dict[str, dict[str, Any]] = {"digits": {}, "fashion": {"batch": 64}}
 
 SHAPES = {"digits": (1, 8, 8), "fashion": (1, 28, 28)}
 
-_BASE = {"batch": 128, "lr": 1e-3, "ema": 0.995, "steps": 4000}
+_BASE = {"batch": 64, "lr": 1e-3, "ema": 0.995, "steps": 3000}
+_DERIVATIVE = {**_BASE, "steps": 2000}
 
 RECIPES: dict[str, Recipe] = {
-    "trajectory": Recipe(lambda teacher: trajectory(path=teacher.path, nodes=8, ends=0.4), _BASE, "runs"),
-    "lagrangian": Recipe(methods.lagrangian, {**_BASE, "steps": 2000}),
-    "ayf": Recipe(lambda teacher: replace(methods.ayf(teacher), metric=Adaptive(0.5)), {**_BASE, "steps": 2000}),
+    "trajectory": Recipe(
+        lambda teacher: trajectory(path=teacher.path, nodes=8, ends=0.4), {**_BASE, "batch": 128, "steps": 4000}, "runs"
+    ),
+    "lagrangian": Recipe(methods.lagrangian, _DERIVATIVE),
+    "ayf": Recipe(lambda teacher: replace(methods.ayf(teacher), metric=Adaptive(0.5)), _DERIVATIVE),
     "consistency": Recipe(
         lambda teacher: methods.consistency(teacher, stretches=Steps("jumps", 12)), _BASE, sampler="consistency"
     ),
     "ect": Recipe(lambda teacher: methods.ect(every=500, q=2.0), _BASE, sampler="consistency"),
-    "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), {**_BASE, "steps": 2000}, sampler="scm"),
-    "meanflow": Recipe(
-        lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), {**_BASE, "steps": 3000}
-    ),
+    "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm"),
+    "meanflow": Recipe(lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE),
     "shortcut": Recipe(
         lambda teacher: methods.shortcut(
             source="teacher", teacher=teacher, stretches=Halves(steps=16, diagonal=0.3), diagonal=0.3
