@@ -99,7 +99,7 @@ def beside() -> None:
         text = re.sub(r"\]\((?:\.\./)?docs/", "](", text)
         for other, here in BESIDE.items():
             text = text.replace(f"]({other})", f"]({here})").replace(f"](../{other})", f"]({here})")
-        page(name, text)
+        page(name, text.replace("](results/", "](measured/"))
     for result in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
         text = re.sub(r"\]\(\.\./\.\./docs/", "](../", result.read_text())
         page(f"measured/{result.name}", text)

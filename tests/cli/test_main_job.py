@@ -55,8 +55,8 @@ def test_the_code_in_the_docs_runs(page, tmp_path, monkeypatch):
 
 
 def test_reference_models():
-    fashion = ["fashion", "fashion-edm", "fashion-latent", "fashion-noise"]
-    assert reference.names() == ["digits", *fashion, "mixture-2d"]
+    fashion = ["fashion", "fashion-edm", "fashion-latent", "fashion-noise", "fashion-student"]
+    assert reference.names() == ["digits", "digits-student", *fashion, "mixture-2d"]
     with pytest.raises(ValueError, match="model must be one of .*, got 'digit'; did you mean 'digits'"):
         ds.load("digit")
     for path in ds.paths.names():
