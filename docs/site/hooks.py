@@ -7,7 +7,7 @@ from typing import Any
 
 BESIDE = {
     "../README.md": "readme.md", "../CONTRIBUTING.md": "contributing.md", "../CHANGELOG.md": "changelog.md",
-    "../benchmarks/README.md": "benchmarks.md",
+    "../benchmarks/README.md": "benchmarks.md", "../examples/README.md": "examples.md",
 }  # fmt: skip
 RESULT = re.compile(r"\]\(\.\./benchmarks/results/([a-z_]+)\.md\)")
 

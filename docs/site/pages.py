@@ -1,4 +1,4 @@
-"""Pages that are made of other files: the API, the table of solvers, the gallery, what stands beside docs/, llms.txt."""
+"""Pages that are made of other files: API, table of solvers, gallery, what stands beside docs/, llms.txt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ PACKAGES = (
     "integrations",
 )  # fmt: skip
 BESIDE = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
-          "benchmarks/README.md": "benchmarks.md"}  # fmt: skip
+          "benchmarks/README.md": "benchmarks.md",
+          "examples/README.md": "examples.md"}  # fmt: skip
 
 
 def page(name: str, text: str) -> None:
@@ -53,7 +54,9 @@ def api() -> None:
         lines.append(f"- [`diffsolve.{package}`]({package}.md) · {about}")
         names = [name for name in getattr(import_module(module), "__all__", ()) if home(module, name) not in seen]
         text = [f"# diffsolve.{package}\n", f"{about}\n"]
-        text += [f"\n::: {home(module, name)}\n" for name in names if not isinstance(value_of(module, name), ModuleType)]
+        text += [
+            f"\n::: {home(module, name)}\n" for name in names if not isinstance(value_of(module, name), ModuleType)
+        ]
         page(f"api/{package}.md", "\n".join(text))
     page("api/index.md", "\n".join(lines) + "\n")
 
@@ -80,7 +83,10 @@ def solver_table() -> None:
 
 def gallery() -> None:
     """Each script of examples/gallery, its picture and its first sentence."""
-    parts = ["# Gallery\n", "Each picture is made by the script under it, with the networks that come with the package.\n"]
+    parts = [
+        "# Gallery\n",
+        "Each picture is made by the script under it, with the networks that come with the package.\n",
+    ]
     for script in sorted((ROOT / "examples" / "gallery").glob("*.py")):
         if script.stem in ("run", "style"):
             continue
@@ -88,7 +94,10 @@ def gallery() -> None:
         about = ast.get_docstring(ast.parse(source)) or ""
         parts += [f"\n## {script.stem.capitalize()}\n", f"{about}\n", f"![{about}](gallery/{script.stem}.png)\n"]
         code = source.split('"""', 2)[2].strip()
-        parts += ['??? example "the script"\n', *(f"    {line}".rstrip() for line in ("```python", *code.splitlines(), "```"))]
+        parts += [
+            '??? example "the script"\n',
+            *(f"    {line}".rstrip() for line in ("```python", *code.splitlines(), "```")),
+        ]
     page("gallery.md", "\n".join(parts) + "\n")
 
 
@@ -99,6 +108,7 @@ def beside() -> None:
         text = re.sub(r"\]\((?:\.\./)?docs/", "](", text)
         for other, here in BESIDE.items():
             text = text.replace(f"]({other})", f"]({here})").replace(f"](../{other})", f"]({here})")
+        text = re.sub(r"\[(\w+\.py)\]\(\1\)", r"`\1`", text)  # scripts are no pages
         page(name, text.replace("](results/", "](measured/"))
     for result in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
         text = re.sub(r"\]\(\.\./\.\./docs/", "](../", result.read_text())
@@ -110,7 +120,11 @@ def beside() -> None:
 
 def for_machines() -> None:
     """llms.txt: what the package is, and a line for each page."""
-    lines = ["# diffsolve\n", "> " + " ".join((ROOT / "README.md").read_text().split("\n\n")[1].split()) + "\n", "## Pages\n"]
+    lines = [
+        "# diffsolve\n",
+        "> " + " ".join((ROOT / "README.md").read_text().split("\n\n")[1].split()) + "\n",
+        "## Pages\n",
+    ]
     for file in sorted((ROOT / "docs").glob("*.md")):
         text = file.read_text()
         first = next(part for part in text.split("\n\n")[1:] if part.strip() and part[0] not in "#|`!<")

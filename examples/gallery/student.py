@@ -11,7 +11,7 @@ rows, titles = [], []
 for name, model in (("teacher", teacher), ("student", student)):
     for nfe in (1, 2, 4):
         rows.append(ds.sample(model, shape, nfe=nfe, seed=0, cond=cond))
-        titles.append(f"{name}, {nfe} calls")
+        titles.append(f"{name}, {nfe} call{'' if nfe == 1 else 's'}")
 rows.append(ds.sample(teacher, shape, nfe=50, seed=0, cond=cond))
 figure, (axis,) = subplots(width=5, height=2.8)
 images(axis, rows, [*titles, "teacher, 50 calls"])
