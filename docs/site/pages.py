@@ -69,10 +69,10 @@ def solver_table() -> None:
         plan = ds.plan("edm", solver, steps=12)
         kind = "SDE" if plan.stochastic else "ODE"
         about = (type(solver).__doc__ or "").strip().partition("\n")[0]
-        others = ", ".join(alias for alias, meant in sorted(ds.solvers.aliases().items()) if str(meant) == name)
+        others = ", ".join(alias for alias, meant in sorted(ds.solvers.aliases().items()) if meant[0] == name)
         rows.append(f"| `{name}` | {kind} | {solver.order} | {solver.calls} | {plan.history} | {about} | {others} |")
     page("solver-table.md", "\n".join([
-        "# Find a solver\n",
+        "---\nhide: [toc]\n---\n\n# Find a solver\n",
         "Type to find: a name, `SDE`, another library's name. All are accepted as `solver=`, with options, as in "
         "`\"ddim(eta=0.5)\"`. `order` is the order of convergence, `calls` are network calls in a step, `history` how "
         "many outputs are kept. [Measured errors of all](solvers.md), and [which one to take](which-solver.md).\n",
@@ -126,7 +126,7 @@ def for_machines() -> None:
         "## Pages\n",
     ]
     for file in sorted((ROOT / "docs").glob("*.md")):
-        text = file.read_text()
+        text = re.sub(r"```.*?```", "", file.read_text(), flags=re.S)
         first = next(part for part in text.split("\n\n")[1:] if part.strip() and part[0] not in "#|`!<")
         title = text.partition("\n")[0].lstrip("# ")
         lines.append(f"- [{title}]({file.stem}.html): {' '.join(first.split())}")
