@@ -50,4 +50,11 @@ def test_other_files_are_no_students(tmp_path):
         distill.about(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="one with the tensors of this network"):
         students.load("digits", tmp_path / "other.safetensors")
-    assert all(callable(recipe.loss(ds.load("digits"))) for recipe in distill.RECIPES.values())
+
+
+@pytest.mark.product({"method": list(distill.RECIPES)}, some={"method": ["lagrangian", "reflow", "scm"]})
+def test_every_recipe_trains(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "RUNS", 8)
+    report = distill.distill_reference(method, tmp_path / "student.safetensors", steps=1, batch=4)
+    assert report["finished"]
+    assert distill.load_student(tmp_path / "student.safetensors").jumps == "straight"
