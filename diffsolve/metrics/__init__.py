@@ -4,6 +4,7 @@
 measures them for solvers and budgets of network calls, into a file of JSON lines and a `Table`.
 """
 
+from diffsolve.metrics import features
 from diffsolve.metrics.distances import (
     Estimate,
     frechet,
@@ -14,6 +15,7 @@ from diffsolve.metrics.distances import (
     register,
     sliced_wasserstein,
 )
+from diffsolve.metrics.images import batches, is_statistics, save_images
 from diffsolve.metrics.statistics import Statistics, pixels
 from diffsolve.metrics.sweep import sweep
 from diffsolve.metrics.table import Table
@@ -22,13 +24,17 @@ __all__ = [
     "Estimate",
     "Statistics",
     "Table",
+    "batches",
+    "features",
     "frechet",
     "frechet_infinity",
+    "is_statistics",
     "kid",
     "named",
     "names",
     "pixels",
     "register",
+    "save_images",
     "sliced_wasserstein",
     "sweep",
 ]
