@@ -42,6 +42,10 @@ def bench(
         Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A .png file for a plot.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="An .html file for a page with tables, charts and samples.")
+    ] = None,
+    strip: Annotated[int, typer.Option(min=0, help="Samples of each solver and budget shown in --report.")] = 8,
     force: Force = False,
     progress: Progress = None,
 ) -> None:
@@ -52,7 +56,7 @@ def bench(
     """
     from diffsolve import metrics
 
-    for file, suffix in ((out, ".jsonl"), (plot, ".png")):
+    for file, suffix in ((out, ".jsonl"), (plot, ".png"), (page, ".html")):
         if file is not None:
             check_out(file, suffix)
     subject = subject_of(model, model_args, shape, label, 10, cond, decode, data)
@@ -62,11 +66,13 @@ def bench(
         subject.model, subject.shape, reference=reference_of(subject, data, features, label, batch),
         solvers=_configurations(solver or ["auto"], grid or []), nfe=nfe or (5, 10, 20), num=num, batch=batch,
         seeds=seeds, cond=subject.cond, guidance=guidance, exact=exact, out=out, force=force, progress=bar(progress),
-        decode=subject.decode,
+        decode=subject.decode, strip=0 if page is None else strip,
     )  # fmt: skip
     typer.echo(table)
     if plot is not None:
         table.plot(plot)
+    if page is not None:
+        metrics.report(table, page, f"{model}: which solver, how many calls?")
 
 
 def _configurations(solvers: list[str], grids: list[str]) -> Any:

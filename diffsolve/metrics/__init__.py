@@ -16,6 +16,7 @@ from diffsolve.metrics.distances import (
     sliced_wasserstein,
 )
 from diffsolve.metrics.images import batches, is_statistics, save_images
+from diffsolve.metrics.report import report
 from diffsolve.metrics.statistics import Statistics, pixels
 from diffsolve.metrics.sweep import sweep
 from diffsolve.metrics.table import Table
@@ -34,6 +35,7 @@ __all__ = [
     "names",
     "pixels",
     "register",
+    "report",
     "save_images",
     "sliced_wasserstein",
     "sweep",
