@@ -89,17 +89,14 @@ class Advice:
 def advice(found: Sequence[Configuration], measure: str) -> list[Advice]:
     """For each budget the cheapest configuration within one standard error of the best.
 
-    The error is that of the difference, the root of both squares; without error bars the best is the advice. A budget
-    whose advice is that of a smaller one is left out.
+    The error is that of the difference, the root of both squares; without error bars the best is the advice.
     """
     usable, told = _finite(found, measure), list[Advice]()
     for budget in sorted({c.calls for c in usable}):
         within = [c for c in usable if c.calls <= budget]
         best = min(within, key=lambda c: c.scores[measure][0])
         near = [c for c in within if c is best or _near(c.scores[measure], best.scores[measure])]
-        use = min(near, key=lambda c: (c.calls, c.scores[measure][0]))
-        if not told or told[-1].use is not use:
-            told.append(Advice(budget, use, best))
+        told.append(Advice(budget, min(near, key=lambda c: (c.calls, c.scores[measure][0])), best))
     return told
 
 

@@ -75,7 +75,9 @@ def chart(
     if not points:
         return ""
     x = _Axis([point.x for point in points], LEFT, WIDTH - RIGHT, ticks)
-    y = _Axis([point.y for point in points], HEIGHT - BOTTOM, TOP)
+    heights = [point.y for point in points]
+    bars = [point.y + sign * point.error for point in points if point.error > 0 for sign in (-1, 1)]
+    y = _Axis([*heights, *(bar for bar in bars if bar > 0 or min(heights) <= 0)], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y_title} against {x_title}")}">',
         *(_tick(x(tick), HEIGHT - BOTTOM, x(tick), TOP, _text(tick), "x") for tick in x.ticks),

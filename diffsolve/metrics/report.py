@@ -71,10 +71,9 @@ def _context(table: Table) -> dict[str, Any]:
             for c in found
         ],
         "strips": _strips(table, numbers),
+        "subject": _subject(table),
         "about": {name: _setting(value) for name, value in table.about.items()},
         "versions": {"Python": platform.python_version(), **_versions(), "machine": platform.platform()},
-        "seeds": len({row.seed for row in table.rows}),
-        "endpoint": ENDPOINT,
     }  # fmt: skip
 
 
@@ -154,6 +153,17 @@ def _score(score: tuple[float, float] | None) -> str:
     if math.isnan(value):
         return "not finite"
     return f"{value:.4g}" if math.isnan(error) else f"{value:.4g} ± {error:.1g}"
+
+
+def _subject(table: Table) -> str:
+    """What was sampled: the network, its path, what it predicts, and how often."""
+    model, seeds = table.about.get("model"), len({row.seed for row in table.rows})
+    named = ""
+    if isinstance(model, Mapping):
+        net, path = (model.get(name) for name in ("net", "path"))
+        of = [part if isinstance(part, str) else part[0] for part in (net, path) if part]
+        named = f"{' on '.join(map(str, of))}, predicts {model.get('predicts')}: "
+    return f"{named}{table.about.get('num', '?')} samples of each of {seeds} seed{'' if seeds == 1 else 's'}"
 
 
 def _sortable(score: tuple[float, float] | None) -> float:
