@@ -1,4 +1,4 @@
-"""Features by name: `"pixels"`, or a factory of one's own as `"package.module:factory"`."""
+"""Features by name: `"pixels"`, `"inception"`, `"dinov2(size='base')"`, or one's own, `"package.module:factory"`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any, cast
 from diffsolve.common.checks import required
 from diffsolve.common.imports import named_object
 from diffsolve.common.registry import Registry
+from diffsolve.metrics.extractors import clip, dinov2, inception
 from diffsolve.metrics.statistics import Features, pixels
 
 __all__ = ["named", "names", "register"]
 
-registry: Registry[Features] = Registry("features", Callable, {"pixels": lambda: pixels}, group="diffsolve.features")
+registry: Registry[Features] = Registry(
+    "features",
+    Callable,
+    {"pixels": lambda: pixels, "inception": inception, "dinov2": dinov2, "clip": clip},
+    group="diffsolve.features",
+)
 register = registry.register
 
 

@@ -72,12 +72,12 @@ def save_images(path: str | Path, images: Tensor | Iterable[Tensor]) -> None:
     if Path(path).is_dir():
         count = 0
         for part in parts:
-            for one in as_bytes(part).permute(0, 2, 3, 1).numpy():
+            for one in as_bytes(part).permute(0, 2, 3, 1).cpu().numpy():
                 write_whole(Path(path) / f"{count:05d}.png", _png(one))
                 count += 1
         return
     required(Path(path).suffix == ".npz", "path", str(path), "a folder that exists, or a file ending in .npz")
-    buffer, whole = io.BytesIO(), [as_bytes(part).permute(0, 2, 3, 1).numpy() for part in parts]
+    buffer, whole = io.BytesIO(), [as_bytes(part).permute(0, 2, 3, 1).cpu().numpy() for part in parts]
     np.savez(buffer, np.concatenate(whole))
     write_whole(in_folder(path), buffer.getvalue())
 
@@ -86,7 +86,7 @@ def as_bytes(images: Tensor) -> Tensor:
     """uint8 (B, C, H, W) of images from -1 to 1; what is beyond is cut off."""
     fits = images.dim() == 4 and images.shape[1] in (1, 3)
     required(fits, "images", images, "of shape (B, C, H, W) with 1 or 3 channels")
-    return ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def _png(array: np.ndarray) -> bytes:
