@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsolve.cli.options import Force, Label, ModelSpec, Progress, bar, check_out, plain_errors, report
+from diffsolve.cli.options import Force, Label, ModelSpec, Progress, bar, check_out, plain_errors
+from diffsolve.cli.options import report as show_lines
 from diffsolve.cli.subject import Cond, Data, Decode, FeaturesSpec, ModelArgs, Shape, reference_of, subject_of
+
+if TYPE_CHECKING:
+    from diffsolve.metrics import Table
 
 __all__ = ["bench", "choose"]
 
@@ -37,6 +42,9 @@ def bench(
     guidance: Annotated[
         float | None, typer.Option(help="Scale of classifier-free guidance, of models with classes.")
     ] = None,
+    score: Annotated[
+        list[str] | None, typer.Option(help="precision, recall, cmmd, ..; may be repeated. [default: FD, FD inf, KID]")
+    ] = None,
     exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
     out: Annotated[
         Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
@@ -46,6 +54,12 @@ def bench(
         Path | None, typer.Option("--report", help="An .html file for a page with tables, charts and samples.")
     ] = None,
     strip: Annotated[int, typer.Option(min=0, help="Samples of each solver and budget shown in --report.")] = 8,
+    cells: Annotated[
+        str | None, typer.Option(help="A part of the results, as 3/16: for array jobs with an --out each.")
+    ] = None,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="Measure nothing: the results of these .jsonl files; to be repeated.")
+    ] = None,
     force: Force = False,
     progress: Progress = None,
 ) -> None:
@@ -59,20 +73,38 @@ def bench(
     for file, suffix in ((out, ".jsonl"), (plot, ".png"), (page, ".html")):
         if file is not None:
             check_out(file, suffix)
+    if join:
+        _show(metrics.Table.read(*join), "Joined results", plot, page)
+        return
     subject = subject_of(model, model_args, shape, label, 10, cond, decode, data)
     if guidance is not None and not subject.labelled:
         raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
     table = metrics.sweep(
         subject.model, subject.shape, reference=reference_of(subject, data, features, label, batch),
         solvers=_configurations(solver or ["auto"], grid or []), nfe=nfe or (5, 10, 20), num=num, batch=batch,
-        seeds=seeds, cond=subject.cond, guidance=guidance, exact=exact, out=out, force=force, progress=bar(progress),
-        decode=subject.decode, strip=0 if page is None else strip,
+        seeds=seeds, part=_part(cells), scores=score or None, cond=subject.cond, guidance=guidance, exact=exact,
+        out=out, force=force, progress=bar(progress), decode=subject.decode, strip=0 if page is None else strip,
     )  # fmt: skip
+    if int(os.environ.get("RANK", 0)) == 0:
+        _show(table, f"{model}: which solver, how many calls?", plot, page)
+
+
+def _show(table: Table, title: str, plot: Path | None, page: Path | None) -> None:
+    from diffsolve.metrics import report
+
     typer.echo(table)
     if plot is not None:
         table.plot(plot)
     if page is not None:
-        metrics.report(table, page, f"{model}: which solver, how many calls?")
+        report(table, page, title)
+
+
+def _part(cells: str | None) -> tuple[int, int]:
+    """(i, n) of "i/n"."""
+    i, slash, n = (cells or "1/1").partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal()):
+        raise ValueError(f"cells must be a part as 3/16, got {cells!r}")
+    return int(i), int(n)
 
 
 def _configurations(solvers: list[str], grids: list[str]) -> Any:
@@ -123,4 +155,4 @@ def choose(
     typer.echo(found)
     if out is not None:
         found[budgets[0]].tableau.save(out)
-        report(file=out)
+        show_lines(file=out)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from diffsolve.adaptive import Adaptive, AdaptiveSDE
@@ -18,13 +19,19 @@ from diffsolve.common.fingerprint import describe
 from diffsolve.execute.plan import plan
 from diffsolve.metrics.arguments import cycled
 from diffsolve.metrics.distances import Estimate, Score
-from diffsolve.metrics.statistics import Statistics, extract
+from diffsolve.metrics.gathered import Checkpoint, Gathered, features_of
+from diffsolve.metrics.scores import needs_rows
+from diffsolve.metrics.statistics import Statistics
 from diffsolve.metrics.table import ENDPOINT, ResultRow
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import World, together
 
-__all__ = ["Cell", "Study", "relevant"]
+__all__ = ["Cell", "Study", "gathered", "relevant"]
+
+ALONE = World()
+T = TypeVar("T")
 
 PLANNED = ("grid", "stop")  # options of `solve` that the plan uses
 FINEST = "auto"  # the solver of the endpoints
@@ -61,6 +68,7 @@ class Cell:
 
 
 class Batch(NamedTuple):
+    number: int
     first: int
     """The index of its first sample."""
     x: Tensor
@@ -119,9 +127,11 @@ class Study:
             tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, shape=(1, *self.shape), **planned)
             yield Cell(label, nfe, tableau, options, {**self.options, **given})
 
-    def run(self, cell: Cell, seed: int, num: int) -> Iterator[Batch]:
-        """The samples, batch by batch, on the network's device."""
-        for first in range(0, num, self.batch):
+    def run(self, cell: Cell, seed: int, num: int, world: World = ALONE, but: Sequence[int] = ()) -> Iterator[Batch]:
+        """The samples, batch by batch, on the network's device: this rank's batches, but for those that are done."""
+        for number, first in enumerate(range(0, num, self.batch)):
+            if number % world.size != world.rank or number in but:
+                continue
             count = min(self.batch, num - first)
             guidance = replace(self.guidance, uncond=cycled(self.guidance.uncond, first, count))
             began = time.perf_counter()
@@ -132,37 +142,52 @@ class Study:
             finite = run.done and bool(run.x.isfinite().all())  # the device has finished
             seconds = time.perf_counter() - began
             calls = run.nfe * count if isinstance(cell.solver, Tableau) else run.nfe.sum()
-            yield Batch(first, run.x, finite, float(calls), seconds)
+            yield Batch(number, first, run.x, finite, float(calls), seconds)
 
     @cached_property
     def _endpoints(self) -> dict[int, tuple[Tensor, float]]:
         return {}
 
-    def endpoints(self, seed: int) -> tuple[Tensor, float]:
+    def endpoints(self, seed: int, world: World = ALONE) -> tuple[Tensor, float]:
         """The exact endpoints of the first samples' noise, and their difference from those at half the calls."""
         if seed not in self._endpoints:
             ends = []
             for nfe in (self.fine, self.fine // 2):
                 (cell,) = self.cells("endpoints", {"solver": FINEST, "grid": None}, [nfe])
-                ends.append(torch.cat([batch.x.cpu() for batch in self.run(cell, seed, self.exact)]).double())
+                own = {batch.number: batch.x.cpu() for batch in self.run(cell, seed, self.exact, world)}
+                parts = {number: x for part in gathered(world, own) for number, x in part.items()}
+                ends.append(torch.cat([parts[number] for number in sorted(parts)]).double())
             self._endpoints[seed] = ends[0], _rms(ends[0] - ends[1])
         return self._endpoints[seed]
 
-    def measure(self, cell: Cell, seed: int, advance: Callable[[int], object]) -> ResultRow:
-        features: dict[str, list[Tensor]] = {name: [] for name in self.references}
-        firsts, calls, seconds, finite = [], 0.0, 0.0, True
-        for batch in self.run(cell, seed, self.num):
-            calls, seconds, finite = calls + batch.calls, seconds + batch.seconds, finite and batch.finite
-            firsts.append(batch.x[: max(0, self.exact - batch.first)].cpu())
-            if finite and self.references:
-                images = batch.x if self.decode is None else self.decode(batch.x)
-                for name, reference in self.references.items():
-                    features[name].append(_features(name, reference, images))
+    def measure(
+        self,
+        cell: Cell,
+        seed: int,
+        advance: Callable[[int], object],
+        checkpoint: Checkpoint | None = None,
+        world: World = ALONE,
+    ) -> ResultRow:
+        """The results of a cell, of the batches of all ranks; from where the checkpoint has it."""
+        kept = any(map(needs_rows, self.scores.values()))
+        identity = [cell.label, cell.nfe, seed, cell.table, self.batch]
+        own = Gathered(tuple(self.references), kept)
+        own = own if checkpoint is None else checkpoint.load(own, identity)
+        advance(min(self.num, len(own.batches) * self.batch))
+        for batch in self.run(cell, seed, self.num, world, own.batches):
+            own.calls, own.seconds = own.calls + batch.calls, own.seconds + batch.seconds
+            own.finite = own.finite and batch.finite
+            rows: Mapping[str, Tensor] = {}
+            if own.finite and self.references:
+                rows = features_of(self.references, batch.x if self.decode is None else self.decode(batch.x))
+            own.add(batch.number, rows, batch.x[: max(0, self.exact - batch.first)].cpu())
+            if checkpoint is not None:
+                checkpoint.save(own, identity)
             advance(len(batch.x))
+        found = Gathered.joined(gathered(world, own))
         values: dict[str, float | None] = {}
         for name, reference in self.references.items():
-            rows = torch.cat(features[name]) if finite else None
-            statistics = None if rows is None or not rows.isfinite().all() else Statistics.of(rows)
+            statistics = found.statistics(name)
             for score, distance in self.scores.items():
                 title = f"{name} {score}".strip()
                 value = None if statistics is None else distance(statistics, reference)
@@ -172,14 +197,14 @@ class Study:
                 values.update({key: None if part is None else float(part) for key, part in both.items()})
         floor: float | None = None
         if self.exact and not cell.stochastic:
-            ends, known = self.endpoints(seed)
+            ends, known = self.endpoints(seed, world)
             floor = known if math.isfinite(known) else None
-            values[ENDPOINT] = _rms(torch.cat(firsts).double() - ends) if finite else None
+            values[ENDPOINT] = _rms(found.first_ends().double() - ends) if found.finite else None
         values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
-        n = self.num
+        calls, seconds = found.calls / self.num, found.seconds / self.num
         return ResultRow(
-            cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor, cell.written,
-        )  # fmt: skip
+            cell.label, cell.method, cell.table, cell.nfe, seed, calls, seconds, values, floor, cell.written
+        )
 
     def strips(self, wanted: Sequence[tuple[int, Cell]], count: int) -> dict[tuple[str, int | None], Tensor]:
         """The first images of the first seed, on the CPU."""
@@ -191,15 +216,18 @@ class Study:
         return shown
 
 
-def _features(name: str, reference: Statistics, images: Tensor) -> Tensor:
-    """The features of images, checked to be of the reference's size."""
-    rows = extract(reference.features, images, finite=False)
-    if rows.shape[1] != len(reference.mean):
-        raise ValueError(
-            f"reference {name!r} must have features of {rows.shape[1]} numbers, as those of the samples, got "
-            f"{len(reference.mean)}; give Statistics.load the features that the file was computed with"
-        )
-    return rows
+def gathered(world: World, part: T) -> list[T]:
+    """The parts of all ranks, on each of them.
+
+    Raises:
+        ConnectionError: if a rank is gone.
+    """
+    if world.size == 1:
+        return [part]
+    parts: list[Any] = [None] * world.size
+    with together():
+        dist.all_gather_object(parts, part)
+    return parts
 
 
 def relevant(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ is defined for deterministic solvers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from diffsolve.metrics.arguments import (
     sample_shape,
 )
 from diffsolve.metrics.distances import Score
+from diffsolve.metrics.gathered import Checkpoint
 from diffsolve.metrics.statistics import Statistics
 from diffsolve.metrics.study import Cell, Study
 from diffsolve.metrics.table import ResultRow, Table, row_of
@@ -40,6 +41,7 @@ from diffsolve.models.conditions import conditions
 from diffsolve.models.guidance import Guidance
 from diffsolve.parallel import Parallel
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import world
 
 __all__ = ["sweep"]
 
@@ -68,6 +70,7 @@ def sweep(
     num: int = 1000,
     batch: int = 250,
     seeds: int | Sequence[int] = 1,
+    part: tuple[int, int] = (1, 1),
     scores: Mapping[str, Score] | Sequence[str] | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
@@ -83,6 +86,7 @@ def sweep(
     """Sample with every solver, budget of network calls and seed; measure the samples against the reference.
 
     Sample i of a seed has the same noise and condition in every cell, so that solvers are compared on the same draw.
+    Under `torchrun` the ranks share the batches of each cell, and the first one writes.
 
     Args:
         model, guidance: as in `ds.solve`.
@@ -93,9 +97,11 @@ def sweep(
             or to options of `ds.solve`, as {"heun, karras": {"solver": "heun", "grid": "karras"}}.
         nfe: budgets of network calls (a guided call counts once); the actual calls are reported. Tableaux and adaptive
             solvers run once, with their own number of calls.
-        num: samples per cell, whose features are all held in memory, in 4 num F bytes.
+        num: samples per cell. The features of all are held, in 4 num F bytes, if a score other than `frechet` is asked
+            for.
         batch: samples per batch; results depend on it only by rounding.
         seeds: the number of seeds, from 0; or the seeds themselves.
+        part: (i, n): the i-th of n parts of the cells, from 1, for n machines that have a file each; see `Table.read`.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
             if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
         cond: keyword arguments of the network. Tensors, at any depth, are cycled along their first dimension, but for
@@ -108,7 +114,8 @@ def sweep(
         fine: network calls of "auto" for the endpoints; half as many give their error estimate (`ResultRow.floor`).
         strip: samples of the first seed that `Table.strips` shows, for `ds.metrics.report`.
         out: a file of JSON lines, the settings and then each finished cell. The same call after an interruption
-            measures what is missing; solvers, budgets or seeds may be added. `force` starts the file anew.
+            measures what is missing, from the batch on that a cell was at (`<out>.cell` has it meanwhile); solvers,
+            budgets or seeds may be added. `force` starts the file anew.
         progress: show a bar, in samples.
         options: of `ds.solve`, for all cells: grid, stop, dtype, device and others.
 
@@ -119,6 +126,8 @@ def sweep(
     Raises:
         ValueError: if an argument is out of range, a solver exceeds a budget, or `out` has other settings.
         TypeError: if an argument is of the wrong type.
+        BlockingIOError: while another process is writing `out`.
+        ConnectionError: if another rank is gone; finished cells are in the file.
     """
     num, exact = integer("num", num, 1), integer("exact", exact, 0)
     references = named_references(reference)
@@ -141,25 +150,35 @@ def sweep(
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
     integer("strip", strip, 0)
     wanted = [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells]
+    i, n = part
+    integer("part[1]", n, 1)
+    integer("part[0]", i, 1, n)
+    wanted = wanted[i - 1 :: n]
     table = _filled(study, wanted, out, force, progress)
     return table if strip == 0 else replace(table, strips=study.strips(wanted, strip))
 
 
 def _filled(study: Study, wanted: list[tuple[int, Cell]], out: str | Path | None, force: bool, progress: bool) -> Table:
-    """The table of these cells, read from `out` where it has them, else measured."""
+    """The table of these cells, read from `out` where it has them, else measured, by all ranks together."""
     from tqdm.auto import tqdm
 
     about = study.about
-    with nullcontext() if out is None else Records(out, about, _key, force) as records:
-        rows = {} if records is None else _known(records, [cell for _, cell in wanted])
+    with world(study.model.device) as ranks, ExitStack() as files:
+        records = ranks.once(lambda: None if out is None else files.enter_context(Records(out, about, _key, force)))
+        known = ranks.once(lambda: {} if records is None else _known(records, [cell for _, cell in wanted]))
+        rows = ranks.shared(known or {})
         missing = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
-        with tqdm(total=len(missing) * study.num, disable=not progress, unit="sample") as bar:
+        part = "" if ranks.size == 1 else f"-{ranks.rank + 1}of{ranks.size}"
+        checkpoint = Checkpoint(out, about, part)
+        total = len(missing) * study.num // ranks.size
+        with tqdm(total=total, disable=not (progress and ranks.first), unit="sample") as bar:
             for seed, cell in missing:
                 bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
-                row = study.measure(cell, seed, bar.update)
+                row = study.measure(cell, seed, bar.update, checkpoint, ranks)
                 rows[cell.label, cell.nfe, seed] = row
-                if records is not None:
+                if records is not None:  # of the first rank alone
                     records.append(asdict(row))
+                checkpoint.remove()
     return Table(tuple(rows[cell.label, cell.nfe, seed] for seed, cell in wanted), about)
 
 
