@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
     from diffsolve.reference import load
     from diffsolve.tableau import Tableau
-    from diffsolve.tuning import Tuning, tune
+    from diffsolve.tuning import Choice, Choices, Tuning, choose, tune
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ _HOME = {
     "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
     "tableau": ("Tableau",),
-    "tuning": ("Tuning", "tune"),
+    "tuning": ("Choice", "Choices", "Tuning", "choose", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
@@ -73,6 +73,8 @@ __all__ = [
     "BitsPerDim",
     "Brownian",
     "Chain",
+    "Choice",
+    "Choices",
     "Clip",
     "Executor",
     "Guidance",
@@ -96,6 +98,7 @@ __all__ = [
     "annealed_langevin",
     "begin",
     "bits_per_dim",
+    "choose",
     "diffuse",
     "distill",
     "encode",

@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `tune`, `bench`, `logprob`, `plan`, `distill`, `train`, and lists of names.
+"""The command line: `diffsolve sample`, `bench`, `choose`, `tune`, `logprob`, `plan`, `distill`, `train`, and lists.
 
 Slow imports, such as torch and NumPy, happen when a command runs, so that --help is fast.
 """
@@ -14,7 +14,7 @@ except ImportError as error:  # one line and no traceback: the script imports th
     raise SystemExit(f"diffsolve: {error.name} is not installed: pip install 'diffsolve[cli]'") from None
 
 from diffsolve import __version__
-from diffsolve.cli import lists, runs
+from diffsolve.cli import bench, lists, runs
 
 __all__ = ["app"]
 
@@ -44,7 +44,7 @@ def _main(
     """Options that stand before the command."""
 
 
-_COMMANDS = (runs.sample, runs.bench, runs.tune, runs.logprob, runs.plan, runs.distill)
+_COMMANDS = (runs.sample, bench.bench, bench.choose, runs.tune, runs.logprob, runs.plan, runs.distill)
 for _command in (*_COMMANDS, lists.solvers, lists.grids, lists.paths):
     app.command()(_command)
 train.command("digits")(runs.train_digits)

@@ -56,7 +56,8 @@ ModelSpec = Annotated[
     typer.Option(
         help="digits, fashion, fashion-noise, fashion-edm, fashion-latent, digits-student or fashion-student, with "
         "weights of one's own as \"digits(weights='mine.safetensors')\"; or mixture-2d, as "
-        "\"mixture-2d(path='edm')\". `sample` takes a student's file too."
+        "\"mixture-2d(path='edm')\". `sample` takes a student's file too; `bench` and `choose` any model, as "
+        "package.module:factory."
     ),
 ]
 Progress = Annotated[bool | None, typer.Option(help="Show a bar. [default: on a terminal]", show_default=False)]

@@ -1,4 +1,4 @@
-"""The commands that run something: sample, bench, tune, logprob, plan, distill and train."""
+"""The commands that run something: sample, tune, logprob, plan, distill and train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from diffsolve.cli.options import (
-    LABELLED,
     Force,
     GridSpec,
     Label,
@@ -28,7 +27,7 @@ from diffsolve.cli.options import (
 
 MOST_PLANNED = 2000  # calls: seconds to plan and weigh, and as many lines
 
-__all__ = ["bench", "distill", "logprob", "plan", "sample", "train_digits", "train_fashion", "tune"]
+__all__ = ["distill", "logprob", "plan", "sample", "train_digits", "train_fashion", "tune"]
 
 
 @plain_errors()
@@ -91,57 +90,6 @@ def sample(
         samples=f"{num} in {seconds:.2f} seconds, seed {seed}",
         file=out,
     )
-
-
-@plain_errors()
-def bench(
-    model: ModelSpec = "digits",
-    solver: Annotated[list[str] | None, typer.Option(help="As in `sample`; may be repeated. [default: auto]")] = None,
-    nfe: Annotated[list[int] | None, typer.Option(help="As in `sample`; may be repeated. [default: 5, 10, 20]")] = None,
-    grid: GridSpec = None,
-    num: Annotated[int, typer.Option(min=1, help="Samples of each solver, budget and seed.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 250,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
-    label: Label = "all",
-    guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance, of models with classes.")
-    ] = None,
-    exact: Annotated[int, typer.Option(min=0, help="Samples whose endpoint error is taken.")] = 256,
-    out: Annotated[
-        Path | None, typer.Option(help="A .jsonl file, one line per result; a second run goes on from it.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png file for a plot.")] = None,
-    force: Force = False,
-    progress: Progress = None,
-) -> None:
-    """Distance to the data, and to the exact endpoints, against network calls, as tables in Markdown.
-
-    The data are those of the class that --class names.
-    """
-    import torch
-
-    import diffsolve as ds
-    from diffsolve import metrics
-    from diffsolve.metrics.data import DATA
-
-    for file, suffix in ((out, ".jsonl"), (plot, ".png")):
-        if file is not None:
-            check_out(file, suffix)
-    net, name = ds.load(model), model.partition("(")[0].strip().lower()
-    if name not in LABELLED and guidance is not None:
-        raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
-    shape, cond = batch_of(model, label, 10)
-    torch.set_num_threads(1)
-    options: dict[str, Any] = {} if grid is None else {"grid": grid}
-    table = metrics.sweep(
-        net, shape[1:], reference=DATA[name](label), solvers=solver or ["auto"], nfe=nfe or (5, 10, 20), num=num,
-        batch=batch, seeds=seeds, cond=cond, guidance=guidance, exact=exact, out=out, force=force,
-        progress=bar(progress), decode=getattr(net.net, "decode", None),
-        **options,
-    )  # fmt: skip
-    typer.echo(table)
-    if plot is not None:
-        table.plot(plot)
 
 
 @plain_errors()

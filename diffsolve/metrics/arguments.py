@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, required
-from diffsolve.metrics.distances import Score, frechet, frechet_infinity, kid, named
+from diffsolve.metrics.distances import Score, frechet, frechet_infinity, kid
+from diffsolve.metrics.scores import named
 from diffsolve.metrics.statistics import Statistics
 from diffsolve.models.conditions import mapped
 

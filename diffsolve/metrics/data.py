@@ -36,8 +36,8 @@ def _ring(label: str = "all") -> Statistics:
 
 
 DATA: dict[str, Callable[..., Statistics]] = {
-    "digits": _digits,
-    **dict.fromkeys(("fashion", "fashion-noise", "fashion-edm", "fashion-latent"), _fashion),
+    **dict.fromkeys(("digits", "digits-student"), _digits),
+    **dict.fromkeys(("fashion", "fashion-student", "fashion-noise", "fashion-edm", "fashion-latent"), _fashion),
     "mixture-2d": _ring,
 }
 """name of a reference model -> its data, of a class ("3") or of all ("all", "none"): digits and the clothes of

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffsolve.common.checks import required
-from diffsolve.common.registry import Registry
 from diffsolve.metrics.statistics import Statistics, kernel_sums
 from diffsolve.noise import Key
 
 __all__ = [
     "Estimate",
     "Score",
+    "check_sizes",
     "frechet",
     "frechet_infinity",
     "kid",
-    "named",
-    "names",
-    "register",
     "sliced_wasserstein",
 ]
 
@@ -54,7 +50,7 @@ def frechet(found: Statistics, reference: Statistics) -> float:
     Raises:
         ValueError: if the features differ in size.
     """
-    _check_sizes(found, reference)
+    check_sizes(found, reference)
     a, b, shift = found.root, reference.root, found.mean - reference.mean
     common = torch.linalg.svdvals(a.T @ b).sum()
     return max(0.0, float(shift.square().sum() + a.square().sum() + b.square().sum() - 2 * common))
@@ -71,7 +67,7 @@ def frechet_infinity(found: Statistics, reference: Statistics) -> float:
     Raises:
         ValueError: if the features differ in size, or `found` did not keep at least 4 rows.
     """
-    _check_sizes(found, reference)
+    check_sizes(found, reference)
     rows = found.numbers
     required(len(rows) >= 4, "found", found, "statistics with at least 4 rows")
     whole = found if len(rows) == found.count else Statistics.of(rows)
@@ -96,7 +92,7 @@ def kid(found: Statistics, reference: Statistics) -> Estimate:
     Raises:
         ValueError: if the features differ in size, or either set kept fewer than 2 rows.
     """
-    _check_sizes(found, reference)
+    check_sizes(found, reference)
     x, y = found.numbers, reference.numbers
     m, n = len(x), len(y)
     required(min(m, n) >= 2, "found and reference", (found, reference), "statistics with at least 2 rows each")
@@ -122,7 +118,7 @@ def sliced_wasserstein(found: Statistics, reference: Statistics, *, projections:
         import ot
     except ImportError as error:
         raise ImportError("the sliced Wasserstein distance needs POT: pip install 'diffsolve[metrics]'") from error
-    _check_sizes(found, reference)
+    check_sizes(found, reference)
     lines = Key(seed).normal((projections, len(found.mean)), dtype=torch.float64).T
     distance: Tensor = ot.sliced_wasserstein_distance(
         found.numbers, reference.numbers, projections=lines / lines.norm(dim=0), p=2
@@ -134,34 +130,6 @@ Score = Callable[[Statistics, Statistics], float | Estimate]
 """(samples, reference) -> distance."""
 
 
-def _sliced_wasserstein(projections: int = 256, seed: int = 0) -> Score:
-    return partial(sliced_wasserstein, projections=projections, seed=seed)
-
-
-registry: Registry[Score] = Registry(
-    "score",
-    Callable,
-    {
-        "frechet": lambda: frechet,
-        "frechet-infinity": lambda: frechet_infinity,
-        "kid": lambda: kid,
-        "sliced-wasserstein": _sliced_wasserstein,
-    },
-    group="diffsolve.metrics",
-)
-register = registry.register
-
-
-def named(score: str | Score) -> Score:
-    """The distance of that name, such as `"sliced-wasserstein(projections=64)"`; a function is returned unchanged."""
-    return registry.resolve(score)
-
-
-def names() -> list[str]:
-    """The names that `scores=` of `sweep` accepts."""
-    return registry.names()
-
-
-def _check_sizes(found: Statistics, reference: Statistics) -> None:
+def check_sizes(found: Statistics, reference: Statistics) -> None:
     if found.mean.shape != reference.mean.shape:
         raise ValueError(f"features must be of the same size, got {len(found.mean)} and {len(reference.mean)} numbers")

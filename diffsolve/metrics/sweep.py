@@ -8,48 +8,42 @@ is defined for deterministic solvers.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from diffsolve.adaptive import Adaptive, AdaptiveSDE
-from diffsolve.api.sampling import solve
 from diffsolve.common.checks import integer, required
-from diffsolve.common.fingerprint import describe
 from diffsolve.common.options import shows
 from diffsolve.common.records import Records
 from diffsolve.execute.options import ModelLike, Shape
-from diffsolve.execute.plan import GridLike, plan
+from diffsolve.execute.plan import GridLike
 from diffsolve.execute.results import Step
 from diffsolve.metrics.arguments import (
     chosen_budgets,
     chosen_scores,
     chosen_seeds,
-    cycled,
     named_references,
     sample_shape,
 )
-from diffsolve.metrics.distances import Estimate, Score
-from diffsolve.metrics.statistics import Statistics, extract
-from diffsolve.metrics.table import ENDPOINT, ResultRow, Table, row_of
-from diffsolve.models import Model, as_model
+from diffsolve.metrics.distances import Score
+from diffsolve.metrics.gathered import Checkpoint
+from diffsolve.metrics.statistics import Statistics
+from diffsolve.metrics.study import Cell, Study
+from diffsolve.metrics.table import ResultRow, Table, row_of
+from diffsolve.models import as_model
 from diffsolve.models.conditions import conditions
 from diffsolve.models.guidance import Guidance
 from diffsolve.parallel import Parallel
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import world
 
 __all__ = ["sweep"]
-
-PLANNED = ("grid", "stop")  # options of `solve` that the plan uses
 
 
 class SweepOptions(TypedDict, total=False):
@@ -65,9 +59,6 @@ class SweepOptions(TypedDict, total=False):
     parallel: Parallel | None
 
 
-FINEST = "auto"  # the solver of the endpoints
-
-
 @shows(SweepOptions, check=False, graph=False)
 def sweep(
     model: ModelLike,
@@ -79,12 +70,14 @@ def sweep(
     num: int = 1000,
     batch: int = 250,
     seeds: int | Sequence[int] = 1,
+    part: tuple[int, int] = (1, 1),
     scores: Mapping[str, Score] | Sequence[str] | None = None,
     cond: Mapping[str, Any] | None = None,
     guidance: float | Guidance | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
     exact: int = 256,
     fine: int = 200,
+    strip: int = 0,
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = False,
@@ -93,6 +86,7 @@ def sweep(
     """Sample with every solver, budget of network calls and seed; measure the samples against the reference.
 
     Sample i of a seed has the same noise and condition in every cell, so that solvers are compared on the same draw.
+    Under `torchrun` the ranks share the batches of each cell, and the first one writes.
 
     Args:
         model, guidance: as in `ds.solve`.
@@ -103,9 +97,11 @@ def sweep(
             or to options of `ds.solve`, as {"heun, karras": {"solver": "heun", "grid": "karras"}}.
         nfe: budgets of network calls (a guided call counts once); the actual calls are reported. Tableaux and adaptive
             solvers run once, with their own number of calls.
-        num: samples per cell, whose features are all held in memory, in 4 num F bytes.
+        num: samples per cell. The features of all are held, in 4 num F bytes, if a score other than `frechet` is asked
+            for.
         batch: samples per batch; results depend on it only by rounding.
         seeds: the number of seeds, from 0; or the seeds themselves.
+        part: (i, n): the i-th of n parts of the cells, from 1, for n machines that have a file each; see `Table.read`.
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
             if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
         cond: keyword arguments of the network. Tensors, at any depth, are cycled along their first dimension, but for
@@ -116,8 +112,10 @@ def sweep(
             bits. None if samples are images.
         exact: samples per seed whose endpoint error is measured; 0 for none.
         fine: network calls of "auto" for the endpoints; half as many give their error estimate (`ResultRow.floor`).
+        strip: samples of the first seed that `Table.strips` shows, for `ds.metrics.report`.
         out: a file of JSON lines, the settings and then each finished cell. The same call after an interruption
-            measures what is missing; solvers, budgets or seeds may be added. `force` starts the file anew.
+            measures what is missing, from the batch on that a cell was at (`<out>.cell` has it meanwhile); solvers,
+            budgets or seeds may be added. `force` starts the file anew.
         progress: show a bar, in samples.
         options: of `ds.solve`, for all cells: grid, stop, dtype, device and others.
 
@@ -128,10 +126,12 @@ def sweep(
     Raises:
         ValueError: if an argument is out of range, a solver exceeds a budget, or `out` has other settings.
         TypeError: if an argument is of the wrong type.
+        BlockingIOError: while another process is writing `out`.
+        ConnectionError: if another rank is gone; finished cells are in the file.
     """
     num, exact = integer("num", num, 1), integer("exact", exact, 0)
     references = named_references(reference)
-    study = _Study(
+    study = Study(
         as_model(model),
         sample_shape(shape),
         num,
@@ -148,183 +148,41 @@ def sweep(
     required(bool(references or study.exact), "reference", None, "given with exact=0, which measures nothing else")
     budgets = chosen_budgets(nfe)
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
-    return _filled(study, [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells], out, force, progress)
+    integer("strip", strip, 0)
+    wanted = [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells]
+    i, n = part
+    integer("part[1]", n, 1)
+    integer("part[0]", i, 1, n)
+    wanted = wanted[i - 1 :: n]
+    table = _filled(study, wanted, out, force, progress)
+    return table if strip == 0 else replace(table, strips=study.strips(wanted, strip))
 
 
-def _filled(
-    study: _Study, wanted: list[tuple[int, _Cell]], out: str | Path | None, force: bool, progress: bool
-) -> Table:
-    """The table of these cells, read from `out` where it has them, else measured."""
+def _filled(study: Study, wanted: list[tuple[int, Cell]], out: str | Path | None, force: bool, progress: bool) -> Table:
+    """The table of these cells, read from `out` where it has them, else measured, by all ranks together."""
     from tqdm.auto import tqdm
 
     about = study.about
-    with nullcontext() if out is None else Records(out, about, _key, force) as records:
-        rows = {} if records is None else _known(records, [cell for _, cell in wanted])
+    with world(study.model.device) as ranks, ExitStack() as files:
+        records = ranks.once(lambda: None if out is None else files.enter_context(Records(out, about, _key, force)))
+        known = ranks.once(lambda: {} if records is None else _known(records, [cell for _, cell in wanted]))
+        rows = ranks.shared(known or {})
         missing = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
-        with tqdm(total=len(missing) * study.num, disable=not progress, unit="sample") as bar:
+        part = "" if ranks.size == 1 else f"-{ranks.rank + 1}of{ranks.size}"
+        checkpoint = Checkpoint(out, about, part)
+        total = len(missing) * study.num // ranks.size
+        with tqdm(total=total, disable=not (progress and ranks.first), unit="sample") as bar:
             for seed, cell in missing:
                 bar.set_description(f"{cell.label}, nfe={cell.nfe}, seed {seed}", refresh=False)
-                row = study.measure(cell, seed, bar.update)
+                row = study.measure(cell, seed, bar.update, checkpoint, ranks)
                 rows[cell.label, cell.nfe, seed] = row
-                if records is not None:
+                if records is not None:  # of the first rank alone
                     records.append(asdict(row))
+                checkpoint.remove()
     return Table(tuple(rows[cell.label, cell.nfe, seed] for seed, cell in wanted), about)
 
 
-@dataclass(frozen=True)
-class _Cell:
-    label: str
-    nfe: int | None
-    """The budget; None where the solver has its own."""
-    solver: Tableau | Adaptive | AdaptiveSDE
-    options: Mapping[str, Any]
-    """Options of `solve` that the plan does not use."""
-
-    @property
-    def stochastic(self) -> bool:
-        return self.solver.stochastic if isinstance(self.solver, Tableau) else isinstance(self.solver, AdaptiveSDE)
-
-    @property
-    def method(self) -> str:
-        return self.solver.solver if isinstance(self.solver, Tableau) else str(self.solver)
-
-    @cached_property
-    def table(self) -> Any:
-        return describe([self.solver, _relevant(self.options)])
-
-
-class _Batch(NamedTuple):
-    first: int
-    """The index of its first sample."""
-    x: Tensor
-    finite: bool
-    """Whether every sample reached the end, and is finite."""
-    calls: float
-    """Network calls, summed over the samples."""
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Study:
-    """What all cells share."""
-
-    model: Model
-    shape: tuple[int, ...]
-    num: int
-    batch: int
-    cond: Mapping[str, Any]
-    guidance: Guidance
-    decode: Callable[[Tensor], Tensor] | None
-    exact: int
-    fine: int
-    options: Mapping[str, Any]
-    references: Mapping[str, Statistics]
-    scores: Mapping[str, Score]
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The settings that the results depend on, as JSON values."""
-        named = ("model", "references", "cond", "guidance", "decode")
-        about = {name: describe(getattr(self, name)) for name in named}
-        return {
-            "model": about["model"],
-            "shape": self.shape,
-            "num": self.num,
-            "reference": about["references"],
-            "scores": list(self.scores),
-            "cond": about["cond"],
-            "guidance": about["guidance"],
-            "decode": about["decode"],
-            "exact": self.exact,
-            "fine": self.fine,
-            "options": describe(_relevant(self.options)),
-        }
-
-    def cells(self, label: str, given: Mapping[str, Any], budgets: Sequence[int]) -> Iterator[_Cell]:
-        """The cells of one solver, with their tableaux."""
-        options = {**self.options, **given}
-        solver = options.pop("solver")
-        if isinstance(solver, Tableau | Adaptive | AdaptiveSDE):
-            yield _Cell(label, None, solver, options)
-            return
-        planned = {name: options.pop(name) for name in PLANNED if name in options}
-        for nfe in sorted(set(budgets)):
-            tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, shape=(1, *self.shape), **planned)
-            yield _Cell(label, nfe, tableau, options)
-
-    def run(self, cell: _Cell, seed: int, num: int) -> Iterator[_Batch]:
-        """The samples, batch by batch, on the network's device."""
-        for first in range(0, num, self.batch):
-            count = min(self.batch, num - first)
-            guidance = replace(self.guidance, uncond=cycled(self.guidance.uncond, first, count))
-            began = time.perf_counter()
-            run: Any = solve(
-                self.model, (count, *self.shape), solver=cell.solver, seed=seed, index=first,
-                cond=cycled(self.cond, first, count), guidance=guidance, **cell.options,
-            )  # fmt: skip
-            finite = run.done and bool(run.x.isfinite().all())  # the device has finished
-            seconds = time.perf_counter() - began
-            calls = run.nfe * count if isinstance(cell.solver, Tableau) else run.nfe.sum()
-            yield _Batch(first, run.x, finite, float(calls), seconds)
-
-    @cached_property
-    def _endpoints(self) -> dict[int, tuple[Tensor, float]]:
-        return {}
-
-    def endpoints(self, seed: int) -> tuple[Tensor, float]:
-        """The exact endpoints of the first samples' noise, and their difference from those at half the calls."""
-        if seed not in self._endpoints:
-            ends = []
-            for nfe in (self.fine, self.fine // 2):
-                (cell,) = self.cells("endpoints", {"solver": FINEST, "grid": None}, [nfe])
-                ends.append(torch.cat([batch.x.cpu() for batch in self.run(cell, seed, self.exact)]).double())
-            self._endpoints[seed] = ends[0], _rms(ends[0] - ends[1])
-        return self._endpoints[seed]
-
-    def measure(self, cell: _Cell, seed: int, advance: Callable[[int], object]) -> ResultRow:
-        features: dict[str, list[Tensor]] = {name: [] for name in self.references}
-        firsts, calls, seconds, finite = [], 0.0, 0.0, True
-        for batch in self.run(cell, seed, self.num):
-            calls, seconds, finite = calls + batch.calls, seconds + batch.seconds, finite and batch.finite
-            firsts.append(batch.x[: max(0, self.exact - batch.first)].cpu())
-            if finite and self.references:
-                images = batch.x if self.decode is None else self.decode(batch.x)
-                for name, reference in self.references.items():
-                    features[name].append(_features(name, reference, images))
-            advance(len(batch.x))
-        values: dict[str, float | None] = {}
-        for name, reference in self.references.items():
-            rows = torch.cat(features[name]) if finite else None
-            statistics = None if rows is None or not rows.isfinite().all() else Statistics.of(rows)
-            for score, distance in self.scores.items():
-                title = f"{name} {score}".strip()
-                value = None if statistics is None else distance(statistics, reference)
-                both: dict[str, Any] = {title: value}
-                if isinstance(value, Estimate):
-                    both = {title: value.value, f"{title} stderr": value.stderr}
-                values.update({key: None if part is None else float(part) for key, part in both.items()})
-        floor: float | None = None
-        if self.exact and not cell.stochastic:
-            ends, known = self.endpoints(seed)
-            floor = known if math.isfinite(known) else None
-            values[ENDPOINT] = _rms(torch.cat(firsts).double() - ends) if finite else None
-        values = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
-        n = self.num
-        return ResultRow(cell.label, cell.method, cell.table, cell.nfe, seed, calls / n, seconds / n, values, floor)
-
-
-def _features(name: str, reference: Statistics, images: Tensor) -> Tensor:
-    """The features of images, checked to be of the reference's size."""
-    rows = extract(reference.features, images, finite=False)
-    if rows.shape[1] != len(reference.mean):
-        raise ValueError(
-            f"reference {name!r} must have features of {rows.shape[1]} numbers, as those of the samples, got "
-            f"{len(reference.mean)}; give Statistics.load the features that the file was computed with"
-        )
-    return rows
-
-
-def _known(records: Records, cells: Sequence[_Cell]) -> dict[Any, ResultRow]:
+def _known(records: Records, cells: Sequence[Cell]) -> dict[Any, ResultRow]:
     """The rows of a file by label, budget and seed.
 
     Raises:
@@ -368,15 +226,6 @@ def _configurations(solvers: Any) -> dict[str, dict[str, Any]]:
         required("solver" in entry, name, dict(entry), "a mapping with 'solver' and other options of ds.solve")
         required("stop" not in entry, name, dict(entry), "without 'stop', which is one for all solvers")
     return configurations
-
-
-def _relevant(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that results depend on."""
-    return {name: value for name, value in options.items() if name != "device"}
-
-
-def _rms(difference: Tensor) -> float:
-    return float(difference.square().mean().sqrt())
 
 
 def _passed_on(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from diffsolve.common import records
 from diffsolve.common.checks import described, instance, integer, number
@@ -41,6 +43,8 @@ class ResultRow:
     """Distances by name, and their standard errors if they have one; None if samples were not finite."""
     floor: float | None
     """The error estimate of the exact endpoints: their difference from those at half the calls."""
+    options: dict[str, Any] | None = None
+    """The options of `ds.sample`, but for the budget, where they can be written in a file."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Table:
     rows: tuple[ResultRow, ...]
     about: dict[str, Any]
     """The settings of the sweep."""
+    strips: Mapping[tuple[str, int | None], Tensor] = field(default_factory=dict, compare=False)
+    """(solver, budget) -> the first samples of the first seed, decoded, if the sweep was asked to show them."""
 
     @classmethod
     def read(cls, *paths: str | Path) -> Table:
@@ -188,6 +194,7 @@ def row_of(entry: dict[str, Any], path: Path) -> ResultRow:
         for name in ("calls", "seconds"):
             number(name, getattr(row, name), low=0)
         instance("scores", row.scores, dict, "a mapping from names to numbers")
+        instance("options", row.options, (dict, type(None)), "a mapping from names to values, or None")
         for name, value in {**row.scores, "floor": row.floor}.items():
             if value is not None:
                 number(name, value)

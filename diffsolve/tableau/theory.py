@@ -20,6 +20,7 @@ The mean square of what lies between the two ends is a quadratic form in the ker
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from diffsolve.paths import Path, Position
 from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import PREDICTIONS
 
-__all__ = ["FAR", "SPECTRUM", "distance", "output_unit", "response"]
+__all__ = ["FAR", "SPECTRUM", "distance", "gains", "output_unit", "response", "spread"]
 
 FAR = 9.0
 """|lambda| beyond which the flow is taken as straight: 1e-4 of the way in u."""
@@ -79,13 +80,30 @@ def distance(
     run: Weights, path: Path, predicts: str, spectrum: Sequence[float], delta: float, rate: float
 ) -> np.ndarray:
     """The root mean square distance of a run's end from the erring network's own end, for each variance S: (k,)."""
+    start, gain, lam = gains(run, path, predicts, spectrum)
+    return spread(start, delta * gain, lam, rate)
+
+
+def gains(
+    run: Weights, path: Path, predicts: str, spectrum: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What lies between a run's end and the erring network's own end, for each variance S.
+
+    Returns:
+        (k,), of the standard normal start; (k, N + m), of an error of 1 in the output at each of the run's N calls and
+        at m levels of the flow; (N + m,), lambda of these.
+    """
     start, errors = response(run, path, predicts, spectrum)
     own_start, own_errors, lam = _own(run, path, predicts, np.asarray(spectrum)[:, None])
     where = np.concatenate([np.clip(_calls(run, path).lam, -FAR, FAR), lam])
-    gain = np.concatenate([errors, -own_errors], axis=1)
-    kernel = np.exp(-((rate * (where[:, None] - where)) ** 2) / 2)
-    variance = np.einsum("ki,ij,kj->k", gain, kernel, gain, optimize=True)
-    return np.asarray(np.sqrt((start - own_start) ** 2 + delta**2 * np.maximum(variance, 0)))
+    return start - own_start, np.concatenate([errors, -own_errors], axis=1), where
+
+
+def spread(start: np.ndarray, gain: np.ndarray, lam: np.ndarray, rate: float) -> np.ndarray:
+    """(k,): the deviation of start z + gain e, z normal and e a Gaussian process of deviation 1 at these lambda."""
+    kernel = np.exp(-((rate * (lam[:, None] - lam)) ** 2) / 2)
+    variance = np.einsum("ki,ki->k", gain @ kernel, gain)
+    return np.asarray(np.sqrt(start**2 + np.maximum(variance, 0)))
 
 
 def output_unit(predicts: str, p: Position[np.ndarray]) -> np.ndarray:
@@ -106,6 +124,12 @@ def _calls(run: Weights, path: Path) -> Position[np.ndarray]:
     return Position(t, alpha, sigma, p.dalpha, p.dsigma)
 
 
+@cache
+def _gauss() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE)
+    return nodes, weights
+
+
 def _own(run: Weights, path: Path, predicts: str, S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the own flow's end is made of: (k,) of the start, (k, m) of the errors at m levels, and these (m,).
 
@@ -115,7 +139,7 @@ def _own(run: Weights, path: Path, predicts: str, S: np.ndarray) -> tuple[np.nda
     last = path.nodes(np.array([t if may_call(path, t) else path.t_last])).lam[0]
     first = path.nodes(run.grid[:1, 0]).lam[0]
     low, high = np.clip([first, last], -FAR, FAR)
-    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE)
+    nodes, weights = _gauss()
     lam = np.append((low + high) / 2 + (high - low) / 2 * nodes, high)
     p, u = path.nodes(path.time(lam)), 1 / (1 + np.exp(lam))
     f = (p.alpha + p.sigma) * output_unit(predicts, p)

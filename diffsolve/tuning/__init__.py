@@ -1,5 +1,6 @@
-"""Learning a tableau for one network and one number of calls."""
+"""Choosing a solver for one network, or learning one: by pilots and by gradients."""
 
+from diffsolve.tuning.choosing import Choice, Choices, choose
 from diffsolve.tuning.fit import Tuning, fit, tune
 
-__all__ = ["Tuning", "fit", "tune"]
+__all__ = ["Choice", "Choices", "Tuning", "choose", "fit", "tune"]

@@ -32,7 +32,7 @@ from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.pilot import best, candidates
 from diffsolve.tuning.progress import Progress
-from diffsolve.tuning.runs import Loss, Noises, executed, held_out, relative, run_teacher
+from diffsolve.tuning.runs import Loss, Noises, drawn, executed, held_out, relative, run_teacher
 from diffsolve.tuning.student import Student
 
 __all__ = ["TuneOptions", "Tuning", "fit", "tune"]
@@ -192,7 +192,7 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Unpack[TuneOpti
 def _fitted(problem: Problem, settings: Mapping[str, Any]) -> Tuning:
     starts = candidates(problem, settings)
     _check_teacher(settings["teacher"], starts[0].tableau)
-    noises = Noises(_states(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
+    noises = Noises(drawn(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
     (begin, name), pilot = best(problem.model, noises, starts, settings)
     history = min(begin.nfe, MOST if settings["history"] is None else settings["history"])
     student = Student(problem.model, begin, history, settings["times"], f"tuned({name}, nfe={begin.nfe})")
@@ -219,17 +219,6 @@ def _fitted(problem: Problem, settings: Mapping[str, Any]) -> Tuning:
         progress.remove()  # no earlier: one of the two files always has the result
     losses, validation = tuple(progress.losses), tuple(progress.validation)
     return Tuning(learned, begin, before, after, losses, validation, progress.calls, progress.seconds)
-
-
-def _states(problem: Problem, start: float) -> Tensor:
-    """The initial states; drawn noises differ from those of every run of `ds.sample`."""
-    x = problem.state(start)
-    if problem.noise is None:  # runs start from other draws than row 1
-        std = problem.model.path.prior_std(start)
-        x = problem.key.normal(x.shape, row=1, dtype=x.dtype, device=x.device) * std
-    if len(x) < 2:
-        raise ValueError(f"shape must be of at least 2 noises, to learn from and to hold out, got {tuple(x.shape)}")
-    return x
 
 
 def _about(

@@ -14,12 +14,13 @@ from diffsolve.api.sampling import sample
 from diffsolve.common.checks import described, integer
 from diffsolve.common.tensors import flat
 from diffsolve.execute.plan import plan
+from diffsolve.execute.start import Problem
 from diffsolve.models import Model
 from diffsolve.models.conditions import picked
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
-__all__ = ["Loss", "Noises", "executed", "held_out", "relative", "run_teacher"]
+__all__ = ["Loss", "Noises", "drawn", "executed", "held_out", "relative", "run_teacher"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,6 +38,21 @@ class Noises:
         at, size = index.to(self.x.device), len(self.x)
         guidance = replace(self.guidance, uncond=picked(self.guidance.uncond, at, size))
         return Noises(self.x[at], picked(self.cond, at, size), guidance)
+
+
+def drawn(problem: Problem, start: float) -> Tensor:
+    """The initial states of a problem (n, ...); drawn noises differ from those of every run of `ds.sample`.
+
+    Raises:
+        ValueError: if there are fewer than two.
+    """
+    x = problem.state(start)
+    if problem.noise is None:  # runs start from other draws than row 1
+        std = problem.model.path.prior_std(start)
+        x = problem.key.normal(x.shape, row=1, dtype=x.dtype, device=x.device) * std
+    if len(x) < 2:
+        raise ValueError(f"shape must be of at least 2 noises, to learn from and to hold out, got {tuple(x.shape)}")
+    return x
 
 
 def executed(model: Model, tableau: Tableau, noises: Noises) -> Tensor:
