@@ -59,12 +59,17 @@ def configurations(table: Table) -> list[Configuration]:
     return found
 
 
+MORE = ("precision", "recall", "density", "coverage", "vendi", "accuracy")
+"""Scores of which more is better: they decide nothing here."""
+
+
 def main_measure(table: Table) -> str | None:
-    """The measure that decides: the first Frechet distance, else the first of all but the endpoint error, else that."""
-    measures = table.measures
-    of_data = [measure for measure in measures if measure != ENDPOINT]
-    ordered = [*(measure for measure in of_data if measure.split()[-1] == "FD"), *of_data, *measures]
-    return ordered[0] if ordered else None
+    """The measure that decides: the first Frechet distance, else the first distance of any kind, else the endpoint
+    error; None if there is none of them."""
+    kinds = {measure: measure.split()[-1].partition("(")[0] for measure in table.measures}
+    distances = [measure for measure, kind in kinds.items() if kind not in MORE and measure != ENDPOINT]
+    ordered = [*(measure for measure in distances if kinds[measure] in ("FD", "frechet")), *distances]
+    return next(iter([*ordered, *(measure for measure in kinds if measure == ENDPOINT)]), None)
 
 
 def pareto(found: Sequence[Configuration], measure: str, cost: str = "calls") -> list[Configuration]:

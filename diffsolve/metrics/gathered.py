@@ -32,7 +32,9 @@ class Gathered:
     calls: float = 0.0
     seconds: float = 0.0
     finite: bool = True
-    """Whether all samples and features are."""
+    """Whether all samples are."""
+    broken: list[str] = field(default_factory=list)
+    """The references of which a feature was not finite."""
     moments: dict[str, Statistics] = field(default_factory=dict)
     rows: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     """Of each reference, by number of the batch."""
@@ -44,10 +46,11 @@ class Gathered:
         self.batches.append(number)
         if len(end):
             self.ends[number] = end.clone()  # the rest of its batch is not kept
-        self.finite = self.finite and all(bool(part.isfinite().all()) for part in rows.values())
-        if not self.finite:
-            return
         for name, part in rows.items():
+            if not part.isfinite().all():
+                self.broken.append(name)
+            if name in self.broken:
+                continue
             moments = Statistics.of(part, keep=0)
             self.moments[name] = self.moments[name] + moments if name in self.moments else moments
             if self.rows_kept:
@@ -55,7 +58,7 @@ class Gathered:
 
     def statistics(self, name: str) -> Statistics | None:
         """The statistics of all samples; None if something was not finite."""
-        if not self.finite or name not in self.moments:
+        if not self.finite or name in self.broken or name not in self.moments:
             return None
         parts = self.rows.get(name, {})
         rows = torch.cat([parts[number] for number in sorted(parts)]) if parts else None
@@ -72,6 +75,7 @@ class Gathered:
             whole.batches += part.batches
             whole.calls, whole.seconds = whole.calls + part.calls, whole.seconds + part.seconds
             whole.finite = whole.finite and part.finite
+            whole.broken += part.broken
             whole.ends |= part.ends
             for name, moments in part.moments.items():
                 whole.moments[name] = whole.moments[name] + moments if name in whole.moments else moments
@@ -100,8 +104,9 @@ class Checkpoint:
             if [note.get("about"), note.get("cell")] != json.loads(dumps([self.about, cell])):
                 return empty
             found = Gathered(
-                empty.names, empty.rows_kept, list(note["batches"]), note["calls"], note["seconds"], note["finite"]
-            )
+                empty.names, empty.rows_kept, list(note["batches"]), note["calls"], note["seconds"], note["finite"],
+                list(note["broken"]),
+            )  # fmt: skip
             for name, count in note["counts"].items():
                 i = empty.names.index(name)
                 found.moments[name] = Statistics(count, tensors[f"{i}.mean"], tensors[f"{i}.cov"])
@@ -126,7 +131,8 @@ class Checkpoint:
             tensors |= {f"{i}#{number}": rows for number, rows in part.rows.get(name, {}).items()}
         note = {
             "about": self.about, "cell": cell, "batches": part.batches, "calls": part.calls, "seconds": part.seconds,
-            "finite": part.finite, "counts": {name: moments.count for name, moments in part.moments.items()},
+            "finite": part.finite, "broken": part.broken,
+            "counts": {name: moments.count for name, moments in part.moments.items()},
         }  # fmt: skip
         write_tensors(self.file, tensors, KEY, note)
         self._next = time.monotonic() + (time.monotonic() - began) / SHARE

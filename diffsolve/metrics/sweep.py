@@ -97,22 +97,20 @@ def sweep(
             or to options of `ds.solve`, as {"heun, karras": {"solver": "heun", "grid": "karras"}}.
         nfe: budgets of network calls (a guided call counts once); the actual calls are reported. Tableaux and adaptive
             solvers run once, with their own number of calls.
-        num: samples per cell. The features of all are held, in 4 num F bytes, if a score other than `frechet` is asked
-            for.
+        num: samples per cell. Scores other than `frechet` hold the features of all, in 4 num F bytes.
         batch: samples per batch; results depend on it only by rounding.
         seeds: the number of seeds, from 0; or the seeds themselves.
-        part: (i, n): the i-th of n parts of the cells, from 1, for n machines that have a file each; see `Table.read`.
+        part: (i, n): the i-th of n parts of the cells, from 1, for machines with a file each (`Table.read`).
         scores: name -> distance of two `Statistics`, or names from `ds.metrics.names()`. By default "FD", "FD inf"
             if num is at least 4 F (fewer give a meaningless value), and "KID" if every reference kept its rows.
         cond: keyword arguments of the network. Tensors, at any depth, are cycled along their first dimension, but for
             a `ds.Shared`: sample i gets entry i modulo its length; so in the `uncond` of a Guidance. Cycled labels are
             a stratified, not an independent, sample: KID is then biased downwards by an amount of order 1 / num.
-        guidance: as in `ds.solve`.
         decode: samples -> images, before the features, on the samples' device: a decoder, a clamp, a rounding to 8
             bits. None if samples are images.
         exact: samples per seed whose endpoint error is measured; 0 for none.
         fine: network calls of "auto" for the endpoints; half as many give their error estimate (`ResultRow.floor`).
-        strip: samples of the first seed that `Table.strips` shows, for `ds.metrics.report`.
+        strip: samples of the first seed kept in `Table.strips`, for `ds.metrics.report`.
         out: a file of JSON lines, the settings and then each finished cell. The same call after an interruption
             measures what is missing, from the batch on that a cell was at (`<out>.cell` has it meanwhile); solvers,
             budgets or seeds may be added. `force` starts the file anew.
@@ -126,36 +124,22 @@ def sweep(
     Raises:
         ValueError: if an argument is out of range, a solver exceeds a budget, or `out` has other settings.
         TypeError: if an argument is of the wrong type.
-        BlockingIOError: while another process is writing `out`.
-        ConnectionError: if another rank is gone; finished cells are in the file.
+        BlockingIOError, ConnectionError: while another process writes `out`; if another rank is gone.
     """
     num, exact = integer("num", num, 1), integer("exact", exact, 0)
     references = named_references(reference)
+    required(bool(references or exact), "reference", None, "given with exact=0, which measures nothing else")
     study = Study(
-        as_model(model),
-        sample_shape(shape),
-        num,
-        integer("batch", batch, 1),
-        conditions("cond", cond),
-        Guidance.of(guidance),
-        decode,
-        min(num, exact),
-        integer("fine", fine, 2),
-        _passed_on("options", options),
-        references,
-        chosen_scores(scores, references, num),
-    )
-    required(bool(references or study.exact), "reference", None, "given with exact=0, which measures nothing else")
-    budgets = chosen_budgets(nfe)
+        as_model(model), sample_shape(shape), num, integer("batch", batch, 1), conditions("cond", cond),
+        Guidance.of(guidance), decode, min(num, exact), integer("fine", fine, 2), _passed_on("options", options),
+        references, chosen_scores(scores, references, num),
+    )  # fmt: skip
+    budgets, (i, n) = chosen_budgets(nfe), part
     cells = [cell for label, given in _configurations(solvers).items() for cell in study.cells(label, given, budgets)]
-    integer("strip", strip, 0)
-    wanted = [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells]
-    i, n = part
-    integer("part[1]", n, 1)
-    integer("part[0]", i, 1, n)
-    wanted = wanted[i - 1 :: n]
+    integer("part[0]", i, 1, integer("part[1]", n, 1))
+    wanted = [(seed, cell) for seed in chosen_seeds(seeds) for cell in cells][i - 1 :: n]
     table = _filled(study, wanted, out, force, progress)
-    return table if strip == 0 else replace(table, strips=study.strips(wanted, strip))
+    return table if integer("strip", strip, 0) == 0 else replace(table, strips=study.strips(wanted, strip))
 
 
 def _filled(study: Study, wanted: list[tuple[int, Cell]], out: str | Path | None, force: bool, progress: bool) -> Table:

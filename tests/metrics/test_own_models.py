@@ -1,6 +1,8 @@
 """Anybody's model, data and features, from Python and from the command line."""
 
 import io
+import subprocess
+import sys
 import textwrap
 
 import numpy as np
@@ -54,7 +56,7 @@ def stranger(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     yield named_object("model", "mine.toy:images")()
     for name in ("mine", "mine.toy"):
-        __import__("sys").modules.pop(name, None)
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -220,3 +222,24 @@ def test_a_png_is_what_pillow_reads(tmp_path):
     x = torch.tensor([[[[-1.0, 1.0]], [[0.0, 0.0]], [[1.0, -1.0]]]])
     save_images(tmp_path, x)
     assert image.open(io.BytesIO((tmp_path / "00000.png").read_bytes())).getpixel((1, 0)) == (255, 128, 0)
+
+
+@pytest.mark.slow
+def test_a_stranger_has_the_page_in_one_command(stranger, tmp_path):
+    """As a user would: a process of its own, a package of one's own, a folder of one's own images."""
+    pytest.importorskip("jinja2")
+    (tmp_path / "images").mkdir()
+    save_images("images", stranger)
+    command = [
+        *(sys.executable, "-m", "diffsolve", "bench", "--model", "mine.toy:model", "--model-args", "bias=0.1"),
+        *("--data", "images", "--features", "mine.toy:features", "--cond", "mine.toy:labels", "--guidance", "2"),
+        *("--solver", "auto", "--solver", "heun", "--nfe", "4", "--nfe", "6", "--num", "30", "--seeds", "2"),
+        *("--score", "frechet", "--score", "precision(k=3)", "--out", "run.jsonl", "--report", "run.html"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run.html").read_text()
+    assert "x = ds.sample(model, shape, solver=&#39;" in text
+    assert text.count("data:image/png") == 4 * 8
+    assert "frechet against time" in text
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 1 + 8

@@ -62,7 +62,12 @@ def test_code_that_can_be_pasted():
 
 
 def test_the_deciding_measure():
-    scores = [{"KID": 1.0, "ring FD": 1.0, "endpoint error": 1.0}, {"KID": 1.0}, {"endpoint error": 1.0}, {}]
+    scores = [
+        {"KID": 1.0, "ring FD": 1.0, "endpoint error": 1.0},
+        {"precision(k=3)": 1.0, "KID": 1.0, "endpoint error": 1.0},
+        {"vendi": 1.0, "endpoint error": 1.0},
+        {"ring recall": 1.0},
+    ]
     rows = [ResultRow("a", "m", None, 4, 0, 4.0, 0.1, score, None) for score in scores]
     assert [main_measure(table_of(one)) for one in rows] == ["ring FD", "KID", "endpoint error", None]
 
@@ -126,7 +131,7 @@ def test_the_page_has_all_of_it(table, tmp_path):
     assert set(page.links) <= {"data:,"}
     assert not re.search(r"https?://|@import|url\(", text)
     assert "A &lt;title&gt;" in text
-    assert "x = ds.sample(model, shape, solver='auto', nfe=" in page.text
+    assert re.search(r"x = ds.sample\(model, shape, solver='(auto|ddim\(eta=0.5\))', nfe=[23], seed=0\)", page.text)
     assert [text.count(f"<figure><h3>{name} against") for name in table.measures] == [
         2,
         *[1] * (len(table.measures) - 1),
