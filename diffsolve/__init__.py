@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from diffsolve.noise import Brownian, Key
     from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
     from diffsolve.reference import load
+    from diffsolve.serving import Stepper
     from diffsolve.tableau import Tableau
     from diffsolve.tuning import Tuning, tune
 
@@ -48,6 +49,7 @@ _HOME = {
     "noise": ("Brownian", "Key"),
     "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
+    "serving": ("Stepper",),
     "tableau": ("Tableau",),
     "tuning": ("Tuning", "tune"),
 }
@@ -89,6 +91,7 @@ __all__ = [
     "State",
     "Status",
     "Step",
+    "Stepper",
     "Tableau",
     "Tuning",
     "__version__",
