@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
     from diffsolve.reference import load
     from diffsolve.serving import Stepper
+    from diffsolve.solvers.skip import skip
     from diffsolve.tableau import Tableau
     from diffsolve.tuning import Tuning, tune
 
@@ -50,6 +51,7 @@ _HOME = {
     "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
     "serving": ("Stepper",),
+    "solvers.skip": ("skip",),
     "tableau": ("Tableau",),
     "tuning": ("Tuning", "tune"),
 }
@@ -116,6 +118,7 @@ __all__ = [
     "reversible",
     "sample",
     "sample_with_log_prob",
+    "skip",
     "solve",
     "solvers",
     "training",

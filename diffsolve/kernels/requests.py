@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffsolve.kernels.terms import S, Y
+from diffsolve import native
+from diffsolve.kernels.dispatch import fused
+from diffsolve.kernels.loop import NOBODY
+from diffsolve.kernels.terms import OUT, S, Y
 from diffsolve.kernels.update import Guided, Row, linear_update
 from diffsolve.noise import Draw
 
@@ -62,10 +65,20 @@ def update_requests(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn
     """Update the states of all turns, in place.
 
     Args:
-        memory: (rows, ...), the states.
+        memory: (rows, ...), the states, contiguous.
         outputs: (n, ...), of the network; None where no turn has one.
     """
-    for turn in turns:
+    if not turns:
+        return
+    if turns[0].row.lowered is not None:
+        launch = fused(memory.device, "update_requests")
+        assert launch is not None
+        launch(memory, outputs, table_of(turns, outputs), len(turns))
+        return
+    rest = turns
+    if memory.is_cpu and native.is_plain(memory, *([] if outputs is None else [outputs])):
+        rest = _loop(memory, outputs, turns)
+    for turn in rest:
         _chain(memory, outputs, turn)
 
 
@@ -76,3 +89,45 @@ def _chain(memory: Tensor, outputs: Tensor | None, turn: Turn) -> None:
     history = (memory[h : h + 1] for h in turn.history)
     out = None if outputs is None else turn.output(outputs)
     linear_update((state, given, out, turn.draw, *history), turn.row, memory[turn.free[0] : turn.free[0] + 1])
+
+
+def _loop(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn]) -> Sequence[Turn]:
+    """All turns that the compiled loop can make, in one call of it; the others are returned."""
+    loops = native.found(memory.dtype)
+    apart = outputs is not None and (outputs.dtype != memory.dtype or not outputs.is_contiguous())
+    if loops is None or apart or not memory.is_contiguous():
+        return turns
+    size = memory[0].numel()
+    first, stride = memory.data_ptr(), size * memory.element_size()
+    said, kept = 0 if outputs is None else outputs.data_ptr(), list[Tensor]()  # what must stay until the loop has run
+    records, left = list[bytes](), list[Turn]()
+    for turn in turns:
+        recipe, draw = turn.row.recipe, turn.draw
+        if recipe is None or not (draw is None or draw.plain):
+            left.append(turn)
+            continue
+        live = (first + turn.s * stride, first + turn.y * stride, said + turn.out * stride, 0)
+        if turn.guided is not None:
+            out = turn.output(outputs)
+            assert isinstance(out, Guided)
+            kept.append(out.tensor())
+            live = (*live[:OUT], kept[-1].data_ptr(), 0)
+        who = NOBODY
+        if draw is not None:
+            seeds, who = draw.address()
+            kept += [] if seeds is None else [seeds]
+        live += tuple(first + h * stride for h in turn.history)
+        s, y, _ = turn.after
+        results = [*turn.history[:1]] if turn.row.keep is not None else []
+        results += [y] if turn.row.s is None else [y, s]
+        at = [live[place] for place in recipe.places] + [first + row * stride for row in results]
+        words = (1, size, len(recipe.places), len(results), 1, 0, 0, draw is not None, *who, *at)
+        records.append(native.record(*words) + recipe.rule)
+    begins, at_word = list[int](), 3 + len(records)
+    for one in records:
+        begins.append(at_word)
+        at_word += len(one) // 8
+    loops.updates(native.record(len(records), size, native.threads(size * len(records)), *begins) + b"".join(records))
+    del kept
+    native.mark_mutated(memory)
+    return left

@@ -42,7 +42,7 @@ class Request:
         self.rank = (-priority, deadline, ticket.number)
         self.deadline = deadline
         tableau, model, guidance = program.tableau, problem.model, problem.guidance
-        self.rows: tuple[Row, ...] = program.rows_on(like)
+        self.rows: tuple[Row, ...] = program.rows_on(like, together=True)
         self.times: np.ndarray = network_times(model, tableau, torch.empty(0, dtype=like.dtype)).numpy()
         self.guided = guidance.active(tableau)
         self.kinds: dict[bool, Hashable] = {True: kind_of(problem.cond), False: kind_of(guidance.uncond)}

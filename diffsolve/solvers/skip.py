@@ -6,58 +6,58 @@ Neighbouring outputs of a long run differ little. With z = x / c and v = dz/du i
 .. math:: \hat v(u_i) = \sum_{l=0}^{q} L_l(u_i) \, v_{c_l},
           \qquad L_l(u) = \prod_{m \ne l} \frac{u - u_{c_m}}{u_{c_l} - u_{c_m}},
 
-and all else of the run is as it was. Such rows do no more than linear algebra, so they are multiplied out: what is left
+and all else of the run is as it was. A run in another frame than denoised,
+noise or straight keeps its own frame and variable for that. Such rows do no more than linear algebra, so they are multiplied out: what is left
 is a tableau with a row for each call. q = 0 is reuse; a threshold on the change of the input (EasyCache, TeaCache's
 whole-call form) is a rule for where to call.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from diffsolve.common.checks import integer, required
 from diffsolve.grids import Grid
-from diffsolve.paths import Path
+from diffsolve.paths import Path, Position
 from diffsolve.solvers import named
 from diffsolve.solvers.base import Solver
-from diffsolve.tableau import Draft, Tableau
-from diffsolve.tableau.frames import FRAMES, convert
-from diffsolve.tableau.theory import SPECTRUM
+from diffsolve.tableau import DRIFT, Draft, Tableau
+from diffsolve.tableau.frames import FRAMES, STRAIGHT, convert
 
 __all__ = ["Skip", "skip"]
 
-STRAIGHT = FRAMES["straight"]
-V = (-1.0, 1.0)
-"""v = eps - x_0, as a combination of the data and the noise."""
 MOST = 4
 """The highest degree: polynomials through more values swing where they extrapolate."""
-PASSES, ENOUGH = 6, 0.99
-"""How often every place is reconsidered at most; that one pass does not gain a hundredth ends it."""
 ZERO = 1e-13
 """Weights of a row below this, next to its largest, are the rounding of zeros."""
 
 
 class _Rows:
-    """The rows of a run, each as a step from combinations of x and the v that were called for to others."""
+    """The rows of a run, each as a step from combinations of x and the d that were called for to others."""
 
     def __init__(self, tableau: Tableau) -> None:
         theta = np.arctan2(tableau.calls[:, 2], tableau.calls[:, 1])
         one_way = (np.diff(theta) < 0).all() or (np.diff(theta) > 0).all()
+        frames = set(tableau.frame)
         plain = not tableau.stochastic and one_way and not tableau.jumps.any() and (tableau.entry[:, 0] == 1).all()
         required(plain, "solver", tableau.solver, "deterministic, and call the network once at each of its times")
-        self.tableau = tableau
-        _, self.alpha, self.sigma = np.concatenate([tableau.calls, tableau.grid[-1:]]).T
-        self.c = self.alpha + self.sigma
-        self.u = self.sigma / self.c
+        one_frame = frames <= STRAIGHT or (len(frames) == 1 and DRIFT not in frames)
+        required(one_frame, "solver", tableau.solver, f"of one frame, or of {', '.join(sorted(STRAIGHT))}")
+        self.tableau, self.frame = tableau, "straight" if frames <= STRAIGHT else tableau.frame[0]
+        frame = FRAMES[self.frame]
+        at = Position(*np.concatenate([tableau.calls, tableau.grid[-1:]]).T, math.nan, math.nan)
+        self.c, self.v = (np.broadcast_to(part, at.t.shape) for part in (frame.c(at), frame.v(at)))
         a, b = tableau.d.T
-        self.p, self.q = convert((a, b), V, self.alpha[:-1], self.sigma[:-1])
+        self.d = np.array([[-1.0, 1.0]] * tableau.nfe) if self.frame == "straight" else tableau.d
+        self.p, self.q = convert((a, b), tuple(self.d.T), at.alpha[:-1], at.sigma[:-1])
 
     def inputs(self, places: np.ndarray, order: int) -> np.ndarray:
-        """(k + 1, 1 + k): the network's inputs at the calls, and the result, as combinations of x, v_1, .., v_k."""
+        """(k + 1, 1 + k): the network's inputs at the calls, and the result, as combinations of x, d_1, .., d_k."""
         k, tableau = len(places), self.tableau
         unit = np.eye(1 + k)
         called = np.searchsorted(places, np.arange(tableau.nfe), side="right")  # calls up to each row
@@ -68,65 +68,24 @@ class _Rows:
             if called[i] and places[called[i] - 1] == i:
                 found.append(y)
             last = np.arange(max(0, called[i] - order - 1), called[i])
-            v = _lagrange(self.u[places[last]], self.u[i]) @ unit[1 + last]
-            history = np.concatenate([[self.p[i] * y + self.q[i] * v], history[:-1]])
+            d = _lagrange(self.v[places[last]], self.v[i]) @ unit[1 + last]
+            history = np.concatenate([[self.p[i] * y + self.q[i] * d], history[:-1]])
             s, y = tableau.weights[i, :, :-1] @ np.concatenate([[s, y], history])
         return np.array([*found, y])
 
-    def response(self, places: np.ndarray, order: int) -> np.ndarray:
-        """What the end is of the start, on Gaussian data of each variance of the usual spectrum."""
-        S = np.asarray(SPECTRUM)
-        made = self.inputs(places, order)
-        values = np.zeros((1 + len(places), len(S)))  # of x, v_1, ..
-        values[0] = 1.0
-        for j, i in enumerate(places):
-            y = made[j] @ values
-            gain = (self.sigma[i] - self.alpha[i] * S) / (self.alpha[i] ** 2 * S + self.sigma[i] ** 2)
-            values[1 + j] = gain * y
-        return np.asarray(made[-1] @ values)
 
-
-def _lagrange(nodes: np.ndarray, u: float) -> np.ndarray:
-    """The weights of values at the nodes in their polynomial at u."""
+def _lagrange(nodes: np.ndarray, v: float) -> np.ndarray:
+    """The weights of values at the nodes in their polynomial at v."""
     apart = nodes[:, None] - nodes + np.eye(len(nodes))
-    ratios = (u - nodes)[None, :] / apart
+    ratios = (v - nodes)[None, :] / apart
     return np.asarray(np.where(np.eye(len(nodes), dtype=bool), 1.0, ratios).prod(1))
-
-
-def places_for(rows: _Rows, calls: int, order: int) -> np.ndarray:
-    """Where to call: the places with which the run ends nearest to itself on Gaussian data.
-
-    The root mean square, over the usual spectrum of variances (`diffsolve.tableau.theory`), of the distance between the
-    end with all calls and that with these. From an even start each place is moved as long as that falls.
-    """
-    n = rows.tableau.nfe
-    whole = rows.response(np.arange(n), 0)
-
-    def distance(places: np.ndarray) -> float:
-        found = float(np.mean((rows.response(places, order) - whole) ** 2))
-        return found if np.isfinite(found) else np.inf
-
-    best = np.round(np.linspace(0, n - 1, calls)).astype(int)
-    least = distance(best)
-    for _ in range(PASSES):
-        before = least
-        for j in range(1, calls):
-            for place in range(best[j - 1] + 1, best[j + 1] if j + 1 < calls else n):
-                tried = best.copy()
-                tried[j] = place
-                if (value := distance(tried)) < least:
-                    best, least = tried, value
-        if least > ENOUGH * before:
-            break
-    return best
 
 
 def skipped(tableau: Tableau, calls: int | Sequence[int], order: int) -> Tableau:
     """The tableau of a run in which only some rows call; see `skip`."""
     rows, n = _Rows(tableau), tableau.nfe
-    if isinstance(calls, int):
-        integer("calls", calls, 1, n)
-        places = places_for(rows, calls, order)
+    if np.ndim(calls) == 0:
+        places = np.round(np.linspace(0, n - 1, integer("calls", calls, 1, n))).astype(int)
     else:
         places = np.asarray(calls)
         whole = places.ndim == 1 and len(places) > 0 and places.dtype.kind == "i"
@@ -149,8 +108,8 @@ def skipped(tableau: Tableau, calls: int | Sequence[int], order: int) -> Tableau
         order=1,
         grid=tableau.grid,
         calls=tableau.calls[places],
-        frame=("straight",) * k,
-        d=np.tile(V, (k, 1)),
+        frame=(rows.frame,) * k,
+        d=rows.d[places],
         node=tableau.node[np.asarray(ends[1:]) - 1],
         entry=tableau.entry,
         weights=weights,
@@ -199,8 +158,7 @@ def skip(solver: str | Solver | Tableau, calls: int | Sequence[int], order: int 
 
     Args:
         solver: a deterministic solver that calls the network once a step, or its tableau.
-        calls: how many rows call, or which: their numbers, from 0 on. Of a number the places are those at which a run on
-            Gaussian data ends nearest to the run with all calls.
+        calls: how many rows call, evenly spread from the first to the last; or which: their numbers, from 0 on.
         order: the degree of the polynomial in u = sigma / (alpha + sigma) through the last straight velocities, which
             stands for the ones not called for: 0 is reuse.
 
@@ -211,7 +169,7 @@ def skip(solver: str | Solver | Tableau, calls: int | Sequence[int], order: int 
         ValueError: if calls or order is out of range, or the run draws noise or calls twice at one time.
     """
     integer("order", order, 0, MOST)
-    which = calls if isinstance(calls, int) else tuple(int(i) for i in calls)
+    which: Any = tuple(int(i) for i in calls) if np.ndim(calls) == 1 else calls
     if isinstance(solver, Tableau):
         return skipped(solver, which, order)
     return Skip(named(solver), which, order)
