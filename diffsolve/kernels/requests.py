@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from diffsolve import native
 from diffsolve.kernels.dispatch import fused
 from diffsolve.kernels.loop import NOBODY
-from diffsolve.kernels.terms import OUT, S, Y
+from diffsolve.kernels.terms import OUT, D, S, Y, Z
 from diffsolve.kernels.update import Guided, Row, linear_update
 from diffsolve.noise import Draw
+from diffsolve.noise.key import signed
 
-__all__ = ["Turn", "update_requests"]
+__all__ = ["Turn", "factors", "launch_table", "on_device", "table_of", "update_requests"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,8 @@ def update_requests(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn
     if not turns:
         return
     if turns[0].row.lowered is not None:
-        launch = fused(memory.device, "update_requests")
-        assert launch is not None
-        launch(memory, outputs, table_of(turns, outputs), len(turns))
+        table = table_of(turns, 1 + max(len(turn.history) for turn in turns))
+        launch_table(memory, outputs, on_device(table, memory.device), factors(outputs, turns))
         return
     rest = turns
     if memory.is_cpu and native.is_plain(memory, *([] if outputs is None else [outputs])):
@@ -131,3 +133,68 @@ def _loop(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn]) -> Sequ
     del kept
     native.mark_mutated(memory)
     return left
+
+
+def table_of(turns: Sequence[Turn], history: int) -> np.ndarray:
+    """What a launch does for each turn, (n, words) int64 on the host.
+
+    With C = history + 3 columns S, Y, d_{i-1} .., out, z: the rows of the memory that the first C - 2 are read from, and
+    the row of the outputs; those that y', s' and the kept prediction are written to; the row of the unconditional
+    output; seed, sample and row of the noise; then, as float64, the scale of the guidance and the weights (3, C). -1
+    stands for what there is not.
+    """
+    C = history + 3
+    table = np.zeros((len(turns), 4 * C + 7), dtype=np.int64)
+    table[:, : C + 3] = -1
+    numbers = table.view(np.float64)
+    for words, reals, turn in zip(table, numbers, turns, strict=True):
+        row = turn.row
+        assert row.lowered is not None
+        live = {S: turn.s, Y: turn.y, OUT: turn.out, **{D + j: h for j, h in enumerate(turn.history)}}
+        columns = [_column(place, C) for place in row.lowered.places]
+        for place, column in zip(row.lowered.places, columns, strict=True):
+            if place != Z:
+                words[column] = live[place]
+        s, y, _ = turn.after
+        kinds = [0] + [1] * (row.s is not None) + [2] * (row.keep is not None)
+        targets = (y, s, turn.history[0] if turn.history else -1)
+        weights = reals[C + 7 :].reshape(3, C)
+        for line, kind in zip(row.lowered.weights.numpy(), kinds, strict=False):
+            words[C - 1 + kind] = targets[kind]
+            weights[kind, columns] = line
+        if turn.guided is not None:
+            words[C + 2], reals[C + 6] = turn.guided[0], turn.guided[1]
+        if turn.draw is not None:
+            seed, first = turn.draw.key.seed, turn.draw.key.index
+            words[C + 3 : C + 6] = signed(seed if isinstance(seed, int) else seed[0]), first, turn.draw.row
+    return table
+
+
+def _column(place: int, C: int) -> int:
+    return {S: 0, Y: 1, OUT: C - 2, Z: C - 1}.get(place, place - D + 1)
+
+
+def factors(outputs: Tensor | None, turns: Sequence[Turn]) -> Tensor | None:
+    """(n,): the factor of each guided output; None if all are 1."""
+    if outputs is None or not any(turn.guided and turn.guided[2] for turn in turns):
+        return None
+    found = torch.ones(len(turns), dtype=torch.float32, device=outputs.device)
+    for i, turn in enumerate(turns):
+        out = turn.output(outputs)
+        factor = out.factor() if isinstance(out, Guided) else None
+        if factor is not None:
+            found[i : i + 1].copy_(factor)
+    return found
+
+
+def launch_table(memory: Tensor, outputs: Tensor | None, table: Tensor, factor: Tensor | None) -> None:
+    """Make the turns of a table, in one launch."""
+    launch = fused(memory.device, "update_requests")
+    assert launch is not None
+    launch(memory, outputs, table, factor)
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers of the host on a device, without waiting for it."""
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from diffsolve.kernels import Turn, update_requests
+from diffsolve.kernels.requests import on_device
 from diffsolve.models import Model
 from diffsolve.models.buffers import note, reuses, same_memory
 from diffsolve.serving.conditions import stacked
 from diffsolve.serving.request import FIXED, Request
 
-__all__ = ["Ring", "on_device"]
+__all__ = ["Ring"]
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,3 @@ class Ring:
         batch = self._batch
         assert batch is not None
         return {r: [row for row in rows if row >= 0] for r, rows in zip(batch.requests, batch.places, strict=True)}
-
-
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Numbers of the host on a device, without waiting for it."""
-    tensor = torch.from_numpy(values)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
