@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Turn:
     draw: Draw | None = None
     """The noise, where the row has some."""
 
-    @property
+    @cached_property
     def after(self) -> tuple[int, int, tuple[int, ...]]:
         """s, y and free after the turn: y' is written where `linear_update` writes it."""
         if self.row.s is not None:  # y' goes to a row of its own

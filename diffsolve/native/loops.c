@@ -6,7 +6,13 @@
 #include <string.h>
 
 #define BLOCK 1024 /* elements of a sample in one go */
-#define BYTES 64   /* of a vector: the compiler splits it where the machine has shorter ones */
+#if defined(__AVX512F__)
+#define BYTES 64 /* of a vector: the machine's own, as a compiler that splits longer ones keeps them in memory */
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
 #define WIDE 4     /* vectors in registers at once */
 #define CHUNK (WIDE * BYTES / (int)sizeof(REAL))
 #define INPUTS 32  /* as native.py has them */
