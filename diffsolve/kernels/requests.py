@@ -139,8 +139,8 @@ def _loop(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn]) -> Sequ
 def table_of(turns: Sequence[Turn], history: int) -> np.ndarray:
     """What a launch does for each turn, (n, words) int64 on the host.
 
-    With C = history + 3 columns S, Y, d_{i-1} .., out, z: the rows of the memory that the first C - 2 are read from, and
-    the row of the outputs; those that y', s' and the kept prediction are written to; the row of the unconditional
+    With C = history + 3 columns S, Y, d_{i-1} .., out, z: the rows of the memory that the first C - 2 are read from,
+    and the row of the outputs; those that y', s' and the kept prediction are written to; the row of the unconditional
     output; seed, sample and row of the noise; then, as float64, the scale of the guidance and the weights (3, C). -1
     stands for what there is not.
     """

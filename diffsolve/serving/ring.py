@@ -101,7 +101,7 @@ class Ring:
         return [request for request in self.running if not request.over]
 
     def advance(self, model: Model) -> Tensor:
-        """One network call over all that are active, and the update: (n,), the sums of the outputs of the batch's rows."""
+        """One network call over all that are active, and the update. Returns (n,): the sum of each row's output."""
         batch = self._composed()
         y = self.memory.index_select(0, on_device(np.array([r.y for r in batch.members]), self.memory.device))
         outputs = self._outputs(model, batch, y)

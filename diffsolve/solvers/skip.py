@@ -6,10 +6,10 @@ Neighbouring outputs of a long run differ little. With z = x / c and v = dz/du i
 .. math:: \hat v(u_i) = \sum_{l=0}^{q} L_l(u_i) \, v_{c_l},
           \qquad L_l(u) = \prod_{m \ne l} \frac{u - u_{c_m}}{u_{c_l} - u_{c_m}},
 
-and all else of the run is as it was. A run in another frame than denoised,
-noise or straight keeps its own frame and variable for that. Such rows do no more than linear algebra, so they are multiplied out: what is left
-is a tableau with a row for each call. q = 0 is reuse; a threshold on the change of the input (EasyCache, TeaCache's
-whole-call form) is a rule for where to call.
+and all else of the run is as it was. A run in another frame than denoised, noise or straight keeps its own frame and
+variable for that. Such rows do no more than linear algebra, so they are multiplied out: what is left is a tableau with
+a row for each call. q = 0 is reuse; a threshold on the change of the input (EasyCache, TeaCache's whole-call form) is a
+rule for where to call.
 """
 
 from __future__ import annotations

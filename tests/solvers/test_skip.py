@@ -33,8 +33,8 @@ def loop(model, tableau, places, order, x):
             known.append((u, (y - (alpha + sigma) * denoised) / sigma))
         last = known[-order - 1 :]
         v = 0
-        for l, (node, value) in enumerate(last):
-            v = v + value * np.prod([(u - other) / (node - other) for m, (other, _) in enumerate(last) if m != l])
+        for j, (node, value) in enumerate(last):
+            v = v + value * np.prod([(u - other) / (node - other) for m, (other, _) in enumerate(last) if m != j])
         x_0, eps = (y - sigma * v) / (alpha + sigma), (y + alpha * v) / (alpha + sigma)
         history = [a * x_0 + b * eps, *history][: tableau.history]
         live = [s, y, *history]
