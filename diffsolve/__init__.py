@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
-    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, solvers
+    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, serving, solvers
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.common.result import Result
@@ -65,6 +65,7 @@ _MODULES = (
     "models",
     "paths",
     "reference",
+    "serving",
     "solvers",
     "training",
 )
@@ -118,6 +119,7 @@ __all__ = [
     "reversible",
     "sample",
     "sample_with_log_prob",
+    "serving",
     "skip",
     "solve",
     "solvers",

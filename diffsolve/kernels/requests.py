@@ -109,17 +109,18 @@ def _loop(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn]) -> Sequ
         if recipe is None or not (draw is None or draw.plain):
             left.append(turn)
             continue
-        live = (first + turn.s * stride, first + turn.y * stride, said + turn.out * stride, 0)
+        live = [first + turn.s * stride, first + turn.y * stride, said + turn.out * stride, 0]
         if turn.guided is not None:
+            assert outputs is not None
             out = turn.output(outputs)
             assert isinstance(out, Guided)
             kept.append(out.tensor())
-            live = (*live[:OUT], kept[-1].data_ptr(), 0)
+            live[OUT] = kept[-1].data_ptr()
         who = NOBODY
         if draw is not None:
             seeds, who = draw.address()
             kept += [] if seeds is None else [seeds]
-        live += tuple(first + h * stride for h in turn.history)
+        live += [first + h * stride for h in turn.history]
         s, y, _ = turn.after
         results = [*turn.history[:1]] if turn.row.keep is not None else []
         results += [y] if turn.row.s is None else [y, s]

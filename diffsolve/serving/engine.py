@@ -1,7 +1,7 @@
 """A model for engines that step requests themselves: the four calls of vLLM-Omni's step execution.
 
-The engine owns the requests, batches what is compatible and calls `SupportsStepExecution` of
-`vllm_omni.diffusion.models.interface` (as of 0.30); what it calls a scheduler is here an `Executor` of the request's own.
+The engine owns the requests, batches what is compatible, and calls what `vllm_omni.diffusion.models.interface` (as of
+0.30) names SupportsStepExecution; what it calls a scheduler is here an `Executor` of the request's own.
 """
 
 from __future__ import annotations

@@ -217,11 +217,9 @@ class Stepper:
         instance("ticket", ticket, Ticket, "a Ticket")
         if ticket.served is not None:
             return ticket.served.x
-        for ring in self._rings.values():
-            seen = ring.seen
-            for request in () if seen is None else seen.turns:
+        for seen in [ring.seen for ring in self._rings.values() if ring.seen is not None]:
+            for request, turn in seen.turns.items():
                 if request.ticket is ticket:
-                    turn = seen.turns[request]
                     out = turn.output(seen.outputs)
                     out = out.tensor() if isinstance(out, Guided) else out
                     y = seen.y[turn.out : turn.out + 1]

@@ -25,15 +25,18 @@ class Watch:
         if sums.device.type == "cuda":
             host = torch.empty_like(sums, device="cpu", pin_memory=True)
             sums = host.copy_(sums, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._sent.append((sums, event, rows))
 
     def failed(self) -> set[Request]:
         """The requests of which an output is known to be not finite, of those that arrived since the last question."""
         found = set[Request]()
-        while self._sent and (self._sent[0][1] is None or self._sent[0][1].query()):
-            sums, _, rows = self._sent.popleft()
+        while self._sent:
+            sums, event, rows = self._sent[0]
+            if event is not None and not event.query():  # type: ignore[no-untyped-call]
+                break
+            self._sent.popleft()
             finite = torch.isfinite(sums).cpu().numpy()
             found |= {request for request, places in rows.items() if not finite[list(places)].all()}
         return found

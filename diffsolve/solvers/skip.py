@@ -14,7 +14,6 @@ rule for where to call.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -50,7 +49,8 @@ class _Rows:
         required(one_frame, "solver", tableau.solver, f"of one frame, or of {', '.join(sorted(STRAIGHT))}")
         self.tableau, self.frame = tableau, "straight" if frames <= STRAIGHT else tableau.frame[0]
         frame = FRAMES[self.frame]
-        at = Position(*np.concatenate([tableau.calls, tableau.grid[-1:]]).T, math.nan, math.nan)
+        t, alpha, sigma = np.concatenate([tableau.calls, tableau.grid[-1:]]).T
+        at = Position(t, alpha, sigma, np.full(t.shape, np.nan), np.full(t.shape, np.nan))
         self.c, self.v = (np.broadcast_to(part, at.t.shape) for part in (frame.c(at), frame.v(at)))
         a, b = tableau.d.T
         self.d = np.array([[-1.0, 1.0]] * tableau.nfe) if self.frame == "straight" else tableau.d
@@ -169,7 +169,8 @@ def skip(solver: str | Solver | Tableau, calls: int | Sequence[int], order: int 
         ValueError: if calls or order is out of range, or the run draws noise or calls twice at one time.
     """
     integer("order", order, 0, MOST)
-    which: Any = tuple(int(i) for i in calls) if np.ndim(calls) == 1 else calls
+    given: Any = calls
+    which = tuple(int(i) for i in given) if np.ndim(given) == 1 else given
     if isinstance(solver, Tableau):
         return skipped(solver, which, order)
     return Skip(named(solver), which, order)

@@ -1,6 +1,7 @@
 """Models in engines that step requests themselves, and pipelines in many threads."""
 
 import threading
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ def runner(pipeline, states):
             rows = [state.latents.shape[0] for state in lot]
             batch = SimpleNamespace(
                 latents=torch.cat([state.latents for state in lot]),
-                timesteps=torch.cat([state.current_timestep.reshape(1).expand(n) for state, n in zip(lot, rows)]),
+                timesteps=torch.cat([state.current_timestep.reshape(1).expand(n) for state, n in zip(lot, rows, strict=True)]),
                 prompt_embeds=torch.cat([state.prompt_embeds for state in lot]),
                 negative_prompt_embeds=torch.cat([state.negative_prompt_embeds for state in lot]) if cfg else None,
                 do_true_cfg=cfg, true_cfg_scale=3.0, states=tuple(lot),
@@ -119,7 +120,7 @@ def test_whoever_finds_it_free_makes_the_calls_of_all_who_wait():
     for thread in threads[1:]:
         thread.start()
     while len(gathered._waiting) < 5:
-        pass
+        time.sleep(0.005)
     gate.set()
     for thread in threads:
         thread.join(10)
