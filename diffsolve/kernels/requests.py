@@ -24,7 +24,7 @@ from diffsolve.kernels.update import Guided, Row, linear_update
 from diffsolve.noise import Draw
 from diffsolve.noise.key import signed
 
-__all__ = ["Turn", "factors", "launch_table", "on_device", "table_of", "update_requests"]
+__all__ = ["Turn", "factors", "idle_table", "launch_table", "on_device", "table_of", "update_requests"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def update_requests(memory: Tensor, outputs: Tensor | None, turns: Sequence[Turn
     if not turns:
         return
     if turns[0].row.lowered is not None:
-        table = table_of(turns, 1 + max(len(turn.history) for turn in turns))
+        table = table_of(turns, max(1, *(len(turn.history) for turn in turns)))
         launch_table(memory, outputs, on_device(table, memory.device), factors(outputs, turns))
         return
     rest = turns
@@ -146,8 +146,7 @@ def table_of(turns: Sequence[Turn], history: int) -> np.ndarray:
     stands for what there is not.
     """
     C = history + 3
-    table = np.zeros((len(turns), 4 * C + 7), dtype=np.int64)
-    table[:, : C + 3] = -1
+    table = idle_table(len(turns), history)
     numbers = table.view(np.float64)
     for words, reals, turn in zip(table, numbers, turns, strict=True):
         row = turn.row
@@ -169,6 +168,14 @@ def table_of(turns: Sequence[Turn], history: int) -> np.ndarray:
         if turn.draw is not None:
             seed, first = turn.draw.key.seed, turn.draw.key.index
             words[C + 3 : C + 6] = signed(seed if isinstance(seed, int) else seed[0]), first, turn.draw.row
+    return table
+
+
+def idle_table(count: int, history: int) -> np.ndarray:
+    """A table of turns that do nothing."""
+    C = history + 3
+    table = np.zeros((count, 4 * C + 7), dtype=np.int64)
+    table[:, : C + 3] = -1
     return table
 
 

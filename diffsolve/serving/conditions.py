@@ -30,12 +30,15 @@ def kind_of(cond: Any) -> Hashable:
 
 
 def stacked(conds: Sequence[Any]) -> Any:
-    """The condition of a batch, from those of its samples, which are of one kind: each tensor gets a first axis."""
+    """The condition of a batch, from those of its samples, which are of one kind: each tensor gets a first axis.
+
+    What is `Shared` stays so.
+    """
     first = conds[0]
     if isinstance(first, Tensor):
         return torch.stack(list(conds))
     if isinstance(first, Shared):
-        return first.value
+        return first
     if isinstance(first, Mapping):
         return {name: stacked([cond[name] for cond in conds]) for name in first}
     if isinstance(first, list | tuple):

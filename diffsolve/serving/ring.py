@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from diffsolve.kernels import Turn, update_requests
 from diffsolve.kernels.requests import on_device
 from diffsolve.models import Model
 from diffsolve.models.buffers import note, reuses, same_memory
+from diffsolve.models.conditions import told
+from diffsolve.serving.capture import Captures
 from diffsolve.serving.conditions import stacked
 from diffsolve.serving.request import FIXED, Request
 
@@ -26,6 +29,12 @@ class Part:
 
     rows: slice
     cond: Mapping[str, Any]
+
+    @cached_property
+    def told(self) -> Mapping[str, Any]:
+        """The conditions as the network gets them."""
+        plain: Mapping[str, Any] = told(self.cond)
+        return plain
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,10 @@ class Ring:
         running: the requests in it, in the order in which they came.
     """
 
-    def __init__(self, shape: Sequence[int], slots: int, history: int, like: Tensor) -> None:
+    def __init__(self, shape: Sequence[int], slots: int, history: int, like: Tensor, graph: bool) -> None:
         self.width = FIXED + history
         self.memory = torch.zeros(slots * self.width, *shape, dtype=like.dtype, device=like.device)
+        self._captures = Captures(self.memory, history) if graph else None
         self.free = list(range(slots))[::-1]
         self.running: list[Request] = []
         self.seen: Seen | None = None
@@ -103,30 +113,52 @@ class Ring:
     def advance(self, model: Model) -> Tensor:
         """One network call over all that are active, and the update. Returns (n,): the sum of each row's output."""
         batch = self._composed()
-        y = self.memory.index_select(0, on_device(np.array([r.y for r in batch.members]), self.memory.device))
-        outputs = self._outputs(model, batch, y)
+        y, times, scales = self._asked(batch)
+        captured = self._captured(model, batch, y, times, scales)
+        outputs = self._outputs(model, batch, y, times, scales) if captured is None else None
         turns = {r: r.turn(*where) for r, where in zip(batch.requests, batch.places, strict=True)}
-        update_requests(self.memory, outputs, list(turns.values()))
+        if captured is not None:
+            outputs = captured(list(turns.values()))
+        else:
+            update_requests(self.memory, outputs, list(turns.values()))
+        assert outputs is not None
         if self.seen is not None and same_memory(self.seen.outputs, outputs):
             note(model.net)
         self.seen = Seen(y, outputs.clone() if reuses(model.net) else outputs, turns)
         return outputs.flatten(1).sum(1, dtype=torch.promote_types(outputs.dtype, torch.float32))
 
-    def _outputs(self, model: Model, batch: Batch, y: Tensor) -> Tensor:
+    def _captured(
+        self, model: Model, batch: Batch, y: Tensor, times: Tensor, scales: Tensor | None
+    ) -> Callable[[Sequence[Turn]], Tensor] | None:
+        """The recorded tick of a batch: of one part, and without rescaled guidance."""
+        rescaled = any(
+            pair and r.problem.guidance.rescale for r, pair in zip(batch.requests, batch.guided, strict=True)
+        )
+        if self._captures is None or len(batch.parts) > 1 or rescaled:
+            return None
+        return self._captures(model, batch.requests[0].kinds[True], batch.parts[0].cond, y, times, scales)
+
+    def _asked(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the batch's rows: the states, the network's times, and the factors on its input, if there are any."""
+        members, memory = batch.members, self.memory
+        y = memory.index_select(0, on_device(np.array([r.y for r in members]), memory.device))
+        times = on_device(np.stack([r.times[r.call] for r in members]), memory.device)
+        if not members[0].program.scaled:
+            return y, times, None
+        scales = on_device(np.array([r.rows[r.call].scale for r in members]), memory.device)
+        return y, times, scales.to(y.dtype).view(-1, *[1] * (y.dim() - 1))
+
+    def _outputs(self, model: Model, batch: Batch, y: Tensor, times: Tensor, scales: Tensor | None) -> Tensor:
         """The network's outputs, a call for each part; of several, each is copied before the next call."""
-        x, device = y, y.device
-        if batch.members[0].program.scaled:
-            scales = on_device(np.array([r.rows[r.call].scale for r in batch.members]), device)
-            x = y * scales.to(y.dtype).view(-1, *[1] * (y.dim() - 1))
+        x = y if scales is None else y * scales
         if model.dtype is not None:
             x = x.to(model.dtype)
-        times = on_device(np.stack([r.times[r.call] for r in batch.members]), device)
         if len(batch.parts) == 1:
-            return model.call(x, times, batch.parts[0].cond)
+            return model.call(x, times, batch.parts[0].told)
         outputs = None
         for part in batch.parts:
-            out = model.call(x[part.rows], times[part.rows], part.cond)
-            outputs = torch.empty(y.shape, dtype=out.dtype, device=device) if outputs is None else outputs
+            out = model.call(x[part.rows], times[part.rows], part.told)
+            outputs = torch.empty(y.shape, dtype=out.dtype, device=y.device) if outputs is None else outputs
             outputs[part.rows].copy_(out)
         assert outputs is not None
         return outputs

@@ -28,6 +28,7 @@ from diffsolve.models import Guidance, as_model
 from diffsolve.models.hints import hints, warn_training
 from diffsolve.noise import SeedLike
 from diffsolve.noise.key import sizes_of
+from diffsolve.serving.capture import recorder
 from diffsolve.serving.request import NEVER, Request
 from diffsolve.serving.ring import Ring
 from diffsolve.serving.ticket import Served, Ticket
@@ -56,10 +57,12 @@ class Stepper:
         max_history: the most past predictions that a request may keep (K of its tableau); the memory has
             3 + max_history states for each of max_batch requests.
         dtype, device: of the states; by default the model's.
+        graph: replay ticks as CUDA graphs, recorded for each power of two of rows and each kind of conditions. The
+            network must support recording. Ticks with rows of several kinds, or rescaled guidance, run as without.
         clock: seconds, for deadlines.
 
     Raises:
-        ValueError: if max_batch or max_history is out of range.
+        ValueError: if max_batch or max_history is out of range, or the device is not CUDA with graph=True.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Stepper:
         max_history: int = 4,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        graph: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = as_model(model)
@@ -79,6 +83,9 @@ class Stepper:
         self._clock = clock
         dtype = self.model.state_dtype if dtype is None else dtype
         self._like = torch.empty(0, dtype=dtype, device=self.model.device if device is None else device)
+        self._graph = instance("graph", graph, bool, "True or False")
+        if graph:
+            recorder(self._like.device)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._queue: list[tuple[tuple[float, float, int], Request]] = []
@@ -244,7 +251,7 @@ class Stepper:
                 heapq.heappop(self._queue)
         for shape, requests in fresh.items():
             if shape not in self._rings:
-                self._rings[shape] = Ring(shape, self.max_batch, self.max_history, self._like)
+                self._rings[shape] = Ring(shape, self.max_batch, self.max_history, self._like, self._graph)
             self._rings[shape].admit(requests)
 
     def _settle(self) -> None:

@@ -54,7 +54,7 @@ def runner(pipeline, states):
             rows = [state.latents.shape[0] for state in lot]
             batch = SimpleNamespace(
                 latents=torch.cat([state.latents for state in lot]),
-                timesteps=torch.cat([state.current_timestep.reshape(1).expand(n) for state, n in zip(lot, rows, strict=True)]),
+                timesteps=torch.cat([one.current_timestep.expand(n) for one, n in zip(lot, rows, strict=True)]),
                 prompt_embeds=torch.cat([state.prompt_embeds for state in lot]),
                 negative_prompt_embeds=torch.cat([state.negative_prompt_embeds for state in lot]) if cfg else None,
                 do_true_cfg=cfg, true_cfg_scale=3.0, states=tuple(lot),
