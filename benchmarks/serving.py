@@ -234,7 +234,7 @@ def main() -> None:
     if "update" in parts:
         updating(recorder, 5 if given.quick else 200)
     if "threads" in parts:
-        batches, requests, steps = ((1, 4), 4, 3) if given.quick else ((1, 8, 32), 32, 10)
+        batches, requests, steps = ((1, 4), 4, 3) if given.quick else ((1, 8, 32), 32, 4)
         throughput(recorder, batches, requests, steps)
 
 

@@ -93,6 +93,7 @@ class Stepper:
         self._rings: dict[tuple[int, ...], Ring] = {}
         self._watch = Watch()
         self._ended: list[Ticket] = []
+        self._open = 0
 
     def submit(
         self,
@@ -136,6 +137,7 @@ class Stepper:
         given = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "start": start, "stop": stop}
         about = {"seed": seed, "cond": cond, "guidance": guidance, "noise": noise if noise is None else _one(noise)}
         if shape is not None:
+            instance("shape", shape, Sequence, "the sizes of one sample")
             shape = (1, *sizes_of(shape)) if len(shape) else (1,)
         where = {"dtype": self._like.dtype, "device": self._like.device}
         problem = Problem.of(self.model, shape, {**given, **about, **where})
@@ -156,6 +158,7 @@ class Stepper:
         rows = f"of at most max_batch={self.max_batch} rows in a call"
         required(request.width <= self.max_batch, "the request", f"one of {request.width}", rows)
         with self._lock:
+            self._open += 1
             self._waiting[ticket] = request
             heapq.heappush(self._queue, (request.rank, request))
         return ticket
@@ -190,10 +193,7 @@ class Stepper:
     @property
     def done(self) -> bool:
         """Whether all that was submitted has ended."""
-        with self._lock:
-            if self._waiting:
-                return False
-        return not any(ring.running for ring in self._rings.values())
+        return self._open == 0
 
     def cancel(self, ticket: Ticket) -> None:
         """Take a request back: it ends with Status.CANCELLED, at once if it waits, else by the next tick."""
@@ -224,7 +224,7 @@ class Stepper:
         instance("ticket", ticket, Ticket, "a Ticket")
         if ticket.served is not None:
             return ticket.served.x
-        for seen in [ring.seen for ring in self._rings.values() if ring.seen is not None]:
+        for seen in [ring.seen for ring in list(self._rings.values()) if ring.seen is not None]:
             for request, turn in seen.turns.items():
                 if request.ticket is ticket:
                     out = turn.output(seen.outputs)
@@ -279,8 +279,10 @@ class Stepper:
         return Status.DEADLINE if request.deadline <= now else None
 
     def _end(self, request: Request, status: Status, memory: Tensor | None) -> None:
+        """With the lock held."""
         request.end(status, memory)
         self._ended.append(request.ticket)
+        self._open -= 1
 
 
 def _one(noise: Tensor) -> Tensor:
