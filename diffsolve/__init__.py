@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
-    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, solvers
+    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, serving, solvers
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.common.result import Result
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from diffsolve.noise import Brownian, Key
     from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
     from diffsolve.reference import load
+    from diffsolve.serving import Stepper
+    from diffsolve.solvers.skip import skip
     from diffsolve.tableau import Tableau
     from diffsolve.tuning import Choice, Choices, Tuning, choose, tune
 
@@ -48,6 +50,8 @@ _HOME = {
     "noise": ("Brownian", "Key"),
     "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
+    "serving": ("Stepper",),
+    "solvers.skip": ("skip",),
     "tableau": ("Tableau",),
     "tuning": ("Choice", "Choices", "Tuning", "choose", "tune"),
 }
@@ -61,6 +65,7 @@ _MODULES = (
     "models",
     "paths",
     "reference",
+    "serving",
     "solvers",
     "training",
 )
@@ -91,6 +96,7 @@ __all__ = [
     "State",
     "Status",
     "Step",
+    "Stepper",
     "Tableau",
     "Tuning",
     "__version__",
@@ -116,6 +122,8 @@ __all__ = [
     "reversible",
     "sample",
     "sample_with_log_prob",
+    "serving",
+    "skip",
     "solve",
     "solvers",
     "training",

@@ -22,6 +22,10 @@ class Status(IntEnum):
     """The tolerance could not be met at the smallest step."""
     BUDGET_SPENT = 3
     """The next step would have exceeded the allowed number of network calls."""
+    CANCELLED = 4
+    """It was taken back before its end: `Stepper.cancel`."""
+    DEADLINE = 5
+    """Its deadline passed before its end."""
 
 
 @runtime_checkable

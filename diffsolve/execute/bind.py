@@ -71,9 +71,13 @@ class Program:
             "path, prediction and hook, as with solver=run.tableau"
         )
 
-    def rows_on(self, like: Tensor) -> tuple[Row, ...]:
-        """The rows compiled for states such as `like`; tables on a device are copied there once."""
-        compiled_by = kernels.backend_for(like)
+    def rows_on(self, like: Tensor, together: bool = False) -> tuple[Row, ...]:
+        """The rows compiled for states such as `like`; tables on a device are copied there once.
+
+        Args:
+            together: for `kernels.update_requests`, with the rows of other runs.
+        """
+        compiled_by = kernels.backend_for(like, together)
         if compiled_by is None:
             return self.rows
         if (compiled_by, like.device) not in self._lowered:

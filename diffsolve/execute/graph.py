@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-__all__ = ["Capture", "replay"]
+__all__ = ["Capture", "Recorder", "record_cuda", "replay"]
 
 Inputs = Mapping[Hashable, Any]
 """The inputs of a run: tensors are copied into the recorded memory, other values are part of the key."""
@@ -61,7 +61,7 @@ def replay(net: object, work: Work, inputs: Inputs, about: Hashable, record: Rec
         where = next(v.device for v in inputs.values() if isinstance(v, Tensor))
         if where.type != "cuda":
             raise ValueError(f"device must be a CUDA device with graph=True, got {where}")
-        record = _record
+        record = record_cuda
     key = (about, tuple((name, _signature(value)) for name, value in inputs.items()))
     captures = _captures.setdefault(net, {})
     if key not in captures:
@@ -77,7 +77,7 @@ def _signature(value: object) -> str:
     return repr(value)
 
 
-def _record(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+def record_cuda(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
     """Run twice: once to warm up, when kernels are compiled and tables copied, and once to record."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())

@@ -25,7 +25,7 @@ from diffsolve.noise import Key, SeedLike, Stream
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.frames import check_prediction
 
-__all__ = ["Problem", "begin", "begin_run", "initial"]
+__all__ = ["Problem", "begin", "begin_run", "initial", "planned"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,13 @@ class Problem:
         Raises:
             ValueError: if `start` is given without the state at that time.
         """
+        self.check_start()
+        return initial(self.model, start, self.shape, self.noise, self.key, self.dtype, self.device)
+
+    def check_start(self) -> None:
+        """Raise a ValueError if `start` is given without the state at that time."""
         if self.start is not None and self.noise is None:
             raise ValueError(f"noise must be given with start={self.start!r}, as the state at that time, got None")
-        return initial(self.model, start, self.shape, self.noise, self.key, self.dtype, self.device)
 
 
 @shows(BeginOptions, solver=DEFAULT_SOLVER, index=0, guidance=1.0)
@@ -109,19 +113,11 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
     model, state, prediction = problem.model, options.get("state"), options.get("prediction")
     if prediction is not None:
         check_prediction("prediction", prediction)
-    solver = options.get("solver", DEFAULT_SOLVER)
     if state is not None:
         required(isinstance(state, State), "state", state, "a ds.State", TypeError)
         fresh = {name: options.get(name) for name in ("noise", "seed", "dtype", "device")}
         refuse("state", shape=problem.shape, **fresh)
-    planned = {name: options.get(name) for name in ("steps", "nfe", "grid", "start", "stop")}
-    if isinstance(solver, Tableau):
-        refuse("a tableau as solver", **planned)
-        tableau = solver
-    else:
-        answered = model if prediction is None else replace(model, predicts=prediction)
-        shape = problem.sizes if state is None else state.y.shape
-        tableau = plan(answered, solver, **planned, guidance=problem.guidance.scale, shape=shape)
+    tableau = planned(problem, options, problem.sizes if state is None else state.y.shape)
     two_states = state is not None and state.call == 0 and state.s is not state.y
     program = bind(tableau, model, prediction, two_states=two_states)
     x = problem.state(float(tableau.times[0])) if state is None else state.y
@@ -134,6 +130,18 @@ def begin_run(problem: Problem, options: Mapping[str, Any]) -> Executor:
         dtype=model.dtype,
         brownian=options.get("brownian"),
     )
+
+
+def planned(problem: Problem, options: Mapping[str, Any], shape: Shape | None) -> Tableau:
+    """The tableau of a run of states of that shape: the one given as solver, or planned from the options."""
+    model, solver = problem.model, options.get("solver", DEFAULT_SOLVER)
+    given = {name: options.get(name) for name in ("steps", "nfe", "grid", "start", "stop")}
+    if isinstance(solver, Tableau):
+        refuse("a tableau as solver", **given)
+        return solver
+    prediction = options.get("prediction")
+    answered = model if prediction is None else replace(model, predicts=prediction)
+    return plan(answered, solver, **given, guidance=problem.guidance.scale, shape=shape)
 
 
 def _device(device: Any) -> torch.device | None:

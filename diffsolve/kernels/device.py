@@ -248,6 +248,72 @@ def window_kernel(
 
 
 @triton.jit
+def requests_kernel(
+    memory,
+    outputs,
+    table,
+    numbers,
+    factor,
+    stream,
+    size,
+    blocks,
+    COLUMNS: tl.constexpr,
+    GUIDED: tl.constexpr,
+    NOISE: tl.constexpr,
+    ACC: tl.constexpr,
+    C: tl.constexpr,
+):
+    """A turn of each of many requests: `diffsolve.kernels.requests.table_of` has the words of the table.
+
+    Nothing is read where there is nothing (-1), so that what stands in the memory by chance, or an output that is not
+    finite, stays out of the sums of others. The table's numbers are its words, as float64.
+    """
+    WORDS: tl.constexpr = 4 * COLUMNS + 7
+    program = tl.program_id(0).to(tl.int64)
+    turn = program // blocks
+    block = program % blocks
+    words = table + turn * WORDS
+    e = block * C + tl.arange(0, C)[None, :]
+    inside = e < size
+    values = ()
+    for k in tl.static_range(COLUMNS - 2):
+        place = tl.load(words + k)
+        values = values + (tl.load(memory + place * size + e, mask=inside & (place >= 0), other=0).to(ACC),)
+    if outputs is not None:
+        place = tl.load(words + (COLUMNS - 2))
+        v = tl.load(outputs + place * size + e, mask=inside & (place >= 0), other=0).to(ACC)
+        if GUIDED:
+            place = tl.load(words + (COLUMNS + 2))
+            u = tl.load(outputs + place * size + e, mask=inside & (place >= 0), other=0).to(ACC)
+            scale = tl.load(numbers + turn * WORDS + (COLUMNS + 6)).to(ACC)
+            guided = u + scale * (v - u)
+            if factor is not None:
+                guided = guided * tl.load(factor + turn).to(ACC)
+            v = tl.where(place >= 0, guided, v)
+    else:
+        v = tl.zeros((1, C), ACC)
+    values = values + (v,)
+    if NOISE:
+        first = tl.load(words + (COLUMNS + 4))
+        row = tl.load(words + (COLUMNS + 5))
+        one = tl.zeros((1, 1), tl.int64)
+        z = normals(one, block, 1, words + (COLUMNS + 3), first, row, stream, 0, 1, C).to(ACC)
+    else:
+        z = tl.zeros((1, C), ACC)
+    values = values + (z,)
+    sums = ()
+    for m in tl.static_range(3):
+        acc = tl.zeros((1, C), ACC)
+        for k in tl.static_range(COLUMNS):
+            w = tl.load(numbers + turn * WORDS + (COLUMNS + 7 + m * COLUMNS + k)).to(ACC)
+            acc += w * tl.where(w != 0, values[k], 0)  # whose product and sum are one operation, as elsewhere
+        sums = sums + (acc,)
+    for m in tl.static_range(3):
+        place = tl.load(words + (COLUMNS - 1 + m))
+        tl.store(memory + place * size + e, sums[m].to(memory.dtype.element_ty), mask=inside & (place >= 0))
+
+
+@triton.jit
 def moments_kernel(
     cond,
     uncond,

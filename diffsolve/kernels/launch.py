@@ -12,12 +12,12 @@ from torch import Tensor
 
 from diffsolve.kernels import device
 from diffsolve.kernels.layout import accumulator, same_layout, seeds_on
-from diffsolve.noise import Draw
+from diffsolve.noise import Draw, Stream
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
     raise ImportError(f"triton must be 3.3 or later, which has tuples of pointers, got {triton.__version__}")
 
-__all__ = ["combine", "moments", "tiles", "window_update"]
+__all__ = ["combine", "moments", "tiles", "update_requests", "window_update"]
 
 BLOCK = 1024
 """Elements of a program: 8 for each of its 128 threads, which is 128 bits of half precision."""
@@ -112,6 +112,22 @@ def window_update(
                 K=K, MASKS=masks, ACC=_ACC[acc], C=C, num_warps=WARPS,
             )  # fmt: skip
     return ys if ss is None else ss, ys, ds, None if partial is None else partial.sum(0)
+
+
+def update_requests(memory: Tensor, outputs: Tensor | None, table: Tensor, factor: Tensor | None) -> None:
+    """The turns of a table (n, words); see `diffsolve.kernels.requests.table_of`. Rows that draw or are guided may be
+    any: what is not there costs no memory traffic."""
+    size = memory[0].numel()
+    columns = (table.shape[1] - 7) // 4
+    acc = accumulator(memory, *([] if outputs is None else [outputs]))
+    C = min(max(triton.next_power_of_2(size), 16), BLOCK if columns <= 8 and acc == torch.float32 else BLOCK // 2)
+    blocks = -(-size // C)
+    with _on(memory.device):
+        device.requests_kernel[(len(table) * blocks,)](
+            memory, None if outputs is None else outputs.contiguous(), table, table.view(torch.float64), factor,
+            int(Stream.ROW), size, blocks,
+            COLUMNS=columns, GUIDED=outputs is not None, NOISE=True, ACC=_ACC[acc], C=C, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def moments(cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:

@@ -17,7 +17,7 @@ from diffsolve import native
 from diffsolve.kernels.layout import accumulator, same_layout
 from diffsolve.noise import Draw
 
-__all__ = ["Recipe", "combine", "recipe", "run_recipe"]
+__all__ = ["NOBODY", "Recipe", "combine", "recipe", "run_recipe"]
 
 Sum = Sequence[tuple[int, float]]
 """(place, weight): a place below the number of inputs is one of them, those above are the results before."""

@@ -22,7 +22,10 @@ from diffsolve.kernels.reduce import spread
 from diffsolve.kernels.terms import OUT, D, S, Terms, Y, Z, beginning_with, weighted_sum
 from diffsolve.noise import Draw
 
-__all__ = ["Guided", "Lowered", "Row", "backend_for", "compile_for_launch", "compile_for_loop", "linear_update"]
+__all__ = [
+    "Guided", "Lowered", "Row", "backend_for", "compile_for_launch", "compile_for_launch_together", "compile_for_loop",
+    "compile_for_loop_together", "linear_update",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,21 @@ class Row:
         return Y if Y in places and S not in places else S
 
 
-def backend_for(like: Tensor) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
-    """What prepares rows for a state like this: `compile_for_launch`, `compile_for_loop`, or None for the chain."""
+def backend_for(
+    like: Tensor, together: bool = False
+) -> Callable[[Sequence[Row], torch.device], tuple[Row, ...]] | None:
+    """What prepares rows for a state like this, updated alone or together with those of other runs; None for the chain.
+
+    `compile_for_launch` or `compile_for_loop`, or the same with `_together`.
+    """
     if torch.compiler.is_compiling():
         return None
     implementation = fused(like.device, "combine")
     if implementation not in (None, combine):
-        return compile_for_launch
-    return compile_for_loop if like.device.type == "cpu" and native.library(like.dtype) is not None else None
+        return compile_for_launch_together if together else compile_for_launch
+    if like.device.type == "cpu" and native.library(like.dtype) is not None:
+        return compile_for_loop_together if together else compile_for_loop
+    return None
 
 
 def compile_for_launch(rows: Sequence[Row], device: torch.device) -> tuple[Row, ...]:
@@ -126,6 +136,27 @@ def compile_for_loop(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
     )
 
 
+def compile_for_launch_together(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
+    """A run's rows for `update_requests` on a GPU: folded, and still on the host, which makes the table of a launch."""
+    return tuple(
+        replace(row, lowered=_lowered(*_fold(row, one))) for row, one in zip(rows, _single_states(rows), strict=True)
+    )
+
+
+def compile_for_loop_together(rows: Sequence[Row], _: torch.device) -> tuple[Row, ...]:
+    """A run's rows for `update_requests` on a CPU: also those that a run on its own leaves to the chain as they are
+    one operation, since here they share a pass."""
+    return tuple(
+        replace(row, recipe=_loop_recipe(row, one, 0)) for row, one in zip(rows, _single_states(rows), strict=True)
+    )
+
+
+def _lowered(places: Sequence[int], matrix: Sequence[Sequence[float]]) -> Lowered:
+    """A folded row on the host, noise among its places."""
+    weights = torch.tensor(matrix, dtype=torch.float64, device="cpu")
+    return Lowered(tuple(places), weights, ())
+
+
 def _single_states(rows: Sequence[Row]) -> list[bool]:
     """For each row, whether S and Y are one tensor when it begins."""
     return [True, *(row.s is None for row in rows[:-1])]
@@ -137,11 +168,12 @@ def _single_states(rows: Sequence[Row]) -> list[bool]:
 #     sums     [(OUT, 1.0), (Y, -0.5)]            [(S, 0.9), (D, 0.7), (Z, 0.1)]
 #     numbers  the inputs S, OUT, Z are 0, 1, 2 (Y is S here); the results follow, so d is 3
 #     recipe   places (S, OUT, Z), sums [(1, 1.0), (0, -0.5)] and [(0, 0.9), (3, 0.7), (2, 0.1)]
-def _loop_recipe(row: Row, single: bool) -> Recipe | None:
+def _loop_recipe(row: Row, single: bool, least: int = 2) -> Recipe | None:
     """The results in the order of the chain: what is kept, y', s'. A sum begins with the tensor that it overwrites,
     as the chain's does, so that both round alike. D is no input: it is the first result.
 
-    None for a row that is one operation of the chain: there the loop was measured to be no faster, at any size.
+    None for a row of fewer than `least` operations of the chain: for one the loop was measured to be no faster, at any
+    size.
     """
 
     def one(sum_of: Terms) -> Terms:
@@ -152,7 +184,8 @@ def _loop_recipe(row: Row, single: bool) -> Recipe | None:
         sums.append(beginning_with(one(row.y), S if single else row.target))
     else:  # y' goes to a tensor of its own
         sums += [one(row.y), beginning_with(one(row.s), S)]
-    if not row.noise and len(sums) == 1 and (len(sums[0]) < 2 or (len(sums[0]) == 2 and sums[0][0][1] == 1)):
+    one_operation = len(sums) == 1 and (len(sums[0]) < 2 or (len(sums[0]) == 2 and sums[0][0][1] == 1))
+    if least > 1 and one_operation and not row.noise:
         return None
     kept = {D} if row.keep is not None else set()
     places = sorted({place for sum_of in sums for place, _ in sum_of} - kept, key=lambda k: (k == Z, k))

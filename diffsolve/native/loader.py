@@ -183,7 +183,7 @@ def _digest(content: bytes) -> str:
 def _opened(file: Path) -> Any:
     loaded = ctypes.CDLL(str(file))
     try:
-        loops = loaded.update, loaded.fill
+        loops = loaded.update, loaded.updates, loaded.fill
     except AttributeError as error:  # another compiler's idea of a name
         raise RuntimeError(f"the library that the compiler made has no loops: {error}") from error
     for loop in loops:

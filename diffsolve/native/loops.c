@@ -1,12 +1,18 @@
 /* Noise and the update on a CPU, block by block through the caches. Compiled by native.py, once for REAL = float and
    once for REAL = double. Every element is computed alike, wherever it stands in a block and however large the batch.
-   Both functions take one record of 64-bit words, since one argument is what a call from Python costs least with. */
+   All functions take one record of 64-bit words, since one argument is what a call from Python costs least with. */
 
 #include <stdint.h>
 #include <string.h>
 
 #define BLOCK 1024 /* elements of a sample in one go */
-#define BYTES 64   /* of a vector: the compiler splits it where the machine has shorter ones */
+#if defined(__AVX512F__)
+#define BYTES 64 /* of a vector: the machine's own, as a compiler that splits longer ones keeps them in memory */
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
 #define WIDE 4     /* vectors in registers at once */
 #define CHUNK (WIDE * BYTES / (int)sizeof(REAL))
 #define INPUTS 32  /* as native.py has them */
@@ -127,34 +133,46 @@ static void rest(int64_t n, const Rule *rule, const REAL *const *xs, REAL *const
     for (int m = 0; m < rule->M; m++) memcpy(ys[m] + at, out[m], (size_t)n * sizeof(REAL));
 }
 
-/* record: batch, size, K, M, threads; where the weights are, if not in the record, and their stride from sample to
-   sample; whether input K - 1 is noise, and the draw's six words; K inputs, M results; the rule's counts and places,
-   and the weights. Samples are dense, one after the other. */
-void update(const int64_t *record) {
-    int64_t batch = record[0], size = record[1], threads = record[4], stride = record[6], noise = record[7], terms = 0;
+/* Block t of an update, of all blocks of all its samples. */
+static void block(const int64_t *record, int64_t t) {
+    int64_t size = record[1], stride = record[6], noise = record[7], terms = 0;
     Draw draw = {record[8], (const int64_t *)record[9], record[10], record[11], record[12], record[13]};
     const int64_t *inputs = record + 14, *results = inputs + record[2];
     Rule rule = {(int)record[2], (int)record[3], results + record[3], results + 2 * record[3]};
     for (int m = 0; m < rule.M; m++) terms += rule.counts[m];
     const double *weights = (const double *)(record[5] ? (const void *)record[5] : rule.places + terms);
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t t = 0; t < batch * blocks; t++) {
-        int64_t b = t / blocks, e = t % blocks * BLOCK, n = size - e < BLOCK ? size - e : BLOCK, i = 0;
-        const double *w = weights + b * stride;
-        const REAL *xs[INPUTS];
-        REAL *ys[RESULTS], z[BLOCK];
-        for (int k = 0; k < rule.K; k++) xs[k] = (const REAL *)inputs[k] + b * size + e;
-        for (int m = 0; m < rule.M; m++) ys[m] = (REAL *)results[m] + b * size + e;
-        if (noise) {
-            float drawn[BLOCK];
-            normals(drawn, e / 4, n, b, &draw);
-            for (int64_t j = 0; j < n; j++) z[j] = drawn[j];
-            xs[rule.K - 1] = z;
-        }
-        for (; i + CHUNK <= n; i += CHUNK) chunk(&rule, xs, ys, w, i);
-        if (i < n) rest(n - i, &rule, xs, ys, w, i);
+    int64_t b = t / blocks, e = t % blocks * BLOCK, n = size - e < BLOCK ? size - e : BLOCK, i = 0;
+    const double *w = weights + b * stride;
+    const REAL *xs[INPUTS];
+    REAL *ys[RESULTS], z[BLOCK];
+    for (int k = 0; k < rule.K; k++) xs[k] = (const REAL *)inputs[k] + b * size + e;
+    for (int m = 0; m < rule.M; m++) ys[m] = (REAL *)results[m] + b * size + e;
+    if (noise) {
+        float drawn[BLOCK];
+        normals(drawn, e / 4, n, b, &draw);
+        for (int64_t j = 0; j < n; j++) z[j] = drawn[j];
+        xs[rule.K - 1] = z;
     }
+    for (; i + CHUNK <= n; i += CHUNK) chunk(&rule, xs, ys, w, i);
+    if (i < n) rest(n - i, &rule, xs, ys, w, i);
+}
+
+/* record: batch, size, K, M, threads; where the weights are, if not in the record, and their stride from sample to
+   sample; whether input K - 1 is noise, and the draw's six words; K inputs, M results; the rule's counts and places,
+   and the weights. Samples are dense, one after the other. */
+void update(const int64_t *record) {
+    int64_t threads = record[4], blocks = record[0] * ((record[1] + BLOCK - 1) / BLOCK);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < blocks; t++) block(record, t);
+}
+
+/* Many updates of one sample each, all of one size. record: how many, that size, threads; for each the word at which
+   its own record begins, as `update` has it; and these records. */
+void updates(const int64_t *record) {
+    int64_t threads = record[2], blocks = (record[1] + BLOCK - 1) / BLOCK, all = record[0] * blocks;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < all; t++) block(record + record[3 + t / blocks], t % blocks);
 }
 
 /* record: batch, size, threads, the draw's six words, and where the normals go, sample after sample. */

@@ -241,7 +241,7 @@ class Key:
         """The rows' seeds, if each has one, and (seed, where they are, sample of row 0, mask on the sample)."""
         if isinstance(self.seed, int):
             mask = 0 if self.shared else ~1 if self.antithetic else -1
-            return None, (_signed(self.seed), 0, self.index, mask)
+            return None, (signed(self.seed), 0, self.index, mask)
         seeds = seeds_on(tuple(self.seed), torch.device("cpu"))
         return seeds, (0, seeds.data_ptr(), 0, 0)
 
@@ -330,10 +330,10 @@ def _normals(key: Sequence[Word], elements: tuple[int, int], sample: Tensor, row
 @lru_cache(maxsize=16)  # the copy to a device waits for it: once per set of seeds, not once per draw
 def seeds_on(seeds: tuple[int, ...], device: torch.device) -> Tensor:
     """Seeds as int64 on a device, bit for bit."""
-    return torch.tensor([_signed(s) for s in seeds], dtype=torch.int64, device=device)
+    return torch.tensor([signed(s) for s in seeds], dtype=torch.int64, device=device)
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 

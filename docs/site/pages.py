@@ -15,7 +15,7 @@ import diffsolve as ds
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "solvers", "grids", "paths", "models", "noise", "likelihood", "metrics", "training", "distill", "reference",
+    "solvers", "grids", "paths", "models", "noise", "likelihood", "metrics", "serving", "training", "distill", "reference",
     "integrations",
 )  # fmt: skip
 BESIDE = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
