@@ -141,8 +141,8 @@ def _as_graph(problem: Problem, options: Options) -> Run:
                 run.take(network(run.call, *run.inputs(), again["cond"], again["given"]))
         return run.y
 
-    how = repr(guidance.mapped(lambda given: mapped(given, type)))
-    about = (ex.tableau, replace(model, net=replay), ex.key if ex.tableau.stochastic else None, how)
+    how = ex.key if ex.tableau.stochastic else None, guidance.key(ex.tableau)
+    about = (ex.tableau, replace(model, net=replay), *how)
     with bar(options.get("progress", False), ex.tableau.nfe) as progress:
         x = replay(model.net, work, inputs, about)
         progress.update(ex.tableau.nfe)

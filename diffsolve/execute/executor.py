@@ -74,10 +74,12 @@ class State:
         instance("key", self.key, Key, "a Key")
         floating = isinstance(self.s, Tensor) and self.s.is_floating_point() and self.s.dim() > 0
         required(floating, "s", self.s, "a floating tensor (B, ...)", TypeError)
-        kept = () if self.memory is None else (("memory", self.memory),)
-        for name, other in (("y", self.y), *((f"history[{j}]", h) for j, h in enumerate(self.history)), *kept):
+        for name, other in (("y", self.y), *((f"history[{j}]", h) for j, h in enumerate(self.history))):
             fits = isinstance(other, Tensor) and (other.shape, other.dtype) == (self.s.shape, self.s.dtype)
             required(fits, name, other, f"of the shape {tuple(self.s.shape)} and dtype {self.s.dtype} of s")
+        if self.memory is not None:
+            instance("memory", self.memory, Tensor, "a tensor")
+            required(self.memory.shape == self.s.shape, "memory", self.memory, f"of the shape {tuple(self.s.shape)}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, atomically."""
@@ -211,8 +213,8 @@ class Executor:
         """A copy of the state, from which the run resumes."""
         s = self._s.clone()
         y = s if self._y is self._s else self._y.clone()
-        history, memory = tuple(h.clone() for h in self._history), self.memory.difference
-        memory = None if memory is None else memory.to(s.dtype, copy=True)
+        history = tuple(h.clone() for h in self._history)
+        memory = None if self.memory.difference is None else self.memory.difference.clone()
         return State(self.call, s, y, history, self.key, self.program.identity, memory)
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -124,10 +125,23 @@ class Guidance:
         required(self.plus is False or self.plus is True, "plus", self.plus, "True or False")
 
     def __fingerprint__(self) -> dict[str, Any]:
-        """All options, but those of them that are newer than files, where they have their default."""
-        old = ("scale", "uncond", "interval", "batched", "rescale")
-        used = [f.name for f in fields(self) if f.name in old or getattr(self, f.name) != f.default]
-        return {"type": type(self).__name__, **{name: describe(getattr(self, name)) for name in used}}
+        """All options; of the newer ones only those in use, so that what was written without them stays valid."""
+        old = {name: describe(getattr(self, name)) for name in ("scale", "uncond", "interval", "batched", "rescale")}
+        return {"type": type(self).__name__, **old, **self.newer}
+
+    @property
+    def newer(self) -> dict[str, Any]:
+        """The options in use that files of version 0.2 did not know, described."""
+        options = {"rule": self.rule, "weak": self.weak, "perturbed": self.perturbed, "plus": self.plus or None}
+        return {name: describe(value) for name, value in options.items() if value is not None}
+
+    def key(self, tableau: Tableau) -> Hashable:
+        """What the work of a run with this guidance depends on, beside the tensors of `given`."""
+        nets = [self.weak, None if self.perturbed is None else self.perturbed.net]
+        alive = tuple(None if net is None else ref(net) for net in nets)  # equal only while they live
+        third = self.perturbed and self.perturbed.scale
+        kinds, scales = self.kinds(tableau).tobytes(), self.schedule(tableau).tobytes()
+        return kinds, scales, self.batched, self.rescale, self.rule, third, alive
 
     @staticmethod
     def of(value: float | Guidance | None) -> Guidance:
@@ -139,7 +153,7 @@ class Guidance:
         """The scale as one number, the largest of several; of a schedule that at rho = 1. Solvers are chosen by it."""
         if isinstance(self.scale, Tensor):
             return float(self.scale.max()) if len(self.scale) else 1.0
-        return float(self.scale(np.ones(1))[0]) if callable(self.scale) else self.scale
+        return float(self._scales(np.ones(1))[0])
 
     @property
     def in_step(self) -> str | None:
@@ -169,10 +183,11 @@ class Guidance:
     def kinds(self, tableau: Tableau) -> np.ndarray:
         """(N,): what each call of a run evaluates: 0 the condition alone, else 1 with the other, and 2 the third."""
         rho = _levels(tableau)
-        guided = self.scales(rho) != 1
+        kinds = (self.scales(rho) != 1).astype(np.int64)
         if isinstance(self.rule, Rule):
-            guided[: self.rule.forced] = True
-        return guided + 2 * self._perturbs(rho)
+            kinds[: self.rule.forced] = 1
+        kinds[self._perturbs(rho)] += 2
+        return kinds
 
     @property
     def scheduled(self) -> bool:
@@ -185,12 +200,15 @@ class Guidance:
 
     def scales(self, rho: np.ndarray) -> np.ndarray:
         """The scale at each noise level; 1, no guidance, outside the interval; NaN where samples have their own."""
-        if callable(self.scale):
-            scale = np.asarray(self.scale(rho), dtype=np.float64)
-            required(scale.shape == rho.shape, "what scale returns", scale, f"as many scales as levels, {rho.shape}")
-        else:
-            scale = math.nan if isinstance(self.scale, Tensor) else self.scale
-        return np.where(_within(self.interval, rho), scale, 1.0)
+        return np.where(_within(self.interval, rho), self._scales(rho), 1.0)
+
+    def _scales(self, rho: np.ndarray) -> np.ndarray:
+        """`scales` without the interval."""
+        if not callable(self.scale):
+            return np.full(len(rho), math.nan if isinstance(self.scale, Tensor) else self.scale)
+        scales = np.asarray(self.scale(rho), dtype=np.float64)
+        required(scales.shape == rho.shape, "what scale returns", scales, f"as many scales as levels, {rho.shape}")
+        return scales
 
     def _perturbs(self, rho: np.ndarray) -> np.ndarray:
         return np.zeros(len(rho), bool) if self.perturbed is None else self.perturbed.active(rho)
@@ -209,7 +227,7 @@ class Guidance:
             if not self.batched:  # which tells what is shared from what is not
                 cond, given = plain[0](cond), plain[1](given)
             outs = self._streams(model, x, network_time, cond, given, bool(kinds[i] & 1), bool(kinds[i] & 2))
-            scale = float(scales[i]) if "scale" not in given or scales[i] == 1 else given["scale"]
+            scale = float(scales[i]) if "scale" not in given or scales[i] == 1 else _each(given["scale"], x)
             return self._combined(*outs, scale, i, memory)
 
         return call
@@ -255,7 +273,7 @@ class Guidance:
         )
         one = torch.from_numpy(scales).to(with_.device, with_.dtype)
         if "scale" in given:
-            one = torch.where(one.isnan(), given["scale"].to(one), one)
+            one = torch.where(one.isnan(), _each(given["scale"], x).to(one), one)
         out = without + per_sample(one, with_) * (with_ - without)
         if isinstance(self.rule, Rule):
             ruled = self.rule(with_, without, with_ - without, one, 0)
@@ -347,6 +365,12 @@ def _levels(tableau: Tableau) -> np.ndarray:
     with np.errstate(divide="ignore"):
         rho: np.ndarray = tableau.calls[:, 2] / tableau.calls[:, 1]
     return rho
+
+
+def _each(scale: Tensor, x: Tensor) -> Tensor:
+    """The scales, of which there must be one per sample."""
+    required(len(scale) == len(x), "scale", scale, f"one per sample of the batch, {len(x)}")
+    return scale
 
 
 def _within(interval: tuple[float, float], rho: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ class Calls:
         if self._mixed is None:
             return self._call(row, sample, y)
         out = torch.empty_like(y)
-        for kind in self._mixed[row].unique().flip(0):  # rows with guidance, and rows without
+        for kind in sorted({*self._mixed[row].tolist()}, reverse=True):  # rows with guidance, and rows without
             part = self._mixed[row] == kind
             out[part] = self._call(row[part], sample[part], y[part])
         return out

@@ -225,6 +225,8 @@ def _about(
     problem: Problem, begin: Tableau, noises: Noises, history: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The settings that a checkpoint must have, as JSON values."""
+    guidance = problem.guidance
+    newer = [guidance.newer] if guidance.newer else []
     return {
         "solver": begin.to_json(),
         "network": weights_of(problem.model.net),
@@ -235,7 +237,7 @@ def _about(
         "seed": problem.key.seed,
         "history": history,
         **{name: settings[name] for name in ("times", "iterations", "batch", "lr", "held_out")},
-        "guidance": describe(problem.guidance),
+        "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
     }
 
 

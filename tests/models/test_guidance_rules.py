@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import diffsolve as ds
+from diffsolve.common.tensors import per_sample
 from diffsolve.guidance.frequencies import pyramid
 
 SHAPE = (3, 2, 8, 8)
@@ -18,7 +19,7 @@ def outputs_net(table):
     """A network whose output for call t and condition k is an entry of a table."""
 
     def net(x, t, k="u"):
-        return table[k] * (1 + t.double().view(-1, 1, 1, 1))
+        return table[k] * (1 + per_sample(t.double(), x))
 
     return net
 
@@ -77,6 +78,11 @@ GUIDERS = {
     "mambo-g": (
         "MagnitudeAwareGuidance", {"guidance_scale": 5.0, "alpha": 2.0}, ds.Guidance(5.0, rule="mambo-g(alpha=2)"), 2,
     ),
+    "fdg": (
+        "FrequencyDecoupledGuidance",
+        {"guidance_scales": [10.0, 5.0, 2.5], "parallel_weights": [1.0, 0.4, 0.0]},
+        ds.Guidance(10.0, rule="fdg(factors=(1, 0.5, 0.25), parallel=(1, 0.4, 0))"), 2,
+    ),
 }  # fmt: skip
 
 
@@ -84,7 +90,9 @@ GUIDERS = {
 def test_a_rule_is_the_guider_of_diffusers(name, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # its singular vectors are taken in float32
     kind, options, guidance, calls = GUIDERS[name]
-    c, u = random(2)
+    if name == "fdg":
+        pytest.importorskip("kornia")
+    c, u = random(2, {"mambo-g": (3, 8, 8), "fdg": (3, 2, 16, 16)}.get(name, SHAPE))  # theirs has a matrix norm
     for ours, other in zip(guided(c, u, guidance, calls), theirs(kind, c, u, calls, **options), strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-6)
 
@@ -95,10 +103,10 @@ def test_a_third_stream_is_that_of_diffusers():
     perturbed = ds.Perturbed(2.0, cond={"k": "p"})
     layers = {"skip_layer_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
     for w, scale in ((5.0, 2.0), (1.0, 3.0)):
-        (ours,) = guided(c, u, ds.Guidance(w, perturbed=perturbed), third=third)
+        ours = guided(c, u, ds.Guidance(w, perturbed=perturbed), 2, third)
         options = {"guidance_scale": w, "skip_layer_guidance_scale": scale, **layers}
-        (other,) = theirs("SkipLayerGuidance", c, u, third=third, **options)
-        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-6)
+        other = theirs("SkipLayerGuidance", c, u, 2, third, **options)  # which leaves out the first call
+        torch.testing.assert_close(ours[1], other[1], rtol=1e-6, atol=1e-6)
     (near,) = guided(c, u, ds.Guidance(-1.0, perturbed=perturbed), third=third)  # where the two scales make 1
     torch.testing.assert_close(near, u - (c - u) + 2 * (c - third))
 
@@ -220,8 +228,9 @@ def test_what_is_in_step_is_refused_by_name_elsewhere(guidance):
         (lambda: ds.Guidance(2.0, plus=1), "plus must be True or False, got 1"),
         (
             lambda: ds.solve(MODEL, guidance=ds.Guidance(lambda rho: 2.0), solver="ddim", **RUN),
-            r"what scale returns must be as many scales as levels, \(6,\)",
+            r"what scale returns must be as many scales as levels, \(1,\)",
         ),
+        (lambda: ds.solve(MODEL, guidance=ds.Guidance(torch.ones(2)), solver="ddim", **RUN), "one per sample .*, 3"),
     ],
 )
 def test_errors_name_what_is_wrong(make, says):
