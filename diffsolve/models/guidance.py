@@ -183,7 +183,7 @@ class Guidance:
     def kinds(self, tableau: Tableau) -> np.ndarray:
         """(N,): what each call of a run evaluates: 0 the condition alone, else 1 with the other, and 2 the third."""
         rho = _levels(tableau)
-        kinds = (self.scales(rho) != 1).astype(np.int64)
+        kinds: np.ndarray = (self.scales(rho) != 1).astype(np.int64)
         if isinstance(self.rule, Rule):
             kinds[: self.rule.forced] = 1
         kinds[self._perturbs(rho)] += 2

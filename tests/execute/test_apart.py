@@ -134,15 +134,13 @@ def test_of_constant_denoised_all_solvers_have_one_cfg_plus_plus(path):
 
     model, guided, plain = ds.adapt(net, path, "denoised"), 0.7 + W * 0.3, 0.7
     for solver in DATA:
-        found = run(model, solver, ds.Guidance(W, plus=True))
+        found = run(model, solver, ds.Guidance(W, plus=True), stop=0.3)
         nodes, x = levels(found), X * model.path.prior_std()
         for (_, alpha_s, sigma_s), (_, alpha_t, sigma_t) in zip(nodes[:-1], nodes[1:], strict=True):
             x = alpha_t * guided + sigma_t / sigma_s * (x - alpha_s * plain)
         torch.testing.assert_close(
             found.x, x, rtol=1e-7, atol=1e-7, msg=lambda text, solver=solver: f"{solver}: {text}"
         )
-        before = run(model, solver, ds.Guidance(W, plus=True), stop=nodes[-2][0]).x
-        assert before.isfinite().all()
 
 
 SOLVERS = sorted(set(ds.solvers.names()) - {"flow-map", "scm"})  # which need a network that is told two times
