@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from diffsolve.common.deprecation import deprecated_names
 from diffsolve.common.registry import Registry
 from diffsolve.guidance.base import Rule
 from diffsolve.guidance.frequencies import FrequencyDecoupled
@@ -35,4 +36,6 @@ registry: Registry[Rule] = Registry(
     },
     group="diffsolve.guidance",
 )
+__getattr__ = deprecated_names("diffsolve.guidance", {"Guidance": "diffsolve.models:Guidance"})
+
 named, names, register = registry.resolve, registry.names, registry.register
