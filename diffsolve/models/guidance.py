@@ -76,7 +76,7 @@ class Guidance:
 
     Args:
         scale: 1 is no guidance. A number; a tensor (B,), one per sample; or a function of the noise levels rho, (N,)
-            float64, that returns as many scales, for a schedule.
+            float64, infinite where alpha is 0, that returns as many scales, for a schedule.
         uncond: the keyword arguments of the unconditional call, or of the negative prompt; none by default, for
             networks that have defaults.
         interval: (low, high) of rho = sigma / alpha within which guidance is applied (Kynkaanniemi et al., 2404.07724).
@@ -207,7 +207,8 @@ class Guidance:
         if not callable(self.scale):
             return np.full(len(rho), math.nan if isinstance(self.scale, Tensor) else self.scale)
         scales = np.asarray(self.scale(rho), dtype=np.float64)
-        required(scales.shape == rho.shape, "what scale returns", scales, f"as many scales as levels, {rho.shape}")
+        fits = scales.shape == rho.shape and bool(np.isfinite(scales).all())
+        required(fits, "what scale returns", scales, f"as many finite scales as levels, {rho.shape}")
         return scales
 
     def _perturbs(self, rho: np.ndarray) -> np.ndarray:
