@@ -448,6 +448,7 @@ def test_the_solver_error_has_that_of_the_latent(path):
     assert (found.solver_error < 0.3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [0.0, 0.1])
 def test_the_solver_error_where_the_flow_turns_within_a_step(delta):
     """Four modes in space, between which the field turns sharply: an estimate at 1e-5, and one that holds at 1e-7."""

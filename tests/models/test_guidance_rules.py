@@ -217,7 +217,7 @@ def test_a_density_refuses_what_needs_all_samples_in_step():
             r"what scale returns must be as many finite scales as levels, \(1,\)",
         ),
         (
-            lambda: ds.solve(MODEL, guidance=ds.Guidance(lambda rho: rho / rho), solver="ddim", **RUN),
+            lambda: ds.solve(MODEL, guidance=ds.Guidance(lambda rho: rho), solver="ddim", **RUN),
             r"what scale returns must be as many finite scales as levels, \(6,\)",
         ),
         (lambda: ds.solve(MODEL, guidance=ds.Guidance(torch.ones(2)), solver="ddim", **RUN), "one per sample .*, 3"),
