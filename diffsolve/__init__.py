@@ -12,7 +12,17 @@ from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
     from diffsolve import (
-        distill, grids, guidance, integrations, likelihood, metrics, models, paths, reference, serving, solvers,
+        distill,
+        grids,
+        guidance,
+        integrations,
+        likelihood,
+        metrics,
+        models,
+        paths,
+        reference,
+        serving,
+        solvers,
     )
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import instance, number, required
+from diffsolve.common.checks import described, instance, number, required
 from diffsolve.common.fingerprint import describe
 from diffsolve.common.tensors import column, per_sample
 from diffsolve.guidance import Rule, named
@@ -252,6 +252,12 @@ class Guidance:
         """Raise a ValueError unless samples need not be in step."""
         if self.in_step is not None:
             raise ValueError(f"guidance with {self.in_step} cannot be given with {where}")
+
+    def check_pair(self, where: str) -> None:
+        """Raise a ValueError unless it is a linear combination of the model's outputs with and without a condition, by
+        a number for each call."""
+        for name in (*self.newer, *(["scale"] if isinstance(self.scale, Tensor) else [])):
+            raise ValueError(f"guidance with {name}={described(getattr(self, name))} cannot be given with {where}")
 
     def output(
         self,
