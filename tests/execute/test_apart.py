@@ -146,17 +146,16 @@ def test_of_constant_denoised_all_solvers_have_one_cfg_plus_plus(path):
 SOLVERS = sorted(set(ds.solvers.names()) - {"flow-map", "scm"})  # which need a network that is told two times
 
 
-@pytest.mark.parametrize("path", ["edm", "condot"])
-def test_every_solver_has_it(path):
+@pytest.mark.product({"solver": SOLVERS, "path": ["edm", "condot"]})
+def test_every_solver_has_it(solver, path):
     """Finite, another run than without; and with nothing to guide the same run, to rounding."""
     model = model_on(path)
-    for solver in SOLVERS:
-        plus, plain = (run(model, solver, ds.Guidance(W, plus=on)).x for on in (True, False))
-        assert plus.isfinite().all(), solver
-        # A step that makes new noise of the denoised alone has no other noise to keep.
-        assert solver in ("consistency", "lcm") or not torch.equal(plus, plain), solver
-        one, other = (run(model, solver, ds.Guidance(W, uncond={"shift": 0.3}, plus=on)).x for on in (True, False))
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, msg=solver)
+    plus, plain = (run(model, solver, ds.Guidance(W, plus=on)).x for on in (True, False))
+    assert plus.isfinite().all()
+    # A step that makes new noise of the denoised alone has no other noise to keep.
+    assert solver in ("consistency", "lcm") or not torch.equal(plus, plain)
+    one, other = (run(model, solver, ds.Guidance(W, uncond={"shift": 0.3}, plus=on)).x for on in (True, False))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_a_run_in_two_parts_and_a_callback():
