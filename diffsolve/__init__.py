@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
-    from diffsolve import distill, grids, integrations, likelihood, metrics, models, paths, reference, serving, solvers
+    from diffsolve import (
+        distill,
+        grids,
+        guidance,
+        integrations,
+        likelihood,
+        metrics,
+        models,
+        paths,
+        reference,
+        serving,
+        solvers,
+    )
     from diffsolve.adaptive import Adaptive, AdaptiveRun, AdaptiveSDE, Status
     from diffsolve.api import diffuse, encode, reversible, sample, sample_with_log_prob, solve
     from diffsolve.common.result import Result
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
     from diffsolve.execute.results import Run, Step
     from diffsolve.execute.start import begin
     from diffsolve.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob, transition_log_prob
-    from diffsolve.models import Guidance, Model, Shared, adapt
+    from diffsolve.models import Guidance, Model, Perturbed, Shared, adapt
     from diffsolve.noise import Brownian, Key
     from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
     from diffsolve.reference import load
@@ -46,7 +58,7 @@ _HOME = {
     "execute.results": ("Run", "Step"),
     "execute.start": ("begin",),
     "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "log_prob", "transition_log_prob"),
-    "models": ("Guidance", "Model", "Shared", "adapt"),
+    "models": ("Guidance", "Model", "Perturbed", "Shared", "adapt"),
     "noise": ("Brownian", "Key"),
     "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
@@ -59,6 +71,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
     "distill",
     "grids",
+    "guidance",
     "integrations",
     "likelihood",
     "metrics",
@@ -88,6 +101,7 @@ __all__ = [
     "LogProb",
     "Model",
     "Parareal",
+    "Perturbed",
     "Picard",
     "Ranks",
     "Result",
@@ -109,6 +123,7 @@ __all__ = [
     "distill",
     "encode",
     "grids",
+    "guidance",
     "integrations",
     "langevin",
     "likelihood",

@@ -192,6 +192,8 @@ def test_old_names_in_packages_and_classes(model):
         assert ds.parallel.Statistics is ds.execute.results.Rounds
     with pytest.warns(DeprecationWarning, match="diffsolve.execute.Wiener is now"):
         assert ds.execute.Wiener is ds.execute.executor.BrownianPath
+    with pytest.warns(DeprecationWarning, match="diffsolve.guidance.Guidance is now"):
+        assert ds.guidance.Guidance is ds.Guidance
     t = torch.tensor([0.5], dtype=torch.float64)
     with pytest.warns(DeprecationWarning, match="Model.told is now Model.network_time"):
         assert torch.equal(model.told(t), model.network_time(t))

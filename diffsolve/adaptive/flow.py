@@ -124,7 +124,7 @@ class Flow:
             rho = at.sigma / at.alpha
 
         cond = _select(self.cond, rows, self.batch)
-        uncond = {} if self.guidance is None else _select(self.guidance.uncond, rows, self.batch)
+        given = {} if self.guidance is None else _select(self.guidance.given, rows, self.batch)
         if self.guidance is None:
             cond = told(cond)
 
@@ -132,7 +132,7 @@ class Flow:
             scaled = x if scale is None else x * scale_
             if self.guidance is None:
                 return self.model.call(scaled, network_time, cond)
-            return self.guidance.output(self.model, scaled, network_time, rho, cond, uncond)
+            return self.guidance.output(self.model, scaled, network_time, rho, cond, given)
 
         wide = torch.float32 if like.device.type == "mps" else torch.float64
         growth = torch.from_numpy(columns[1:3] * columns[0]).to(like.device, wide)

@@ -29,6 +29,7 @@ from diffsolve.execute.watch import Watch, bar, check_finite
 from diffsolve.gradients import differentiable
 from diffsolve.gradients.adaptive import attached
 from diffsolve.likelihood import DensityRun, sample_with_density
+from diffsolve.models import Guidance
 from diffsolve.models.conditions import Shared, leaves, mapped
 from diffsolve.parallel.base import Calls
 from diffsolve.solvers import resolve
@@ -53,6 +54,8 @@ class Driver:
     wanted: Callable[[Options], bool]
     """Whether the options select it."""
     solve: Callable[[Problem, Options], Any]
+    in_step: bool = False
+    """Whether it takes guidance for which all samples must be at the same call."""
 
 
 def driver_for(options: Options) -> Driver:
@@ -65,13 +68,19 @@ def driver_for(options: Options) -> Driver:
     for name, value in given(options).items():
         if name not in driver.accepts:
             raise ValueError(f"{name}={described(value)} cannot be given with {driver.name}")
+    guidance = options.get("guidance")
+    if isinstance(guidance, Guidance) and not driver.in_step:
+        guidance.check_free(driver.name)
     return driver
 
 
 def _sequential(problem: Problem, options: Options) -> Run:
     hook, corrector = options.get("hook"), options.get("corrector")
     if corrector is not None:
+        problem.guidance.check_free("corrector")
         refuse("corrector", nfe=options.get("nfe"), hook=hook, log_prob=options.get("log_prob") or None)
+    if problem.guidance.plus:
+        refuse("guidance with plus=True", hook=hook)
     ex = begin_run(problem, {**options, "prediction": None if hook is None else "denoised"})
     if options.get("log_prob") and not ex.tableau.stochastic:
         raise ValueError(f"solver must be stochastic with log_prob=True, got {ex.tableau.solver}")
@@ -106,7 +115,7 @@ def _parallel(problem: Problem, options: Options) -> Run:
 def _as_graph(problem: Problem, options: Options) -> Run:
     """The run as a CUDA graph."""
     model, cond, guidance, ex = problem.model, problem.cond, problem.guidance, begin_run(problem, options)
-    kinds = {"cond": cond, "uncond": guidance.uncond}
+    kinds = {"cond": cond, "given": guidance.given}
     # Tensors at any depth are inputs, which a replay copies in; what is left of the conditions is part of the key.
     inputs: dict[Any, Any] = {**ex.start}
     for kind, values in kinds.items():
@@ -125,15 +134,15 @@ def _as_graph(problem: Problem, options: Options) -> Run:
 
     def work(inputs: Mapping[Any, Any]) -> Tensor:
         again = {kind: filled(kind, inputs) for kind in kinds}
-        network = replace(guidance, uncond=again["uncond"]).outputs(model, ex.tableau)
+        network = guidance.outputs(model, ex.tableau)
         run = ex.again(inputs)
         with torch.no_grad():
             while not run.done:
-                run.take(network(run.call, *run.inputs(), again["cond"]))
+                run.take(network(run.call, *run.inputs(), again["cond"], again["given"]))
         return run.y
 
-    how = (guidance.scale, guidance.interval, guidance.batched, guidance.rescale)
-    about = (ex.tableau, replace(model, net=replay), ex.key if ex.tableau.stochastic else None, how)
+    how = ex.key if ex.tableau.stochastic else None, guidance.key(ex.tableau)
+    about = (ex.tableau, replace(model, net=replay), *how)
     with bar(options.get("progress", False), ex.tableau.nfe) as progress:
         x = replay(model.net, work, inputs, about)
         progress.update(ex.tableau.nfe)
@@ -276,6 +285,7 @@ DRIVERS = (
         | {"hook", "callback", "corrector", "trajectory", "log_prob", "brownian", "max_calls", "state"},
         lambda options: True,
         _sequential,
+        in_step=True,
     ),
 )  # fmt: skip
 """In order of precedence; the last is the default."""

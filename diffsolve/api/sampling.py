@@ -210,7 +210,7 @@ def encode(model: ModelLike, x: Tensor, **options: Unpack[SampleOptions]) -> Ten
         state = x * float(model.path.alpha(begin)) if start is None else x
         end = model.path.t_noise if stop is None else float(stop)
         return sample(model, noise=state, solver=solver, start=begin, stop=end, **rest)
-    tableau = plan_back(model, solver, **planned, guidance=guided.scale, begin=begin, end=stop, shape=x.shape)
+    tableau = plan_back(model, solver, **planned, guidance=guided.level, begin=begin, end=stop, shape=x.shape)
     state = x * float(tableau.grid[0, 1]) if start is None else x
     if options.get("gradient") == "adjoint":  # which needs the solver itself, not its tableau
         return sample(model, noise=state, solver=solver, grid=tableau.times, **rest)

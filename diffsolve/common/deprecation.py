@@ -24,7 +24,6 @@ MOVED = {
     "flow": "adaptive.flow",
     "frames": "tableau.frames",
     "graph": "execute.graph",
-    "guidance": "models.guidance",
     "names": "common.registry",
     "planning": "execute.plan",
     "reversible": "api.reversible",
@@ -34,7 +33,8 @@ MOVED = {
     "traces": "likelihood.traces",
     "transitions": "likelihood.transitions",
 }
-"""Modules of version 0.1, without "diffsolve.". (Not `diffsolve.langevin`, which would hide the function.)"""
+"""Modules of version 0.1, without "diffsolve.". (Not `diffsolve.langevin`, which would hide the
+function, nor `diffsolve.guidance`, which is a package again and knows the old name.)"""
 
 
 class _Moved(MetaPathFinder, Loader):

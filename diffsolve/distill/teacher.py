@@ -40,7 +40,7 @@ class Teacher:
         network_time = network_time.to(x.device, model.time_dtype(x.dtype))
         with torch.no_grad(), np.errstate(divide="ignore"):
             if scale is None:
-                return guidance.output(model, inside, network_time, at.sigma / at.alpha, cond, guidance.uncond)
+                return guidance.output(model, inside, network_time, at.sigma / at.alpha, cond, guidance.given)
             with_, without = guidance.pair(model, inside, network_time, told(cond), told(guidance.uncond))
             return without + column(scale, x) * (with_ - without)
 

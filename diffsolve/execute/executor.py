@@ -26,6 +26,7 @@ from diffsolve.common.checks import choice, instance, integer, required
 from diffsolve.common.files import read_tensors, reading, write_tensors
 from diffsolve.execute.bind import Program
 from diffsolve.kernels import Guided, Row
+from diffsolve.models.guidance import Memory
 from diffsolve.noise import Draw, Key, Stream
 from diffsolve.tableau import Tableau
 
@@ -65,6 +66,8 @@ class State:
     key: Key
     run: Mapping[str, str] | None = None
     """What identifies the run, `Program.identity`: a state continues no other. None for one that was made by hand."""
+    memory: Tensor | None = None
+    """What guidance with momentum carries from call to call; see `diffsolve.guidance`."""
 
     def __post_init__(self) -> None:
         integer("call", self.call, 0)
@@ -74,11 +77,15 @@ class State:
         for name, other in (("y", self.y), *((f"history[{j}]", h) for j, h in enumerate(self.history))):
             fits = isinstance(other, Tensor) and (other.shape, other.dtype) == (self.s.shape, self.s.dtype)
             required(fits, name, other, f"of the shape {tuple(self.s.shape)} and dtype {self.s.dtype} of s")
+        if self.memory is not None:
+            instance("memory", self.memory, Tensor, "a tensor")
+            required(self.memory.shape == self.s.shape, "memory", self.memory, f"of the shape {tuple(self.s.shape)}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, atomically."""
         tensors = {"s": self.s, **({} if self.y is self.s else {"y": self.y})}
         tensors.update({f"history.{j}": h for j, h in enumerate(self.history)})
+        tensors.update({} if self.memory is None else {"memory": self.memory})
         run = None if self.run is None else dict(self.run)
         write_tensors(path, tensors, "state", {"call": self.call, **asdict(self.key), "run": run, "format": FORMAT})
 
@@ -97,12 +104,14 @@ class State:
         with reading(path, accepted):
             choice("format", about.get("format"), [FORMAT, BEFORE])
             seed = about["seed"] if isinstance(about["seed"], int) else tuple(about["seed"])
-            history = tuple(tensors[f"history.{j}"] for j in range(len(tensors) - 1 - ("y" in tensors)))
+            kept = len(tensors) - 1 - len({"y", "memory"} & {*tensors})
+            history = tuple(tensors[f"history.{j}"] for j in range(kept))
             flags = {name: choice(name, about.get(name, False), [False, True]) for name in ("antithetic", "shared")}
             key, run = Key(seed, about["index"], **flags), about.get("run")
             named = run is None or (isinstance(run, dict) and all(isinstance(value, str) for value in run.values()))
             required(named, "run", run, "the texts that identify a run")
-            state = cls(about["call"], tensors["s"], tensors.get("y", tensors["s"]), history, key, run)
+            s, memory = tensors["s"], tensors.get("memory")
+            state = cls(about["call"], s, tensors.get("y", s), history, key, run, memory)
         if about["format"] == BEFORE:
             warnings.warn(
                 f"state {os.fspath(path)!r} is of diffsolve 0.1, which did not keep of which run it was: that it is "
@@ -147,6 +156,7 @@ class Executor:
             _check_path(brownian, self.tableau, x if state is None else state.y)
         self._brownian = brownian
         self._scratch: Tensor | None = None
+        self.memory = Memory()
         if state is None:
             assert x is not None
             self.call = 0
@@ -159,6 +169,7 @@ class Executor:
             self._s = state.s.clone()
             self._y = self._s if state.y is state.s else state.y.clone()
             self._history = tuple(h.clone() for h in state.history)
+            self.memory.difference = None if state.memory is None else state.memory.clone()
         y = self._y
         self._rows = program.rows_on(y)
         self._clock = torch.from_numpy(self.tableau.calls[:, 0].copy()) if network_time is None else network_time
@@ -202,7 +213,9 @@ class Executor:
         """A copy of the state, from which the run resumes."""
         s = self._s.clone()
         y = s if self._y is self._s else self._y.clone()
-        return State(self.call, s, y, tuple(h.clone() for h in self._history), self.key, self.program.identity)
+        history = tuple(h.clone() for h in self._history)
+        memory = None if self.memory.difference is None else self.memory.difference.clone()
+        return State(self.call, s, y, history, self.key, self.program.identity, memory)
 
     @property
     def start(self) -> dict[Any, Tensor]:
@@ -227,6 +240,15 @@ class Executor:
         self._y.copy_(y)
         if self._network_input is not None:
             torch.mul(self._y, self._rows[self.call].scale, out=self._network_input)
+
+    def shift(self, difference: Tensor, on_s: float, on_y: float) -> None:
+        """Add multiples of a tensor to the two states, which are one where they are the same tensor."""
+        if self._s is not self._y and on_s:
+            self._s.add_(difference, alpha=on_s)
+        if on_y:
+            self._y.add_(difference, alpha=on_y)
+            if self._network_input is not None and not self.done:
+                torch.mul(self._y, self._rows[self.call].scale, out=self._network_input)
 
     def finish(self, x: Tensor) -> None:
         """Move to the end of the run, with a result computed elsewhere."""

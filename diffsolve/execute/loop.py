@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffsolve.common.checks import required
 from diffsolve.common.tensors import normal_log_density
+from diffsolve.execute.apart import Apart
 from diffsolve.execute.executor import Executor
 from diffsolve.execute.results import DenoisedEstimate, Run, Step, seed_of
 from diffsolve.execute.start import Problem
@@ -71,7 +72,8 @@ class _Record:
 def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct: Correct | None = None) -> Run:
     """Run an executor to its end, or for `max_calls`, without a graph of autograd."""
     tableau, cond = ex.tableau, problem.cond
-    network = problem.guidance.outputs(problem.model, tableau)
+    network = problem.guidance.outputs(problem.model, tableau, ex.memory)
+    apart = Apart.of(tableau, problem.model) if problem.guidance.plus else None
     hook, callback = observers.hook, observers.callback
     estimate = DenoisedEstimate(problem.model, tableau, needed=hook is not None) if hook or callback else None
     most = observers.max_calls
@@ -81,6 +83,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
         while ex.call < last:
             i = ex.call
             out = network(i, *ex.inputs(), cond)
+            pair, difference = out if apart and isinstance(out, Guided) else None, None
             if isinstance(out, Guided) and (observers.check or estimate):
                 out = out.tensor()  # needed before the update, which would otherwise combine the pair
             if observers.check and isinstance(out, Tensor):
@@ -91,7 +94,11 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
                 changed = hook(step)
                 out = step.denoised if changed is None else _checked(changed, ex.y)
                 step = replace(step, denoised=out)
+            if apart and pair is not None:
+                out, difference = apart(i, pair)
             ex.take(out)
+            if apart and difference is not None:
+                ex.shift(difference, *apart.shift(i))
             record.transition(i)
             if correct:
                 correct(ex, cond)
@@ -99,7 +106,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
                 callback(replace(step, x=ex.y))
             record.state(i)
             progress.update()
-            del out, step  # free their memory before the next call
+            del out, pair, difference, step  # free their memory before the next call
     calls = ex.call - first + (correct.calls if correct else 0)
     return Run(ex.y, tableau, calls, seed_of(problem.seed, ex.key), *record.kept, ex)
 

@@ -26,7 +26,7 @@ class Network:
     """A model at the calls of a run: out_i(y) = guided net(scale_i y, time_i)."""
 
     outputs: Callable[..., Tensor]
-    """The guided network, from `Guidance.around`: (call index, input, clock, cond, uncond) -> output."""
+    """The guided network, from `Guidance.around`: (call index, input, clock, cond, given) -> output."""
     times: Tensor
     """(N,) or (N, 2): the network's clock at each call, from `network_times`."""
     scales: Sequence[float] | Tensor | None
@@ -40,7 +40,7 @@ class Network:
         return cls(guidance.around(model, tableau), times, None if scale is None else scale.tolist())
 
     def __call__(self, i: int, y: Tensor, *conditions: Mapping[str, Any]) -> Tensor:
-        """The output at call i for states y (B, ...), given cond and, if it is not that of the guidance, uncond."""
+        """The output at call i for states y (B, ...), given cond and, in place of the guidance's own, `given`."""
         x = y if self.scales is None else y * self.scales[i]
         return self.outputs(i, x, self.times[i].expand(len(y), *self.times.shape[1:]), *conditions)
 

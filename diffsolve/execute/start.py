@@ -141,7 +141,7 @@ def planned(problem: Problem, options: Mapping[str, Any], shape: Shape | None) -
         return solver
     prediction = options.get("prediction")
     answered = model if prediction is None else replace(model, predicts=prediction)
-    return plan(answered, solver, **given, guidance=problem.guidance.scale, shape=shape)
+    return plan(answered, solver, **given, guidance=problem.guidance.level, shape=shape)
 
 
 def _device(device: Any) -> torch.device | None:

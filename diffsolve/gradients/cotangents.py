@@ -24,7 +24,7 @@ __all__ = ["check_leaves", "leaves_of", "pull"]
 def leaves_of(model: Model, cond: Mapping[str, Any], guidance: Guidance | None) -> list[Tensor]:
     """The tensors that need a gradient: those in the conditions, at any depth, and the network's parameters."""
     weights = model.net.parameters() if isinstance(model.net, nn.Module) else ()
-    given = [cond, {} if guidance is None else guidance.uncond, list(weights)]
+    given = [cond, {} if guidance is None else guidance.given, list(weights)]
     return list({id(t): t for t in _tensors(given) if t.requires_grad}.values())
 
 

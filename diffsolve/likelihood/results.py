@@ -32,7 +32,8 @@ class LogProb:
     """Jacobian-vector products of each sample."""
     solver_error: np.ndarray
     """The adaptive solver's own estimate of its error, that of x included, in nats; NaN for a fixed grid. No bound:
-    it held near and far from the data on a ring in the plane and on two modes on a line, with exact networks."""
+    where steps pass a sharp turn of the field the truth was up to ten times it at the default tolerance, twice it at a
+    tolerance ten times lower; see docs/likelihood.md."""
     status: tuple[Status, ...]
     """How each sample's solve ended; the value is NaN unless it is DONE."""
     stop: float

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -124,7 +124,7 @@ class Study:
             return
         planned = {name: options.pop(name) for name in PLANNED if name in options}
         for nfe in sorted(set(budgets)):
-            tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.scale, shape=(1, *self.shape), **planned)
+            tableau = plan(self.model, solver, nfe=nfe, guidance=self.guidance.level, shape=(1, *self.shape), **planned)
             yield Cell(label, nfe, tableau, options, {**self.options, **given})
 
     def run(self, cell: Cell, seed: int, num: int, world: World = ALONE, but: Sequence[int] = ()) -> Iterator[Batch]:
@@ -133,7 +133,7 @@ class Study:
             if number % world.size != world.rank or number in but:
                 continue
             count = min(self.batch, num - first)
-            guidance = replace(self.guidance, uncond=cycled(self.guidance.uncond, first, count))
+            guidance = self.guidance.mapped(partial(cycled, first=first, count=count))
             began = time.perf_counter()
             run: Any = solve(
                 self.model, (count, *self.shape), solver=cell.solver, seed=seed, index=first,

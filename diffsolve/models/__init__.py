@@ -2,7 +2,18 @@
 
 from diffsolve.models.adapters import ADAPTERS, adapt, as_model, register_adapter
 from diffsolve.models.conditions import Shared
-from diffsolve.models.guidance import Guidance
+from diffsolve.models.guidance import Guidance, Perturbed
 from diffsolve.models.model import CLOCKS, Model, undetermined
 
-__all__ = ["ADAPTERS", "CLOCKS", "Guidance", "Model", "Shared", "adapt", "as_model", "register_adapter", "undetermined"]
+__all__ = [
+    "ADAPTERS",
+    "CLOCKS",
+    "Guidance",
+    "Model",
+    "Perturbed",
+    "Shared",
+    "adapt",
+    "as_model",
+    "register_adapter",
+    "undetermined",
+]

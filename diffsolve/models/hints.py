@@ -44,7 +44,7 @@ def _hint(error: Exception, model: Model, cond: Mapping[str, Any], guidance: Gui
     missing = [name for name in cond if name not in guidance.uncond and f"{name!r}" in text]
     if isinstance(error, TypeError) and missing and "missing" in text:
         return (
-            f"uncond must be given for a network without a default, as guidance=ds.Guidance({guidance.scale:g}, "
+            f"uncond must be given for a network without a default, as guidance=ds.Guidance({guidance.level:g}, "
             f"uncond={{{missing[0]!r}: ...}}), got none for {missing[0]!r}: {error}"
         )
     if not INDICES.search(text):

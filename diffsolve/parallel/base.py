@@ -82,8 +82,9 @@ class Calls:
     def _at(self, tableau: Tableau, like: Tensor) -> None:
         """Switch to the calls of this tableau."""
         self.tableau, self._network = tableau, Network.of(self.model, tableau, self._guidance, like)
-        guided = torch.tensor(self._guidance.active(tableau))
-        self._mixed = None if guided.all() or not guided.any() else guided.to(like.device)
+        kinds = torch.from_numpy(self._guidance.kinds(tableau))
+        self._mixed = None if bool((kinds == kinds[0]).all()) else kinds.to(like.device)
+        self._scales = torch.from_numpy(self._guidance.schedule(tableau)).to(like) if self._guidance.scheduled else None
 
     def of(self, tableau: Tableau, like: Tensor) -> Calls:
         """The same network at the calls of another tableau, with a count of its own."""
@@ -120,15 +121,17 @@ class Calls:
         if self._mixed is None:
             return self._call(row, sample, y)
         out = torch.empty_like(y)
-        for part in (self._mixed[row], ~self._mixed[row]):  # rows with guidance, and rows without
-            if part.any():
-                out[part] = self._call(row[part], sample[part], y[part])
+        for kind in sorted({*self._mixed[row].tolist()}, reverse=True):  # rows with guidance, and rows without
+            part = self._mixed[row] == kind
+            out[part] = self._call(row[part], sample[part], y[part])
         return out
 
     def _call(self, row: Tensor, sample: Tensor, y: Tensor) -> Tensor:
         states = y.view(-1, *self._shape[1:])
-        conditions = (picked(given, sample, self._shape[0]) for given in (self._cond, self._guidance.uncond))
-        out = self._network.at_calls(row, states, *conditions, example=0 if self._mixed is None else int(row[0]))
+        cond, given = (picked(each, sample, self._shape[0]) for each in (self._cond, self._guidance.given))
+        if self._scales is not None:
+            given = {**given, "scale": self._scales[row]}
+        out = self._network.at_calls(row, states, cond, given, example=0 if self._mixed is None else int(row[0]))
         if self.check and not bool(out.isfinite().all()):
             bad = ~flat(out).isfinite().all(1)
             i = int(row[bad].min())

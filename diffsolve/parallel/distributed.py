@@ -123,7 +123,7 @@ class Ranks:
 
 def _parts(ex: Executor, problem: Problem, parallel: Any) -> dict[str, Any]:
     """What must be the same on all ranks, by the names that an error gives."""
-    model, guidance, tableau = problem.model, problem.guidance, ex.tableau
+    model, tableau = problem.model, ex.tableau
     return {
         "shape": [*ex.y.shape, str(ex.y.dtype)],
         "seed": repr(ex.key),
@@ -131,7 +131,7 @@ def _parts(ex: Executor, problem: Problem, parallel: Any) -> dict[str, Any]:
         "solver": [tableau.solver, tableau.calls, tableau.weights, tableau.entry, tableau.clock],
         "path": [tableau.path, model.path],
         "prediction": [ex.program.prediction, model.predicts, model.clock, model.dtype],
-        "guidance": [guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond],
+        "guidance": problem.guidance,
         "cond": problem.cond,
         "network": weights_of(model.net),
         "parallel": type(parallel).__name__,

@@ -69,7 +69,7 @@ class StepExecution:
             return self.model.call(x, t, cond)
         guidance = Guidance(input_batch.true_cfg_scale, batched=True)
         with_, without = guidance.pair(self.model, x, t, cond, uncond)
-        return torch.lerp(without, with_, guidance.scale)
+        return torch.lerp(without, with_, guidance.level)
 
     def step_scheduler(self, state: Any, noise_pred: Tensor, **_: Any) -> None:
         """Update a request by its own row of its own tableau."""

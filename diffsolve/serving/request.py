@@ -44,7 +44,9 @@ class Request:
         tableau, model, guidance = program.tableau, problem.model, problem.guidance
         self.rows: tuple[Row, ...] = program.rows_on(like, together=True)
         self.times: np.ndarray = network_times(model, tableau, torch.empty(0, dtype=like.dtype)).numpy()
-        self.guided = guidance.active(tableau)
+        guidance.check_pair("a Stepper")
+        self.scales = guidance.schedule(tableau)
+        self.guided = self.scales != 1
         self.kinds: dict[bool, Hashable] = {True: kind_of(problem.cond), False: kind_of(guidance.uncond)}
         self.call = 0
         self.base = self.s = self.y = -1
@@ -93,7 +95,7 @@ class Request:
             self.free,
             tuple(self.history),
             out,
-            (uncond, guidance.scale, guidance.rescale) if uncond >= 0 else None,
+            (uncond, float(self.scales[self.call - 1]), guidance.rescale) if uncond >= 0 else None,
             Draw(self.problem.key, self.call, Stream.ROW) if row.noise else None,
         )
         self.s, self.y, self.free = turn.after

@@ -235,7 +235,7 @@ class _Pilot:
 
     def plan(self, pair: Pair, nfe: int) -> Tableau | None:
         """The run of a pair; None if it does not fit the budget."""
-        shape, guidance = self.problem.sizes, self.problem.guidance.scale
+        shape, guidance = self.problem.sizes, self.problem.guidance.level
         try:
             return plan(self.model, pair[0], nfe=nfe, grid=pair[1], guidance=guidance, shape=shape, **self.planned)
         except ValueError as error:

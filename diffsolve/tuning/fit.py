@@ -226,6 +226,7 @@ def _about(
 ) -> dict[str, Any]:
     """The settings that a checkpoint must have, as JSON values."""
     guidance = problem.guidance
+    newer = [guidance.newer] if guidance.newer else []
     return {
         "solver": begin.to_json(),
         "network": weights_of(problem.model.net),
@@ -236,7 +237,7 @@ def _about(
         "seed": problem.key.seed,
         "history": history,
         **{name: settings[name] for name in ("times", "iterations", "batch", "lr", "held_out")},
-        "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond]),
+        "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
     }
 
 

@@ -134,4 +134,4 @@ def _output(model: Model, noises: Noises, x: Tensor, t: Tensor) -> Tensor:
     inner = x if scale is None else x * column(scale, x)
     guidance = noises.guidance
     with torch.no_grad():
-        return guidance.output(model, inner, told, rho, noises.cond, guidance.uncond)
+        return guidance.output(model, inner, told, rho, noises.cond, guidance.given)

@@ -46,7 +46,7 @@ def candidates(problem: Problem, settings: Mapping[str, Any]) -> list[Start]:
         starts = [Start(solver, solver.solver)]
     else:
         fixed = planned.pop("grid")
-        about: dict[str, Any] = {"guidance": problem.guidance.scale, "shape": problem.sizes}
+        about: dict[str, Any] = {"guidance": problem.guidance.level, "shape": problem.sizes}
         pairs = STARTS if solver is None else ((solver, None),)
         chosen = {name: fixed if fixed is not None else grid for name, grid in pairs}
         starts = [

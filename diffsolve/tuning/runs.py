@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Noises:
     def some(self, index: Tensor) -> Noises:
         """The ones at these indices."""
         at, size = index.to(self.x.device), len(self.x)
-        guidance = replace(self.guidance, uncond=picked(self.guidance.uncond, at, size))
+        guidance = self.guidance.mapped(lambda given: picked(given, at, size))
         return Noises(self.x[at], picked(self.cond, at, size), guidance)
 
 
@@ -75,7 +75,7 @@ def run_teacher(
         teacher = integer("teacher", teacher, 1)  # network calls
         ends = (model.path.t_noise, model.path.t_data)
         start, stop = (None if t == end else t for t, end in zip(begin.times[[0, -1]].tolist(), ends, strict=True))
-        teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.scale, shape=noises.x.shape)
+        teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.level, shape=noises.x.shape)
     if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begin.times[[0, -1]]):
         raise ValueError(
             f"teacher must be a deterministic run from t={begin.times[0]:.6g} to {begin.times[-1]:.6g}, got "

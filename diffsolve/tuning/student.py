@@ -164,7 +164,7 @@ class Student:
         steps = torch.cat([B[:1], B.diff(dim=0)]) * c[1:, None]
         y, history = x, tuple[Tensor, ...]()  # of v, newest first
         for i in range(self.calls):
-            out = network(i, y, cond, guidance.uncond)
+            out = network(i, y, cond, guidance.given)
             (v,) = combine([y, out], to_v[i : i + 1], dtypes=[y.dtype])
             history = (v, *history)[: self.history]
             back = steps[i, max(0, i - self.history + 1) : i + 1].flip(0)

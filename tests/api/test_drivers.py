@@ -234,6 +234,35 @@ def test_an_option_is_honoured_or_refused(driver):
             honoured_or_refused(driver, name, monkeypatch)
 
 
+COND = {"cond": {"shift": 1.0}}
+FREE = {
+    "a rule": ds.Guidance(3.0, rule="apg"),
+    "a scale per sample": ds.Guidance(torch.tensor([3.0, 1.0, 2.0])),
+    "a schedule": ds.Guidance(lambda rho: 1 + 1 / (1 + rho)),
+    "a weaker network": ds.Guidance(3.0, weak=lambda x, t, shift=0.0: -x),
+    "a third output": ds.Guidance(3.0, perturbed=ds.Perturbed(2.0, cond={"shift": -1.0})),
+}
+IN_STEP = {
+    "plus=True": ds.Guidance(3.0, plus=True),
+    "rule=.*momentum": ds.Guidance(3.0, rule="apg(momentum=-0.5)"),
+    "rule=ZeroStar": ds.Guidance(3.0, rule="cfg-zero"),
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
+def test_guidance_of_every_kind_is_honoured_or_refused(driver):
+    options = {**SEED, **BASE[driver.name], **COND}
+    plain = x_of({**options, "guidance": 3.0}).double()
+    for kind, guidance in FREE.items():
+        assert not torch.equal(plain, x_of({**options, "guidance": guidance}).double()), kind
+    for kind, guidance in IN_STEP.items():
+        if driver.in_step:
+            assert not torch.equal(plain, x_of({**options, "guidance": guidance}).double()), kind
+        else:
+            with pytest.raises(ValueError, match=f"guidance with {kind}.* cannot be given with {driver.name}"):
+                x_of({**options, "guidance": guidance})
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

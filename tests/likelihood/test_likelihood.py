@@ -14,7 +14,7 @@ from diffsolve.adaptive import Adaptive, Status
 from diffsolve.likelihood import traces
 from diffsolve.likelihood.products import push
 from diffsolve.noise import Key
-from diffsolve.reference import mixture_model
+from diffsolve.reference import imperfect_model, mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic, random_means, ring
 from diffsolve.tableau.augmented import augmented
 
@@ -446,3 +446,19 @@ def test_the_solver_error_has_that_of_the_latent(path):
     assert error[0] > 1e-3
     assert (error <= found.solver_error).all()
     assert (found.solver_error < 0.3).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delta", [0.0, 0.1])
+def test_the_solver_error_where_the_flow_turns_within_a_step(delta):
+    """Four modes in space, between which the field turns sharply: an estimate at 1e-5, and one that holds at 1e-7."""
+    means = 2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    model = imperfect_model(GaussianMixture.isotropic(means, 0.5), "cosine", "v", delta=delta, seed=1)
+    x = torch.tensor([[-0.8, 3.9, 0.5], [3.0, 2.0, -1.0], [0.0, -4.0, 4.0], [6.0, 0.0, 1.0]], dtype=torch.float64)
+    truth = ds.log_prob(model, x, solver=Adaptive("dopri8", rtol=1e-10, atol=1e-10)).value
+    share = {}
+    for tolerance in (1e-5, 1e-7):
+        found = ds.log_prob(model, x, solver=Adaptive("dopri5", rtol=tolerance, atol=tolerance))
+        share[tolerance] = ((found.value - truth).abs().numpy() / found.solver_error).max()
+    assert share[1e-7] < 1
+    assert 0.01 < share[1e-5] < 12

@@ -253,6 +253,27 @@ def test_no_host_synchronisation():
         torch.testing.assert_close(served(stepper, ticket), want, rtol=1e-4, atol=1e-4)
 
 
+def test_a_schedule_of_scales_is_that_of_the_solo_run_and_other_guidance_is_refused():
+    model, none = modelled(), {"shift": torch.tensor([0.0])}
+    options = {"solver": "dpmpp-2m", "steps": 6, "seed": 3}
+    options["guidance"] = ds.Guidance(lambda rho: 4 - 3 / (1 + rho), uncond=none)
+    want = ds.sample(model, (1, *SHAPE), **options, cond={"shift": torch.tensor([0.5])})[0]
+    stepper = ds.Stepper(model)
+    ticket = stepper.submit(SHAPE, **options, cond={"shift": torch.tensor(0.5)})
+    stepper.run()
+    assert torch.equal(stepper.result(ticket).x, want)
+    for name, guidance in {
+        "plus=True": ds.Guidance(2.0, plus=True),
+        "rule=": ds.Guidance(2.0, rule="apg"),
+        "weak=": ds.Guidance(2.0, weak=model.net),
+        "perturbed=": ds.Guidance(2.0, perturbed=ds.Perturbed(1.0, cond=none)),
+        "scale=": ds.Guidance(torch.tensor([2.0])),
+    }.items():
+        with pytest.raises(ValueError, match=f"(?s)guidance with {name}.* cannot be given with a Stepper"):
+            stepper.submit(SHAPE, solver="ddim", steps=2, guidance=guidance)
+    assert stepper.done
+
+
 def test_previews_are_the_denoised_estimates_of_the_solo_run():
     model, seen = modelled("vp", "noise"), []
     options = {"solver": "dpmpp-2m", "steps": 6, "seed": 3, "guidance": 2.0, "cond": {"shift": torch.tensor(0.5)}}
