@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = {page.name: blocks for page in PAGES if (blocks := re.findall(r"```python\n(.*?)```", page.read_text(), re.S))}
 
+TOLD = ("editing.md", "start.md")  # pages whose blocks follow one another; those of all others stand alone
+
 
 def test_the_digits_are_digits():
     """A classifier of the real digits recognises at least 95 % of the samples of every class."""
@@ -50,8 +52,9 @@ def test_nothing_heavy_is_imported():
 @pytest.mark.parametrize("page", CODE)
 def test_the_code_in_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    told: dict[str, object] = {"__name__": page}
     for block in shown(CODE[page]):
-        exec(compile(block, page, "exec"), {"__name__": page})
+        exec(compile(block, page, "exec"), told if page in TOLD else {"__name__": page})
 
 
 def test_reference_models():

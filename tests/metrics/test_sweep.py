@@ -576,7 +576,7 @@ def test_the_command_on_points_in_the_plane(command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "cats"), "'fashion-noise', 'mixture-2d', got 'cats'"),
+        (("--model", "cats"), "'fashion-student', 'mixture-2d', got 'cats'"),
         (("--solver", "unipc3", "--model", "mixture-2d"), "did you mean 'unipc-3' or"),
         (("--nfe", 0, "--model", "mixture-2d"), "nfe must be an integer >= 1, got 0"),
         (("--out", "s.txt"), "out must be a file ending in .jsonl"),
