@@ -11,14 +11,14 @@ from diffsolve.reference.mlp import MLP
 torch.manual_seed(0)
 data = data_set("moons", 8000, seed=0)
 teacher = ds.adapt(MLP(2, 64, 2), "condot", "velocity")
-ds.training.fit(teacher, data, "teacher.safetensors", steps=1200, batch=256, lr=2e-3, resume=False)
+ds.training.fit(teacher, data, "teacher.safetensors", steps=600, batch=256, lr=2e-3, resume=False)
 teacher.net.requires_grad_(False)
 
 student = ds.adapt(MLP(2, 64, 2, times=2), "condot", "velocity", jumps="straight")
 student.net.load_state_dict(teacher.net.state_dict(), strict=False)  # it begins as its teacher
 states = distill.runs(teacher, (8000, 2), nodes=4, fine=4)
 loss = distill.trajectory(path=teacher.path, nodes=4)
-distill.fit(loss, student, states, "student.safetensors", steps=1500, batch=256, lr=2e-3, resume=False)
+distill.fit(loss, student, states, "student.safetensors", steps=700, batch=256, lr=2e-3, resume=False)
 
 figure, axes = subplots(1, 4, width=2.4, height=2.6)
 points(axes[0], data[:1500], "data", side=3)

@@ -30,7 +30,7 @@ net, (data, labels) = Net(), load_data()
 model = ds.adapt(net, path="ddpm", predicts="noise")
 optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
 nothing = {"label": torch.tensor(10)}  # the class of "no class", which guidance needs
-for step in range(1500):
+for step in range(800):
     rows = torch.randint(len(data), (128,))
     losses, _ = ds.training.objective(
         model, data[rows], cond={"label": labels[rows]}, seed=0, step=step, drop=0.1, uncond=nothing

@@ -24,6 +24,7 @@ def solver(rtol, **options):
 TAUS = [("edm", 1.0), ("condot", 0.5), ("ddpm(zero_terminal_snr=True)", 0.7)]
 
 
+@pytest.mark.slow
 @pytest.mark.product({"path, tau": TAUS}, some={"path, tau": TAUS[1:2]})
 def test_the_law_is_unbiased_though_steps_are_rejected(path, tau):
     """Mean and variance of a Gaussian, by their standard errors and what the tolerance leaves."""

@@ -132,7 +132,7 @@ def test_every_kind_takes_names(monkeypatch, kind, factory):
     package = ds
     for part in kind.split("."):
         package = getattr(package, part)
-    known = package.registry if hasattr(package, "registry") else ds.metrics.distances.registry
+    known = package.registry if hasattr(package, "registry") else ds.metrics.scores.registry
     monkeypatch.setattr(known, "entries", dict(known.entries))
     package.register("mine", factory)
     assert type(package.named("mine")) is type(factory())

@@ -146,6 +146,7 @@ def test_a_run_traces_as_one_graph(solver, seed, monkeypatch):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["unipc-3", "ddpm"])
 def test_a_run_traces_without_a_word_in_the_environment(solver):
     """The compiled loop steps aside by itself, and its graph is functional enough for ahead-of-time autograd."""

@@ -235,6 +235,7 @@ def fixed_steps(h):
     return Adaptive("bosh3", rtol=0.99, atol=0.99, first_step=h, max_step=h, frame="native")
 
 
+@pytest.mark.slow
 def test_memory_is_as_promised():
     """The most numbers alive at once, in units of the state: N, sqrt N and 1."""
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)

@@ -446,6 +446,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_compiled_by_the_first_process_and_by_no_other(elsewhere):
     python("import diffsolve, diffsolve.cli")
     assert elsewhere.compilations == 0

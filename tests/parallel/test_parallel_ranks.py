@@ -167,6 +167,7 @@ def _importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
 
 
+@pytest.mark.slow
 def test_one_two_and_four_ranks_give_the_same_answer(tmp_path):
     found = spawn(sharing, 4, tmp_path)
     for name in CASES:
