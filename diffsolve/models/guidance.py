@@ -131,7 +131,7 @@ class Guidance:
 
     @property
     def newer(self) -> dict[str, Any]:
-        """The options in use that files of version 0.2 did not know, described."""
+        """The options in use that came after the first five, described."""
         options = {"rule": self.rule, "weak": self.weak, "perturbed": self.perturbed, "plus": self.plus or None}
         return {name: describe(value) for name, value in options.items() if value is not None}
 
@@ -287,10 +287,7 @@ class Guidance:
             out = torch.where(per_sample(one == 1, with_), with_, ruled)
         if third is not None and self.perturbed:
             out = out + column(np.where(perturbs, self.perturbed.scale, 0.0), with_) * (with_ - third)
-        if self.rescale:  # 1 where there is no guidance
-            ratio = deviation_ratio(with_, out)
-            out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, self.rescale), out)
-        return out
+        return self._rescaled(with_, out)  # by 1 where there is no guidance
 
     def _combined(
         self, c: Tensor, u: Tensor, third: Tensor | None, scale: float | Tensor, i: int, memory: Memory
@@ -317,10 +314,15 @@ class Guidance:
             out = u + w * (c - u)
         if third is not None and self.perturbed:
             out = out + self.perturbed.scale * (c - third)
-        if self.rescale:
-            ratio = deviation_ratio(c, out)
-            out = out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, self.rescale), out)
+        out = self._rescaled(c, out)
         return Guided(out, u, 1.0) if self.plus else out
+
+    def _rescaled(self, c: Tensor, out: Tensor) -> Tensor:
+        """The output brought by `rescale` towards the deviation of the conditional one."""
+        if not self.rescale:
+            return out
+        ratio = deviation_ratio(c, out)
+        return out * per_sample(torch.lerp(torch.ones_like(ratio), ratio, self.rescale), out)
 
     def _streams(
         self,

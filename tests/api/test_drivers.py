@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from support.product import shown
+from support.recorder import Recorder
 
 import diffsolve as ds
 from diffsolve.api.drivers import DRIVERS, driver_for
@@ -192,13 +193,7 @@ VALUES = {
 
 @pytest.fixture(autouse=True)
 def graphs_on_the_cpu(monkeypatch):
-    """The recorder of CUDA graphs, in whose place the work is simply done again."""
-
-    def record(work):
-        result = work().clone()
-        return result, lambda: result.copy_(work())
-
-    monkeypatch.setattr("diffsolve.api.drivers.replay", lambda *a: graph.replay(*a, record=record))
+    monkeypatch.setattr("diffsolve.api.drivers.replay", lambda *a: graph.replay(*a, record=Recorder()))
 
 
 def test_every_driver_is_walked():

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from support.recorder import Recorder
 from torch._dynamo.testing import CompileCounter
 
 import diffsolve as ds
@@ -18,16 +19,9 @@ class Net(torch.nn.Module):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """A recorder that works anywhere: what it repeats is the work itself, on the recorded memory."""
-    made = []
-
-    def record(work):
-        made.append(work)
-        result = work().clone()
-        return result, lambda: result.copy_(work())
-
+    record = Recorder()
     monkeypatch.setattr("diffsolve.api.drivers.replay", lambda *a: graph.replay(*a, record=record))
-    return made
+    return record.made
 
 
 SOLVERS = ("euler", "dpmpp-2m", "unipc-3", "rk4", "ddim(eta=1.0)")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.recorder import Recorder
 
 import diffsolve as ds
 from diffsolve.serving import capture
@@ -37,17 +38,10 @@ def results(model, **options):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """A recorder that works anywhere: what it repeats is the work itself, on the recorded memory."""
-    made = []
-
-    def record(work):
-        made.append(work)
-        result = work().clone()
-        return result, lambda: result.copy_(work())
-
+    record = Recorder()
     monkeypatch.setattr(capture, "recorder", lambda device: record)
     monkeypatch.setattr("diffsolve.serving.stepper.recorder", lambda device: record)
-    return made
+    return record.made
 
 
 def test_launches_and_replays_are_the_runs(monkeypatch, recorded):
