@@ -5,29 +5,31 @@ from gallery.style import points, save, subplots
 
 import diffsolve as ds
 
-SIGMA_DATA = 1.0
+SIGMA_DATA = 0.7  # the deviation of the data
 torch.manual_seed(0)
 F = torch.nn.Sequential(
-    torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2)
-)
+    torch.nn.Linear(3, 128), torch.nn.SiLU(), torch.nn.Linear(128, 128), torch.nn.SiLU(), torch.nn.Linear(128, 128),
+    torch.nn.SiLU(), torch.nn.Linear(128, 2),
+)  # fmt: skip
 
 
 def inner(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
     return F(torch.cat([x, c_noise[:, None]], 1))
 
 
-raw = ds.adapt(
-    inner, "edm", "edm", sigma_data=SIGMA_DATA
-)  # c_skip, c_out, c_in and c_noise are folded into the weights
+# c_skip, c_out, c_in and c_noise are folded into the weights of a run.
+raw = ds.adapt(inner, "edm", "edm", sigma_data=SIGMA_DATA)
 angle = 2 * torch.pi * torch.rand(4000)
 data = torch.stack([angle.cos(), (2 * angle).sin()], 1)
 optimizer = torch.optim.Adam(F.parameters(), lr=3e-3)
-for step in range(1500):
+rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2000)
+for step in range(2000):
     rows = torch.randint(len(data), (256,))
     losses, _ = ds.training.objective(raw, data[rows], times="log-normal", seed=0, step=step)
     optimizer.zero_grad()
     losses.mean().backward()
     optimizer.step()
+    rates.step()
 F.requires_grad_(False)
 
 

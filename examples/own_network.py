@@ -28,7 +28,7 @@ class Net(torch.nn.Module):
 torch.manual_seed(0)
 net, (data, labels) = Net(), load_data()
 model = ds.adapt(net, path="ddpm", predicts="noise")
-optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
 nothing = {"label": torch.tensor(10)}  # the class of "no class", which guidance needs
 for step in range(800):
     rows = torch.randint(len(data), (128,))
