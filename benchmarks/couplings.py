@@ -32,6 +32,7 @@ import diffsolve as ds
 from diffsolve.models import Model
 from diffsolve.reference.mixture import ring
 
+plt.style.use("diffsolve.common.look")
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "couplings.png"
 CALLS = (1, 2, 4, 8)
 KINDS = {"condot": "velocity", "vp": "v", "edm": "edm"}
@@ -130,11 +131,11 @@ def drawn(row: Sequence[Any], found: dict[str, Model]) -> None:
         run = ds.solve(model, (150, 2), solver="heun", steps=60, grid="uniform-t", seed=1, trajectory=True)
         assert run.trajectory is not None
         for line in run.trajectory.detach().unbind(1):
-            axis.plot(*line.T, color="tab:blue", lw=0.4, alpha=0.6)
+            axis.plot(*line.T, color="C0", lw=0.4, alpha=0.6)
         axis.plot(*run.trajectory[0].T, ".", color="0.6", ms=2)
         axis.plot(*run.x.T, ".", color="black", ms=2)
         one = ds.sample(model, (600, 2), solver="euler", steps=1, seed=1)
-        axis.plot(*one.detach().T, ".", color="tab:red", ms=1.5, alpha=0.5)
+        axis.plot(*one.detach().T, ".", color="C1", ms=1.5, alpha=0.5)
         axis.set(title=title, xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), xticks=[], yticks=[], aspect="equal")
 
 
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recorder = Recorder("couplings", None if quick else "")
     columns = {"S": ".3f", **{f"euler-{k}": ".3f" for k in CALLS}, "energy": ".3f", "energy of euler-1": ".3f"}
     table = recorder.table("2-D flows", ["set", "path", "coupling"], columns)
-    figure, axes = plt.subplots(len(SETS), 4, figsize=(12, 6.4), layout="constrained")
+    figure, axes = plt.subplots(len(SETS), 4, figsize=(12, 6.4))
     for row, name in zip(axes, SETS, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             found = models(name, folder, 300 if quick else STEPS)

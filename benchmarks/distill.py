@@ -38,6 +38,7 @@ from diffsolve.models import Model
 from diffsolve.reference.mlp import MLP
 from diffsolve.reference.students import student as student_of
 
+plt.style.use("diffsolve.common.look")
 CALLS = (1, 2, 4, 8)
 UPDATES, BATCH, LR = 1000, 256, 2e-3
 UNTRAINED = ("auto", "ddim", "dpmpp-2m", "unipc-3", "heun")
@@ -273,7 +274,7 @@ def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, lis
     """FD against calls, and a strip of the same noises for each method and number of calls."""
     teacher = lines.pop("teacher, 32 calls")[0]
     shown = {method: ends for method, ends in seen.items() if method not in UNTRAINED or method == "auto"}
-    figure = plt.figure(figsize=(13, 0.55 * len(shown) + 2), layout="constrained")
+    figure = plt.figure(figsize=(13, 0.55 * len(shown) + 2))
     left, right = figure.subplots(1, 2, width_ratios=[1, 2.2])
     for method, values in lines.items():
         style = {"color": "0.6", "lw": 0.8} if method in UNTRAINED and method != "auto" else {"marker": "o", "ms": 3}
@@ -292,7 +293,7 @@ def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, lis
     right.imshow(canvas.clamp(-1, 1), cmap="gray", aspect="equal", interpolation="nearest")
     right.set_yticks([i * (side + 2) + side / 2 for i in range(len(shown))], list(shown), fontsize=8)
     right.set_xticks([(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} calls" for n in few])
-    figure.savefig(DOCS / f"students-{name}.png", dpi=110)
+    figure.savefig(DOCS / f"students-{name}.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -64,6 +64,7 @@ def main() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.style.use("diffsolve.common.look")
     torch.set_num_threads(1)
     target = spiral()
     model = mixture_model(target, "edm", "denoised")
@@ -91,7 +92,6 @@ def main() -> None:
     curve.legend(fontsize=6)
     for place in [*places, exact]:
         place.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), xticks=[], yticks=[], aspect="equal")
-    figure.tight_layout()
     figure.savefig(FilePath(__file__).resolve().parent.parent / "docs" / "gallery.png", dpi=90)
     table.add(["exact samples"], [frechet(target, x)] * len(CALLS))
 

@@ -36,9 +36,10 @@ def reconstructed(num: int) -> float:
 
 
 def plot(found: dict[str, list[tuple[float, float]]], floor: float, file: Path) -> None:
-    from matplotlib.figure import Figure
+    from matplotlib import pyplot as plt
 
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    plt.style.use("diffsolve.common.look")
+    figure = plt.figure(figsize=(5, 3.5))
     panel = figure.subplots()
     for name, cells in found.items():
         panel.plot(*zip(*cells, strict=True), marker=".", label=name)
@@ -47,7 +48,7 @@ def plot(found: dict[str, list[tuple[float, float]]], floor: float, file: Path) 
     panel.set_xticks([3, 5, 10, 20, 50], ["3", "5", "10", "20", "50"], minor=False)
     panel.xaxis.set_minor_formatter("")
     panel.legend()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -41,6 +41,7 @@ from diffsolve.models import Model
 from diffsolve.reference.mixture import ring
 from diffsolve.reference.mlp import MLP
 
+plt.style.use("diffsolve.common.look")
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "plane.png"
 POINTS, BATCH, SEEDS = 2000, 256, (0, 1, 2)
 DATA = ring(radius=4 / math.sqrt(2), std=math.sqrt(0.1))
@@ -248,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     truth = DATA.log_prob(fresh.double()).float()
     floors = torch.tensor([divergence(judge, points(POINTS, 200 + k)) for k in range(20)])
     table.add(["floor"], [float(floors.mean()), float(floors.std()), 0.0, None])
-    figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(12, 6.4))
     seen: dict[str, Tensor] = {"data": judge}
     for name, train in MODELS.items():
         scores: list[tuple[float, float]] = []

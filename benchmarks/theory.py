@@ -18,6 +18,7 @@ from record import Recorder
 import diffsolve as ds
 from diffsolve.tableau.theory import output_unit
 
+plt.style.use("diffsolve.common.look")
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "designed.png"
 KINDS = (("ddpm", "noise"), ("edm", "denoised"), ("condot", "velocity"), ("cosine", "v"), ("edm", "edm"))
 RUNS = (
@@ -32,7 +33,7 @@ DELTA = 0.03
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4))
     lam = np.linspace(-4.3, 4.3, 200)
     for path, predicts in KINDS:
         p = ds.paths.named(path).nodes(ds.paths.named(path).time(lam))
@@ -58,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     right.set_xticks(BUDGETS, [str(n) for n in BUDGETS], minor=False)
     right.minorticks_off()
     for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(PICTURE)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def plot(studies: Mapping[str, Study], budgets: Sequence[int], file: FilePath) -
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.style.use("diffsolve.common.look")
     shown = [t for t in SHOWN if all(t in s["peers"] for s in studies.values())]
     figure, axes = plt.subplots(len(studies), len(shown), figsize=(3.6 * len(shown), 3.1 * len(studies)), squeeze=False)
     columns = range(len(budgets))
@@ -40,16 +41,14 @@ def plot(studies: Mapping[str, Study], budgets: Sequence[int], file: FilePath) -
                 if name in peers:
                     axis.loglog(budgets, peers[name], "o-", ms=2, lw=0.8, alpha=0.7, label=title)
             axis.loglog(budgets, [best(peers, b)[0] for b in columns], "k--", lw=1.2, label="best peer of each cell")
-            axis.loglog(budgets, [ours(study, target, b)[0] for b in columns], "r:", lw=1.2, label="best of ours")
-            axis.loglog(budgets, study["auto"][target]["auto @ angle"], "r.-", lw=1.8, label="diffsolve auto")
+            axis.loglog(budgets, [ours(study, target, b)[0] for b in columns], "C1:", lw=1.2, label="best of ours")
+            axis.loglog(budgets, study["auto"][target]["auto @ angle"], "C1.-", lw=1.8, label="diffsolve auto")
             axis.set_title(f"{path}, {target}", fontsize=9)
             axis.set_xticks(budgets, map(str, budgets), fontsize=7)
             axis.minorticks_off()
             axis.set_ylim(top=3)
-            axis.grid(alpha=0.3)
         row[0].set_ylabel("relative error")
         row[0].legend(fontsize=6)
     for axis in axes[-1]:
         axis.set_xlabel("network calls")
-    figure.tight_layout()
     figure.savefig(file, dpi=90)

@@ -18,6 +18,7 @@ from diffsolve.common.files import write_whole
 __all__ = ["ENDPOINT", "ResultRow", "Table"]
 
 ENDPOINT = "endpoint error"
+MARKERS = "os^Dvp"  # those of charts.marker
 PANELS = 4  # the most panels in a row of a plot
 FEW = 4  # times the number of features: the samples that a Frechet distance needs at least
 OWN = "own"  # the column of solvers that take no budget
@@ -145,23 +146,31 @@ class Table:
             ImportError: if matplotlib is not installed.
         """
         try:
+            from matplotlib import style
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError("plots need matplotlib: pip install 'diffsolve[metrics]'") from error
+        with style.context("diffsolve.common.look"):
+            figure = self._drawn(Figure())
+            picture = io.BytesIO()
+            figure.savefig(picture, format=Path(path).suffix[1:] or None)
+        write_whole(path, picture.getvalue())
+
+    def _drawn(self, figure: Any) -> Any:
         columns = max(1, min(PANELS, len(self.measures)))
         rows = max(1, math.ceil(len(self.measures) / columns))
-        figure = Figure(figsize=(4.5 * columns, 3.5 * rows + 0.6), layout="constrained")
+        figure.set_size_inches(4.5 * columns, 3.5 * rows + 0.6)
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel in panels[len(self.measures) :]:
             panel.remove()
         for panel, measure in zip(panels, self.measures, strict=False):
             smallest = math.inf
-            for solver in self.solvers:
+            for i, solver in enumerate(self.solvers):
                 cells = [cell for nfe in self.budgets if (cell := self.cell(measure, solver, nfe))]
                 cells = sorted((cell for cell in cells if math.isfinite(cell[0])), key=lambda cell: cell[2])
                 means, errors, calls = zip(*cells, strict=True) if cells else ((), (), ())
                 bars = [0.0 if math.isnan(error) else error for error in errors]
-                panel.errorbar(calls, means, bars, marker=".", capsize=2, label=solver)
+                panel.errorbar(calls, means, bars, marker=MARKERS[i % len(MARKERS)], capsize=2, label=solver)
                 smallest = min([smallest, *means])
             panel.set(title=measure, xlabel="network calls")
             if math.isinf(smallest):  # nothing to draw
@@ -172,10 +181,8 @@ class Table:
                 panel.xaxis.set_minor_formatter("")
             if smallest > 0:
                 panel.set_yscale("log")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=120, format=Path(path).suffix[1:] or None)
-        write_whole(path, picture.getvalue())
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return figure
 
 
 def row_of(entry: dict[str, Any], path: Path) -> ResultRow:

@@ -25,17 +25,18 @@ def plot(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
         ValueError: if the log is none, or empty.
     """
     try:
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'diffsolve[metrics]'") from error
     _, entries = read(log)
     required(bool(entries) and {"step", "loss", "norm"} <= entries[0].keys(), "log", os.fspath(log), "a log of `fit`")
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for panel, what, title in zip(
-        figure.subplots(1, 2), ("loss", "norm"), ("loss", "norm of the gradient"), strict=True
-    ):
-        panel.plot([entry["step"] for entry in entries], [entry[what] for entry in entries])
-        panel.set(title=title, xlabel="updates", yscale="log")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=110)
+    with style.context("diffsolve.common.look"):
+        figure = Figure(figsize=(9, 3.5))
+        titles = {"loss": "loss", "norm": "norm of the gradient"}
+        for panel, (what, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+            panel.plot([entry["step"] for entry in entries], [entry[what] for entry in entries])
+            panel.set(title=title, xlabel="updates", yscale="log")
+        figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png")
     write_whole(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""One look for all pictures: colours that the colour-blind can tell apart, on any background."""
+"""What the pictures share: the package's look for matplotlib, and panels of images and of points."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito
-plt.rcParams |= {
-    "axes.prop_cycle": mpl.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-    "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 9, "legend.frameon": False,
-    "lines.linewidth": 1.4, "lines.markersize": 4, "figure.facecolor": "white",
-}  # fmt: skip
+plt.style.use("diffsolve.common.look")
 torch.set_num_threads(1)
 
 
@@ -39,6 +34,7 @@ def images(axis: Axes, rows: list[Tensor], titles: list[str] | None = None, size
     axis.set(xticks=[])
     axis.set_yticks([(i + 0.5) * (side + 1) for i in range(len(rows))], titles or [""] * len(rows), fontsize=size)
     axis.tick_params(length=0)
+    axis.grid(False)
     for spine in axis.spines.values():
         spine.set_visible(False)
 

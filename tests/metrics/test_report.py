@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ import diffsolve as ds
 from diffsolve import metrics
 from diffsolve.metrics import Statistics, Table
 from diffsolve.metrics.advice import advice, configurations, main_measure, pareto
-from diffsolve.metrics.charts import Point, Series, chart, marker
-from diffsolve.metrics.table import ResultRow
+from diffsolve.metrics.charts import SHAPES, Point, Series, chart, marker
+from diffsolve.metrics.table import MARKERS, ResultRow
 
 jinja2 = pytest.importorskip("jinja2")
 
@@ -25,6 +26,17 @@ def row(name, nfe, value, error=math.nan, seconds=0.01, **options):
 
 def table_of(*rows, **about):
     return Table(rows, {"num": 10, **about})
+
+
+def test_the_page_and_the_pictures_have_one_look():
+    """The light page's colours and markers are those that matplotlib gets."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    page = (Path(metrics.__file__).parent / "report.html.j2").read_text()
+    light = page[: page.index("prefers-color-scheme: dark")]
+    with pyplot.style.context("diffsolve.common.look"):
+        cycle = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
+    assert cycle == re.findall(r"--c\d: (#\w{6});", light)
+    assert len(MARKERS) == SHAPES == len({marker(i, 0, 0) for i in range(SHAPES)})
 
 
 def test_the_front_is_what_nothing_beats():

@@ -117,10 +117,10 @@ def test_whoever_finds_it_free_makes_the_calls_of_all_who_wait():
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
     threads[0].start()
     assert inside.wait(10)
-    for thread in threads[1:]:
+    for waiting, thread in enumerate(threads[1:], start=1):
         thread.start()
-    while len(gathered._waiting) < 5:
-        time.sleep(0.005)
+        while len(gathered._waiting) < waiting:  # so that they queue in this order
+            time.sleep(0.005)
     gate.set()
     for thread in threads:
         thread.join(10)
