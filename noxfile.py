@@ -37,7 +37,7 @@ def tests(session: nox.Session, torch: str) -> None:
 @nox.parametrize("kind", ["wheel", "sdist"])
 def package(session: nox.Session, kind: str) -> None:
     """The built wheel or sdist, installed in a new environment and used from outside the repository."""
-    scratch = Path(session.create_tmp())
+    scratch = Path(session.create_tmp()).resolve()
     shutil.rmtree(scratch / "dist", ignore_errors=True)
     session.install("build", "twine")
     session.run("python", "-m", "build", "--outdir", str(scratch / "dist"), str(ROOT))
