@@ -45,10 +45,9 @@ def package(session: nox.Session, kind: str) -> None:
     session.run("twine", "check", "--strict", *built)
     (file,) = (file for file in built if file.endswith(".whl") == (kind == "wheel"))
     session.install("-c", str(ROOT / "constraints.txt"), f"diffsolve[dev] @ {Path(file).as_uri()}")
-    away = scratch / "away"
+    away = scratch / "away"  # the repository but for the package: what its tests import is what was installed
     shutil.rmtree(away, ignore_errors=True)
-    shutil.copytree(ROOT / "tests", away / "tests")  # and nothing else: what they import is what was installed
-    shutil.copy(ROOT / "pyproject.toml", away)
+    shutil.copytree(ROOT, away, ignore=shutil.ignore_patterns("diffsolve", ".*", "build", "dist"))
     session.chdir(away)
     session.run("python", "-c", COMPLETE, str(ROOT))
     session.run("diffsolve", "sample")
@@ -58,7 +57,7 @@ def package(session: nox.Session, kind: str) -> None:
 COMPLETE = """
 import pathlib, subprocess, sys, diffsolve
 root, here = pathlib.Path(sys.argv[1]), pathlib.Path(diffsolve.__file__).parent
-assert root not in here.parents, f"{here} is the repository, not what was installed"
+assert here != root / "diffsolve", f"{here} is the repository, not what was installed"
 files = subprocess.run(["git", "ls-files", "diffsolve"], cwd=root, check=True, capture_output=True, text=True).stdout
 lacking = [name for name in files.split() if not (here.parent / name).is_file()]
 assert not lacking, f"the package lacks {lacking}"

@@ -89,6 +89,7 @@ def test_the_steps_it_took_by_hand():
     torch.testing.assert_close(found, x, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_hard_sample_costs_the_others_nothing():
     """Elementwise network, one sample stiff: the others' values and calls are those that they have alone."""
 

@@ -297,6 +297,7 @@ def test_a_tuning_that_cannot_save_keeps_its_checkpoint(monkeypatch):
 
 
 @needs_data
+@pytest.mark.slow
 def test_a_wrong_option_leaves_no_file_that_refuses_the_right_one():
     arguments = ("logprob", "--num", 2, "--tol", 0.1, "--trace", "hutchinson(probes=1)")
     for wrong in (("--trace", "hutch"), ("--tol", "nan"), ("--stop", 7), ("--dequantisation", "none"), ("--data", "x"),
@@ -314,6 +315,7 @@ def test_a_wrong_option_leaves_no_file_that_refuses_the_right_one():
 
 
 @needs_data
+@pytest.mark.slow
 def test_what_is_missing_is_found_by_its_index():
     """Lines out of order, or lost in the middle, are neither counted nor measured twice."""
     arguments = ("logprob", "--tol", 0.1, "--trace", "hutchinson(probes=1)", "--batch", 2, "--num")

@@ -50,6 +50,7 @@ def test_nothing_heavy_is_imported():
 
 
 @pytest.mark.parametrize("page", CODE)
+@pytest.mark.docs
 def test_the_code_in_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told: dict[str, object] = {"__name__": page}

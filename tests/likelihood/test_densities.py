@@ -25,6 +25,7 @@ def fixed(model, x, solver, calls, **options):
 
 
 @pytest.mark.product({"path": list(PREDICTS)}, some={"path": ["condot"]})
+@pytest.mark.slow
 def test_1e_5_nats_where_no_sample_has_more_than_130_calls(path):
     mixture = ring()
     model = mixture_model(mixture, path, PREDICTS[path])

@@ -87,6 +87,7 @@ def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     )
 
 
+@pytest.mark.slow
 def test_any_rank():
     mixture = anisotropic(8)
     model = mixture_model(mixture, "condot", "velocity")
@@ -119,6 +120,7 @@ def test_chunks_bound_the_directions_of_a_pass_and_change_nothing(chunk):
     assert max(seen) == min(chunk, 12)
 
 
+@pytest.mark.slow
 def test_half_the_numbers_in_float32():
     mixture = ring()
     for path in PREDICTS:
@@ -210,6 +212,7 @@ def test_probes_follow_their_samples():
 
 
 @pytest.mark.product({"path": list(PREDICTS)}, some={"path": ["vp"]})
+@pytest.mark.slow
 def test_no_more_calls_than_torchdiffeq_at_equal_error(path):
     """Against dopri5 on the native clock and its exact divergence: as many calls a sample on CondOT, half elsewhere."""
     from torchdiffeq import odeint
@@ -259,6 +262,7 @@ def test_early_stopping_is_the_density_of_noised_data(mixture):
 
 
 @pytest.mark.product({"path": list(PREDICTS)}, some={"path": ["condot"]})
+@pytest.mark.slow
 def test_samples_with_their_densities(path, mixture):
     """In one pass, the same samples as without, and the densities that log_prob finds for them."""
     model = mixture_model(mixture, path, PREDICTS[path])
@@ -341,6 +345,7 @@ def test_a_warning_where_the_tolerance_dominates():
         ds.log_prob(model, x, trace="hutchinson(probes=2)")
 
 
+@pytest.mark.slow
 def test_bits_per_dim_of_a_known_density():
     """Data uniform in its bins has log2(levels) bits; wide Gaussians in fine bins have their entropy."""
     mixture = GaussianMixture.isotropic(torch.zeros(1, 2), 0.3)

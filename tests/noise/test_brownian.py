@@ -337,6 +337,7 @@ def test_inside_a_finest_cell_the_path_is_continuous():
 # Costs
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_queries():
     peaks = []
     for n in (2000, 6000):
@@ -392,6 +393,7 @@ def test_words_of_64_bits_are_signed_from_the_middle():
     assert nodes._signed(2**64 - 1) == -1
 
 
+@pytest.mark.slow
 def test_threads_share_a_path():
     times = np.random.default_rng(0).uniform(0.01, 1.0, (4, 150))
     path, found = ds.Brownian((64, 3), seed=0), {}
