@@ -125,7 +125,7 @@ def choose(
     cond: Cond = None,
     nfe: Annotated[list[int] | None, typer.Option(help="As in `sample`; may be repeated. [default: 5, 10, 20]")] = None,
     num: Annotated[int, typer.Option(min=2, help="Noises, for the pilot and to hold out.")] = 64,
-    trials: Annotated[int, typer.Option(min=1, help="Runs tried for each budget.")] = 32,
+    trials: Annotated[int, typer.Option(min=1, help="Runs tried for each budget.")] = 48,
     teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Noises at a time.")] = 64,
     label: Label = "all",

@@ -23,6 +23,7 @@ from diffsolve.noise import Key
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.linear import World, measured
 from diffsolve.tuning.runs import Loss, Noises, drawn, executed, held_out, relative, run_teacher
+from diffsolve.tuning.search import Search
 from diffsolve.tuning.space import OWN, Pair, space
 
 __all__ = ["Choice", "Choices", "ChooseOptions", "Trial", "choose"]
@@ -50,7 +51,7 @@ class ChooseOptions(TypedDict, total=False):
 
 DEFAULTS: dict[str, Any] = {
     "nfe": (5, 10, 20),
-    "trials": 32,
+    "trials": 48,
     "teacher": 200,
     "held_out": 0.5,
     "batch": 64,
@@ -60,6 +61,8 @@ DEFAULTS: dict[str, Any] = {
 
 FINAL = 8
 """So many of those tried go on to all noises of the pilot."""
+ORDERED = 8
+"""The first of them are those with the least error on paper."""
 FEW = 8  # noises on which all are tried, at least
 
 
@@ -155,8 +158,9 @@ def choose(model: ModelLike, shape: Shape | None = None, **options: Unpack[Choos
 
     Accurate runs from a few dozen noises are the reference. From their ends the spectrum of the data and the network's
     error are measured (`diffsolve.tuning.linear`), with which the linear theory (`diffsolve.tableau.theory`) orders
-    some 400 pairs of solver and grid. The first `trials` of these, and `auto`, are run on a few of the noises and the
-    best 8 on all; the best of those is held against `auto` on noises that had no part in it, and must not be worse.
+    some 400 pairs of solver and grid. `auto`, the first 8 of these, and then whatever promises most from the errors of
+    those tried (`diffsolve.tuning.search`) are run on a few of the noises, and the best 8 on all; the best of those is
+    held against `auto` on noises that had no part in it, and must not be worse.
 
     Args:
         model: as in `solve`.
@@ -166,7 +170,7 @@ def choose(model: ModelLike, shape: Shape | None = None, **options: Unpack[Choos
         nfe: a budget of network calls, or several.
         start, stop: as in `plan`.
         among: pairs (solver, grid) in place of those known here; a grid of None is the solver's own.
-        trials: how many of them are run for each budget.
+        trials: how many of them, beside `auto`, are run for each budget.
         teacher: the accurate run, as in `diffsolve.tuning.fit`: a number of calls of "auto", a Tableau between the
             same times, or ends (n, ...) of `noise`.
         held_out: the fraction of the noises held out, > 0 and < 1.
@@ -245,12 +249,17 @@ class _Pilot:
 
     def choice(self, nfe: int, pairs: Sequence[Pair]) -> Choice:
         (auto, *runs) = self.ordered(nfe, [OWN, *(pair for pair in pairs if pair != OWN)])
-        runs = [auto, *runs[: self.trials]]
+        runs = [auto, *runs]
         few = self.pilot[: max(FEW, len(self.pilot) // 4)]
-        first = [self.trial(run, few) for run in runs]
-        order = sorted(range(len(runs)), key=lambda i: first[i].error.value)
+        search = Search([run.pair for run in runs], [run.expected for run in runs])
+        first: dict[int, Trial] = {}
+        while len(first) < min(len(runs), self.trials + 1):
+            known = {i: trial.error.value for i, trial in first.items()}
+            i = len(first) if len(first) <= ORDERED else search.next(known)
+            first[i] = self.trial(runs[i], few)
+        order = sorted(first, key=lambda i: first[i].error.value)
         final = {i: self.trial(runs[i], self.pilot) for i in order[:FINAL]}
-        trials = {**dict(enumerate(first)), **final}
+        trials = {**first, **final}
         best = min(final, key=lambda i: final[i].error.value)
         of_auto, of_best = (self.errors(run.tableau, self.held) for run in (auto, runs[best]))
         if not float(of_best.mean()) < float(of_auto.mean()):
