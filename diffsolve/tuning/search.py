@@ -78,4 +78,5 @@ def _described(thing: object) -> dict[str, Hashable]:
 def _capped(errors: Sequence[float], above: float) -> np.ndarray:
     """Logarithms over the least, at most so far above it."""
     y = np.log(np.maximum(np.nan_to_num(errors, nan=np.inf), 1e-300))
-    return np.minimum(y - y.min(), above)
+    capped: np.ndarray = np.minimum(y - y.min(), above)
+    return capped
