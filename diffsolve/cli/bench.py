@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,8 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
     label: Label = "all",
     guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance, of models with classes.")
+        str | None,
+        typer.Option(help="A scale, of models with classes, or package.module:function, which returns a ds.Guidance."),
     ] = None,
     score: Annotated[
         list[str] | None, typer.Option(help="precision, recall, cmmd, ..; may be repeated. [default: FD, FD inf, KID]")
@@ -77,13 +79,11 @@ def bench(
         _show(metrics.Table.read(*join), "Joined results", plot, page)
         return
     subject = subject_of(model, model_args, shape, label, 10, cond, decode, data)
-    if guidance is not None and not subject.labelled:
-        raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
     table = metrics.sweep(
         subject.model, subject.shape, reference=reference_of(subject, data, features, label, batch),
         solvers=_configurations(solver or ["auto"], grid or []), nfe=nfe or (5, 10, 20), num=num, batch=batch,
-        seeds=seeds, part=_part(cells), scores=score or None, cond=subject.cond, guidance=guidance, exact=exact,
-        out=out, force=force, progress=bar(progress), decode=subject.decode, strip=0 if page is None else strip,
+        seeds=seeds, part=_part(cells), scores=score or None, cond=subject.cond,
+        guidance=subject.guidance(guidance), exact=exact, out=out, force=force, progress=bar(progress), decode=subject.decode, strip=0 if page is None else strip,
     )  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
         _show(table, f"{model}: which solver, how many calls?", plot, page)
@@ -129,7 +129,7 @@ def choose(
     teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Noises at a time.")] = 64,
     label: Label = "all",
-    guidance: Annotated[float | None, typer.Option(help="As in `bench`.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="As in `bench`.")] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="A .json file for the run of one --nfe, for `diffsolve sample --solver`.")
@@ -146,11 +146,11 @@ def choose(
     if out is not None and len(budgets) != 1:
         raise ValueError(f"out must be left out for more than one budget, got {str(out)!r} with nfe={budgets}")
     subject = subject_of(model, model_args, shape, label, num, cond, None, data)
-    if guidance is not None and not subject.labelled:
-        raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
+    cycle = partial(cycled, first=0, count=num)
     found = ds.choose(
         subject.model, (num, *subject.shape), nfe=budgets, trials=trials, teacher=teacher, batch=batch,
-        cond=cycled(subject.cond or {}, 0, num), guidance=guidance, seed=seed, progress=bar(progress),
+        cond=cycle(subject.cond or {}), guidance=ds.Guidance.of(subject.guidance(guidance)).mapped(cycle), seed=seed,
+        progress=bar(progress),
     )  # fmt: skip
     typer.echo(found)
     if out is not None:

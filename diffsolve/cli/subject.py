@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffsolve.metrics import Statistics
-    from diffsolve.models import Model
+    from diffsolve.models import Guidance, Model
 
 __all__ = ["Cond", "Data", "Decode", "FeaturesSpec", "ModelArgs", "Shape", "Subject", "reference_of", "subject_of"]
 
@@ -65,9 +65,25 @@ class Subject(NamedTuple):
     name: str | None
     """Of a reference model; None for others."""
 
-    @property
-    def labelled(self) -> bool:
-        return self.name is None or self.name in LABELLED
+    def guidance(self, text: str | None) -> float | Guidance | None:
+        """A scale, or what `package.module:function` returns.
+
+        Raises:
+            ValueError: if it is neither, or the model knows no classes.
+        """
+        from diffsolve.common.imports import named_object
+
+        if text is None:
+            return None
+        if self.name is not None and self.name not in LABELLED:
+            raise ValueError(f"guidance must be left out for a model without classes, got {text!r}")
+        if ":" in text:
+            made: float | Guidance = named_object("guidance", text)()
+            return made
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError(f"guidance must be a number or package.module:function, got {text!r}") from None
 
 
 def subject_of(

@@ -34,6 +34,9 @@ def model(bias=0.0, path="condot"):
 def labels():
     return {"label": torch.arange(4)}
 
+def guide(rows=1):
+    return ds.Guidance(2.0, {"label": torch.full((rows,), 7)})
+
 def images():
     generator = torch.Generator().manual_seed(0)
     return torch.rand(30, 3, 4, 4, generator=generator) * 2 - 1
@@ -165,11 +168,12 @@ def test_the_command_is_the_library(command, stranger):
         "bench", "--model", "mine.toy:model", "--model-args", "bias=0.25", "--model-args", "path=edm",
         "--data", "mine.toy:images", "--features", "mine.toy:features", "--cond", "mine.toy:labels",
         "--solver", "heun", "--grid", "karras", "--grid", "exponential", "--nfe", 3, "--num", 20, "--exact", 4,
+        "--guidance", "mine.toy:guide",
     )  # fmt: skip
     table = metrics.sweep(
         mine.toy.model(0.25, "edm"), (3, 4, 4), reference=Statistics.of(stranger, mine.toy.features(), keep=2000),
         solvers={f"heun, {grid}": {"solver": "heun", "grid": grid} for grid in ("karras", "exponential")},
-        nfe=3, num=20, exact=4, cond={"label": torch.arange(4)},
+        nfe=3, num=20, exact=4, cond={"label": torch.arange(4)}, guidance=mine.toy.guide(),
     )  # fmt: skip
     assert text == f"{table}\n"
     assert table.measures == ["FD", "FD inf", "KID", "endpoint error"]
@@ -197,6 +201,13 @@ def test_the_command_chooses(command):
     text = command("choose", "--model", "mine.toy:model", *options, "--cond", "mine.toy:labels", "--out", "run.json")
     assert "| 3 | " in text
     assert ds.Tableau.load("run.json").nfe <= 3
+    import mine.toy
+
+    guided = command("choose", "--model", "mine.toy:model", *options, "--guidance", "mine.toy:guide")
+    found = ds.choose(
+        mine.toy.model(), (8, 3, 4, 4), nfe=3, trials=2, teacher=20, guidance=mine.toy.guide(8), seed=0
+    )  # fmt: skip
+    assert guided.splitlines()[2] == str(found).splitlines()[2] != text.splitlines()[2]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +221,10 @@ def test_the_command_chooses(command):
         (("bench", "--model", "mine.toy:model", "--shape", "2", "--features", "pixels"), "features must be given toge"),
         (("bench", "--model", "mixture-2d", "--shape", "2"), "shape must be left out for a reference model, got '2'"),
         (("bench", "--model", "mine.toy:nothing", "--shape", "2"), "model must be a Model"),
+        (
+            ("bench", "--model", "mine.toy:model", "--shape", "2", "--guidance", "two"),
+            "guidance must be a number or pack",
+        ),
         (("choose", "--model", "mine.toy:model", "--shape", "2", "--out", "a.json"), "out must be left out for more"),
     ],
 )
