@@ -83,7 +83,8 @@ def bench(
         subject.model, subject.shape, reference=reference_of(subject, data, features, label, batch),
         solvers=_configurations(solver or ["auto"], grid or []), nfe=nfe or (5, 10, 20), num=num, batch=batch,
         seeds=seeds, part=_part(cells), scores=score or None, cond=subject.cond,
-        guidance=subject.guidance(guidance), exact=exact, out=out, force=force, progress=bar(progress), decode=subject.decode, strip=0 if page is None else strip,
+        guidance=subject.guidance(guidance), exact=exact, out=out, force=force, progress=bar(progress),
+        decode=subject.decode, strip=0 if page is None else strip,
     )  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
         _show(table, f"{model}: which solver, how many calls?", plot, page)
