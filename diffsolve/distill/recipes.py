@@ -38,6 +38,8 @@ class Recipe:
     nodes: int = 8
     sampler: str = "flow-map"
     """With which the student is sampled."""
+    until: float = students.UNTIL
+    """The highest frequency at which the student is told where to go."""
     memory: torch.memory_format = torch.channels_last
     """A third faster on a CPU; torch has forward derivatives of group normalisation for contiguous tensors alone."""
 
@@ -49,21 +51,23 @@ SHAPES = {"digits": (1, 8, 8), "fashion": (1, 28, 28)}
 
 _BASE = {"batch": 64, "lr": 1e-3, "ema": 0.995, "steps": 3000}
 _DERIVATIVE = {**_BASE, "steps": 2000}
-_PLAIN = torch.contiguous_format
+_PLAIN: dict[str, Any] = {"memory": torch.contiguous_format, "until": 6.0}
+"""Of losses with derivatives. A derivative in s multiplies the network's error of frequency w by w (v_s - v_t), and the
+updates of `lagrangian` grow without bound where that is large: they do at 100, and do not at 6."""
 
 RECIPES: dict[str, Recipe] = {
     "trajectory": Recipe(
         lambda teacher: trajectory(path=teacher.path, nodes=8, ends=0.4), {**_BASE, "batch": 128, "steps": 4000}, "runs"
     ),
-    "lagrangian": Recipe(methods.lagrangian, _DERIVATIVE, memory=_PLAIN),
-    "ayf": Recipe(lambda teacher: replace(methods.ayf(teacher), metric=Adaptive(0.5)), _DERIVATIVE, memory=_PLAIN),
+    "lagrangian": Recipe(methods.lagrangian, _DERIVATIVE, **_PLAIN),
+    "ayf": Recipe(lambda teacher: replace(methods.ayf(teacher), metric=Adaptive(0.5)), _DERIVATIVE, **_PLAIN),
     "consistency": Recipe(
         lambda teacher: methods.consistency(teacher, stretches=Steps("jumps", 12)), _BASE, sampler="consistency"
     ),
     "ect": Recipe(lambda teacher: methods.ect(every=500, q=2.0), _BASE, sampler="consistency"),
-    "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm", memory=_PLAIN),
+    "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm", **_PLAIN),
     "meanflow": Recipe(
-        lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE, memory=_PLAIN
+        lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE, **_PLAIN
     ),
     "shortcut": Recipe(
         lambda teacher: methods.shortcut(
@@ -119,8 +123,8 @@ def distill_reference(
     choice("model", model, students.NETWORKS)
     recipe, teacher = RECIPES[method], load(model)
     settings = {**recipe.options, **MODELS[model], "dtype": torch.float16, **options}
-    settings["note"] = {"model": model, "method": method, "sampler": recipe.sampler}
-    begun = students.student(model, teacher)
+    settings["note"] = {"model": model, "method": method, "sampler": recipe.sampler, "until": recipe.until}
+    begun = students.student(model, teacher, recipe.until)
     begun.net.to(memory_format=recipe.memory)  # type: ignore[attr-defined]
     return fit(recipe.loss(teacher), begun, data(recipe, model, teacher), out, **settings)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffsolve.common.checks import instance, required
+from diffsolve.common.checks import instance, number, required
 from diffsolve.reference.embedding import fourier, zero
 
 __all__ = ["TwoTimes"]
@@ -25,13 +25,17 @@ class TwoTimes(nn.Module):
     Args:
         embedding: the module inside `net` whose output (B, width) is the embedding of t. Its last linear layer says the
             width.
+        span: the largest time that the network is told: 1, or 999 of a table of 1000.
+        highest: the highest frequency of s / span, in radians. With much more, losses that have a derivative in s may
+            not converge.
 
     Raises:
         ValueError: if the module is not inside the network, or has no linear layer.
     """
 
-    def __init__(self, net: nn.Module, embedding: nn.Module) -> None:
+    def __init__(self, net: nn.Module, embedding: nn.Module, span: float = 1.0, highest: float = 6.0) -> None:
         super().__init__()
+        self.span, self.highest = number("span", span, above=0), number("highest", highest, above=0)
         instance("net", net, nn.Module, "a torch module")
         inside = any(module is embedding for module in net.modules())
         required(inside, "embedding", type(embedding).__name__, "a module inside the network")
@@ -57,5 +61,5 @@ class TwoTimes(nn.Module):
         if self._s is None:
             return out
         first = self.until[0].weight
-        added: Tensor = self.until(fourier(self._s, FEATURES).to(first))  # type: ignore[arg-type]
+        added: Tensor = self.until(fourier(self._s / self.span, FEATURES, self.highest).to(first))  # type: ignore[arg-type]
         return out + added

@@ -49,9 +49,21 @@ class Conditioned(nn.Module):
         """
         raise NotImplementedError
 
-    def embed_with(self, features: int, width: int, num_classes: int, times: int, highest: float = 100.0) -> None:
-        """Make the layers: of `features` cosines and sines of a time, and of a label, to `width` numbers."""
-        self.features, self.highest = features, highest
+    def embed_with(
+        self,
+        features: int,
+        width: int,
+        num_classes: int,
+        times: int,
+        highest: float = 100.0,
+        until: float | None = None,
+    ) -> None:
+        """Make the layers: of `features` cosines and sines of a time, and of a label, to `width` numbers.
+
+        `highest` is the highest frequency of t, `until` that of s: `highest` by default, less for losses with a
+        derivative in s.
+        """
+        self.features, self.highest, self.highest_until = features, highest, highest if until is None else until
         self.num_classes = integer("num_classes", num_classes, 0)
         self.times = integer("times", times, 1, 2)
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
@@ -76,7 +88,7 @@ class Conditioned(nn.Module):
             required(s.is_floating_point(), "s", s, "a floating tensor; label= has the class", TypeError)
             required(self.times == 2, "s", s, "None for a network of one time; times=2 makes one of two")
         if self.times == 2:
-            e = e + self.until(fourier(t if s is None else s, self.features, self.highest).to(dtype))
+            e = e + self.until(fourier(t if s is None else s, self.features, self.highest_until).to(dtype))
         return F.silu(e)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from diffsolve.common.checks import choice
-from diffsolve.common.files import match, read_tensors
+from diffsolve.common.checks import choice, number
+from diffsolve.common.files import match, read_tensors, reading
 from diffsolve.models import Model, adapt
 from diffsolve.reference.unet import UNet
 
@@ -23,22 +23,25 @@ __all__ = ["ACCEPTED", "KEY", "NETWORKS", "load", "student"]
 KEY = "diffsolve"  # the one entry of the files' metadata, a JSON object
 ACCEPTED = "a student of `diffsolve distill` (of other weights say the model: 'fashion(weights=\"mine.safetensors\")')"
 
-NETWORKS: dict[str, Callable[[], UNet]] = {
-    "digits": lambda: UNet(1, 24, (1, 2), num_classes=10, times=2),
-    "fashion": lambda: UNet(1, 32, (1, 2), num_classes=10, patch=2, times=2),
+NETWORKS: dict[str, Callable[[float], UNet]] = {
+    "digits": lambda until: UNet(1, 24, (1, 2), num_classes=10, times=2, until=until),
+    "fashion": lambda until: UNet(1, 32, (1, 2), num_classes=10, patch=2, times=2, until=until),
 }
 """Each teacher's network told two times, freshly initialised."""
 
+UNTIL = 100.0
+"""The highest frequency of s in files that do not say it."""
 
-def student(of: str, teacher: Model | None = None) -> Model:
+
+def student(of: str, teacher: Model | None = None, until: float = UNTIL) -> Model:
     """A student of the teacher "digits" or "fashion": its network, told two times, which begins as the teacher.
 
-    Without a teacher its weights are random, the same each time.
+    Without a teacher its weights are random, the same each time. `until` is as in `UNet`.
     """
     choice("of", of, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        net = NETWORKS[of]()
+        net = NETWORKS[of](until)
     if teacher is not None:
         net.load_state_dict(teacher.net.state_dict(), strict=False)  # type: ignore[attr-defined]
     return adapt(net, "condot", "velocity", jumps="straight")
@@ -54,10 +57,12 @@ def load(of: str, path: str | PathLike[str] | None = None) -> Model:
     Raises:
         ValueError: if there is no such teacher, or the file is no student of it.
     """
-    model = student(of)
+    choice("of", of, NETWORKS)
     packaged = resources.files(__package__) / "weights" / f"{of}-student.safetensors"
     with resources.as_file(packaged) if path is None else nullcontext(Path(path)) as file:
-        weights, _ = read_tensors(file, KEY, accepted=ACCEPTED)
+        weights, note = read_tensors(file, KEY, accepted=ACCEPTED)
+        with reading(file, ACCEPTED):
+            model = student(of, until=number("until", note.get("until", UNTIL), above=0))
         match(file, weights, model.net.state_dict())  # type: ignore[attr-defined]
     model.net.load_state_dict({name: value.float() for name, value in weights.items()})  # type: ignore[attr-defined]
     model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]

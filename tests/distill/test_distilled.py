@@ -57,4 +57,6 @@ def test_every_recipe_trains(method, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "RUNS", 8)
     report = distill.distill_reference(method, tmp_path / "student.safetensors", steps=1, batch=4)
     assert report["finished"]
-    assert distill.load_student(tmp_path / "student.safetensors").jumps == "straight"
+    model = distill.load_student(tmp_path / "student.safetensors")
+    assert model.jumps == "straight"
+    assert model.net.highest_until == distill.RECIPES[method].until == (6 if method in ("lagrangian", "scm") else 100)
