@@ -252,6 +252,26 @@ def test_a_network_of_one_time_gets_a_second():
         distill.TwoTimes(plain, torch.nn.Linear(1, 1))
 
 
+def test_s_is_told_as_a_share_of_the_span():
+    """A network that counts to 999 is told of s as one that counts to 1 is; derivatives in s grow with the frequency."""
+
+    def slope(span, highest=6.0):
+        torch.manual_seed(0)
+        plain = Net()
+        told = distill.TwoTimes(plain, plain.time, span, highest)
+        told.until[2].weight.data.normal_()
+        s = torch.full((2,), 0.4 * span, dtype=torch.float64, requires_grad=True)
+        out = told(X0[:2], torch.zeros(2).double(), s)
+        return out.detach(), torch.autograd.grad(out.sum(), s)[0].abs().mean() * span
+
+    (one, rate), (count, same), (_, steep) = slope(1.0), slope(999.0), slope(1.0, 60.0)
+    torch.testing.assert_close(one, count)
+    torch.testing.assert_close(rate, same)
+    assert steep > 3 * rate
+    with pytest.raises(ValueError, match="span must be a finite number > 0, got 0"):
+        distill.TwoTimes(Net(), Net().time, 0)
+
+
 def test_teachers_run_over_times_of_each_sample():
     from diffsolve.distill.teacher import Teacher
     from diffsolve.models import Guidance
