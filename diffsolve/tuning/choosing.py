@@ -53,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "nfe": (5, 10, 20),
     "trials": 48,
     "teacher": 200,
-    "held_out": 0.5,
+    "held_out": 0.25,
     "batch": 64,
     "progress": False,
 }
@@ -250,7 +250,7 @@ class _Pilot:
     def choice(self, nfe: int, pairs: Sequence[Pair]) -> Choice:
         (auto, *runs) = self.ordered(nfe, [OWN, *(pair for pair in pairs if pair != OWN)])
         runs = [auto, *runs]
-        few = self.pilot[: max(FEW, len(self.pilot) // 4)]
+        few = self.pilot[: max(FEW, len(self.pilot) // 6)]
         search = Search([run.pair for run in runs], [run.expected for run in runs])
         first: dict[int, Trial] = {}
         while len(first) < min(len(runs), self.trials + 1):
