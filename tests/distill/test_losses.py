@@ -253,7 +253,7 @@ def test_a_network_of_one_time_gets_a_second():
 
 
 def test_s_is_told_as_a_share_of_the_span():
-    """A network that counts to 999 is told of s as one that counts to 1 is; derivatives in s grow with the frequency."""
+    """A network that counts to 999 is told of s as one that counts to 1; derivatives grow with the frequency."""
 
     def slope(span, highest=6.0):
         torch.manual_seed(0)
