@@ -19,6 +19,7 @@ from diffsolve.training.distributed import World, world
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks are forks of this process"),
+    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="a CUDA build's autograd does not work in a fork"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
