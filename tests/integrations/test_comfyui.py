@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.comfy import Host
 
 import diffsolve as ds
 from diffsolve.execute.start import begin
@@ -19,12 +20,13 @@ from diffsolve.noise import Stream
 pytestmark = [pytest.mark.comfyui, pytest.mark.filterwarnings("ignore")]
 
 FOLDER = os.environ.get("DIFFSOLVE_COMFYUI")
-SAME = [
-    "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpmpp_2s_ancestral", "dpmpp_sde",
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ipndm", "res_multistep", "seeds_2",
-    "seeds_3", "ddim", "uni_pc", "uni_pc_bh2",
-]  # fmt: skip
-OTHERS_ON_FLOWS = {"euler_ancestral", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "uni_pc", "uni_pc_bh2"}
+ALMOST = {
+    "deis": 1e-4,  # whose integrals are sums of 10,000 rectangles there
+    "er_sde": 1e-5,  # which has them in float32
+    "ipndm_v": None,  # which here is as it was meant
+    "dpm_fast": 1e-5, "dpm_adaptive": 1e-5,
+}  # fmt: skip
+"""How far the numbers of a sampler may be from theirs where that is more than rounding."""
 KEY = ds.Key(0)
 SHAPE = (2, 4, 8, 8)
 
@@ -51,19 +53,11 @@ def comfy():
 
 
 def model_for(sampling):
-    """What a sampling function there gets: D of N(1/2, 1/2), bent, on the model's sigmas."""
-    flow = "CONST" in [base.__name__ for base in type(sampling).__mro__]
-
-    def denoised(x, sigma, **_):
-        s = sigma.view(-1, 1, 1, 1).to(x.dtype)
-        alpha = 1 - s if flow else torch.ones_like(s)
-        share = 0.5 / (0.5 * alpha**2 + s**2)
-        return 0.5 + alpha * share * (x - alpha / 2) + 0.1 * torch.tanh(x - alpha) * share
-
-    patcher = SimpleNamespace(get_model_object=lambda name: sampling)
-    inner = SimpleNamespace(model_patcher=patcher, inner_model=SimpleNamespace(model_sampling=sampling))
-    denoised.inner_model = inner
-    return denoised
+    """What a sampling function there gets: D of N(1/2, 1/2), bent, on the model's sigmas, and an unconditional one."""
+    host = Host("CONST" in [base.__name__ for base in type(sampling).__mro__])
+    host.inner_model.inner_model = SimpleNamespace(model_sampling=sampling)
+    host.sampling = sampling
+    return host
 
 
 def drawn(name, plan):
@@ -71,12 +65,14 @@ def drawn(name, plan):
     rows = [i for i in range(plan.nfe) if plan.weights[i, :, -1].any()]
     for i in rows:
         z = KEY.normal(SHAPE, row=i + 1, stream=Stream.ROW, dtype=torch.float64)
-        if name == "dpmpp_sde" and i % 2:
+        if name.startswith("dpmpp_sde") and i % 2:
             (q0, q1), q2 = plan.clock[i - 1], plan.clock[i, 1]
             share = (q1 - q0) / (q2 - q0)
             before = KEY.normal(SHAPE, row=i, stream=Stream.ROW, dtype=torch.float64)
             z = math.sqrt(share) * before + math.sqrt(1 - share) * z
         yield z
+    while True:  # some draw what they multiply by 0
+        yield torch.zeros(SHAPE, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -93,26 +89,38 @@ def both(comfy, sampling, name, sigmas, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(k_diffusion, "begin", lambda *a, **k: made.append(begin(*a, **k)) or made[-1])
         mine = k_diffusion.sampler(name, seed=0)(model, x, sigmas, disable=True)
-    plan = made[0].tableau
-    noises, theirs = drawn(name, plan), comfy.samplers.sampler_object(name).sampler_function
-    noise = {"noise_sampler": lambda *_: next(noises)} if plan.stochastic else {}
-    return mine, theirs(model, x, sigmas, extra_args={"seed": 0}, disable=True, **noise)
+    theirs, options = comfy.samplers.sampler_object(name).sampler_function, {}
+    if made and made[0].tableau.stochastic:
+        noises = drawn(name, made[0].tableau)
+        options["noise_sampler"] = lambda *_: next(noises)
+    arguments = {"extra_args": {"seed": 0}, "callback": None, "disable": True, **options}
+    return mine, theirs(model, x.clone(), sigmas.clone(), **arguments)
+
+
+def distances(comfy, name, monkeypatch):
+    """The largest difference, in units of the largest number, on each kind of sigmas and of length."""
+    for flow in (False, True):
+        bases = ("ModelSamplingDiscreteFlow", "CONST") if flow else ("ModelSamplingDiscrete", "EPS")
+        sampling = type("Sampling", tuple(getattr(comfy.model_sampling, base) for base in bases), {})()
+        for n in (3, 9):
+            sigmas = comfy.samplers.calculate_sigmas(sampling, "simple" if flow else "karras", n).double()
+            mine, theirs = both(comfy, sampling, name, sigmas, monkeypatch)
+            yield float((mine - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("flow", [False, True])
-@pytest.mark.parametrize("name", SAME)
-def test_a_sampler_of_the_same_name_has_the_same_numbers(comfy, name, flow, monkeypatch):
-    bases = ("ModelSamplingDiscreteFlow", "CONST") if flow else ("ModelSamplingDiscrete", "EPS")
-    sampling = type("Sampling", tuple(getattr(comfy.model_sampling, base) for base in bases), {})()
-    for n in (3, 9):
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple" if flow else "karras", n).double()
-        if flow and name in OTHERS_ON_FLOWS:
-            with pytest.raises(ValueError, match="on a flow the sampler is another"):
-                both(comfy, sampling, name, sigmas, monkeypatch)
-        else:
-            mine, theirs = both(comfy, sampling, name, sigmas, monkeypatch)
-            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+def test_each_sampler_name_has_their_numbers(comfy, monkeypatch, capsys):
+    """The table of agreement, which is printed: `pytest -m comfyui -s`."""
+    lines, wrong = [], []
+    for name in comfy.samplers.SAMPLER_NAMES:
+        if name.startswith("diffsolve "):
+            continue
+        found, bound = max(distances(comfy, name, monkeypatch)), ALMOST.get(name, 1e-9)
+        lines.append(f"{name:32} {found:.1e}")
+        wrong += [name] if bound is not None and not found <= bound else []
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+    assert not wrong
 
 
 class Tiny(torch.nn.Module):
