@@ -143,12 +143,13 @@ class DiffsolveTable:
 
 
 class DiffsolveUnsampler:
-    """From a picture's latent to the noise that a sampler makes it of; without added noise the way back gives it again.
+    """From a picture's latent to the noise that a sampler makes it of, and the SIGMAS of the way back.
 
-    SIGMAS are those of the way back. A flow's run ends at `MOST` at most, beyond which ComfyUI loses the latent.
+    SamplerCustom with these and no added noise gives the picture again. Of the sigmas given, a flow's end at `MOST`,
+    beyond which ComfyUI loses the latent.
     """
 
-    RETURN_TYPES: ClassVar = ("LATENT",)
+    RETURN_TYPES: ClassVar = ("LATENT", "SIGMAS")
     FUNCTION: ClassVar = "unsample"
     CATEGORY: ClassVar = "sampling/custom_sampling"
     MOST: ClassVar = 0.999
@@ -167,8 +168,8 @@ class DiffsolveUnsampler:
 
     def unsample(
         self, model: Any, positive: Any, negative: Any, cfg: float, sampler: Any, sigmas: Tensor, latent_image: Any
-    ) -> tuple[Any]:
-        """The latent at the first of the sigmas."""
+    ) -> tuple[Any, Tensor]:
+        """The latent at the first of the sigmas, and the sigmas."""
         import comfy.sample
 
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -178,7 +179,7 @@ class DiffsolveUnsampler:
         x = comfy.sample.sample_custom(
             model, latent * 0, cfg, sampler, rising, positive, negative, latent, disable_pbar=True, seed=0
         )
-        return ({**latent_image, "samples": x},)
+        return {**latent_image, "samples": x}, rising.flip(0)
 
 
 class DiffsolvePlan:
