@@ -253,7 +253,8 @@ def _expand(kind: str, spec: str, own: Container[str], table: Mapping[str, Alias
         return spec, None
     for alias, nearest in refused.items():
         if _same(name, alias):
-            raise ValueError(f"{kind}={spec!r} is not offered; the nearest that is: {nearest!r}")
+            plus = " with guidance=ds.Guidance(scale, plus=True)" if "cfg" in alias.lower() else ""
+            raise ValueError(f"{kind}={spec!r} is not offered; the nearest that is: {nearest!r}{plus}")
     found: Alias | None = None
     for alias, stands_for in table.items():
         alias_name, alias_options = parse(kind, alias)
