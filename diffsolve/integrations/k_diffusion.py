@@ -49,14 +49,15 @@ def sampler(solver: str | Solver | Tableau, *, seed: SeedLike | None = None, plu
 
     The sigmas given are the grid, bit for bit; a last one of 0 is the data. Those that repeat the one before are
     skipped, one alone is no step, and rising ones lead from the data to the noise. From a flow's sigmas above 1 the
-    steps are Euler's. The noise of a stochastic solver comes
-    from `seed`, else from extra_args["seed"] (ComfyUI puts it there), else from the system. At the first call of each
-    step `callback` gets the mapping that k-diffusion passes: x, i, sigma, sigma_hat and denoised.
+    steps are Euler's. The noise of a stochastic solver comes from `seed`, else from extra_args["seed"] (ComfyUI puts it
+    there), else from the system. At the first call of each step `callback` gets the mapping that k-diffusion passes: x,
+    i, sigma, sigma_hat and denoised.
 
     Args:
-        solver: a name or a solver object; a grid in the name is ignored. A name of k-diffusion or ComfyUI without
-            options is that sampler, number for number but for its noise; with options, as in "heun(frame='straight')",
-            it is the solver of that name here. The two are one but for those in `k_diffusion_names.NAMES`.
+        solver: a name, a solver object, or a tableau for just these sigmas; a grid in the name is ignored. A name of
+            k-diffusion or ComfyUI without options is that sampler, number for number but for its noise; with options,
+            as in "heun(frame='straight')", it is the solver of that name here. The two are one but for those in
+            `k_diffusion_names.NAMES`.
         seed: an integer, or one for each sample; None as above.
         plus: CFG++ in the place of guidance: the data of a step are guided, its noise is not. ComfyUI hands over both
             outputs; of its samplers the names with `_cfg_pp` have it by themselves.

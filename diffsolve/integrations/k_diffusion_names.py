@@ -69,11 +69,8 @@ class Run:
     @property
     def plan(self) -> dict[str, Any]:
         """The options of `ds.begin`."""
-        return (
-            {"solver": self.solver}
-            if isinstance(self.solver, Tableau)
-            else {"solver": self.solver, "grid": self.levels}
-        )
+        solver = {"solver": self.solver}
+        return solver if isinstance(self.solver, Tableau) else {**solver, "grid": self.levels}
 
 
 Method = Callable[[Sigmas], Run]
@@ -113,7 +110,7 @@ def _in_sigma(solver: Solver | str, *, last: float = 0.0) -> Method:
 
 
 def _of_flows(solver: Solver | str, on_flows: Solver | str | None = None, *, plus: bool = False) -> Method:
-    """A method that knows flows, or that is another one on them; with noise the first sigma is below 1 there."""
+    """A method that knows flows, or that is another one on them."""
     known, there = named(solver), named(on_flows or solver)
     return lambda sigmas: Run(there if sigmas.flow else known, sigmas.levels, plus=plus)
 
@@ -149,7 +146,8 @@ def _sa(mode: str) -> Method:
         levels = _first_below_one(sigmas)
         n = len(levels) - 1
         inside = [i for i in range(n) if sigmas.at(0.2) >= levels[i + 1] >= sigmas.at(0.8)]
-        rho = levels / (1 - levels) if sigmas.flow else levels
+        with np.errstate(divide="ignore"):
+            rho = levels / np.maximum(1 - levels, 0) if sigmas.flow else levels
         tau = Interval(1.0, float(rho[inside[-1] + 1]), float(rho[inside[0]])) if inside else 0.0
         to_zero = levels[-1] == 0
         points = tuple(max(1, min(3, n - 1 - i)) for i in range(n)) if to_zero else 3

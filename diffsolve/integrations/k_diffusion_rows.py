@@ -141,6 +141,8 @@ class OnSigmas(Solver):
         return 1
 
     def write(self, draft: Draft, call_last: bool) -> None:
+        if getattr(self, "eta", 0) and not (np.diff(draft.grid.sigma) < 0).all():
+            raise ValueError(f"{self}: noise is added on the way from the noise to the data only")
         for i in range(draft.steps):
             self.step(draft, i)
 

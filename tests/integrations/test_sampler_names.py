@@ -79,6 +79,15 @@ def test_dpm_adaptive_stops_where_the_network_does():
         sampler("dpm_adaptive", plus=True)
 
 
+def test_noise_is_added_on_the_way_to_the_data_only():
+    for name in ("res_multistep_ancestral", "euler_ancestral", "res_multistep_ancestral_cfg_pp"):
+        with pytest.raises(ValueError, match="noise is added on the way|only eta=0 runs from the data"):
+            run(name, comfy.Host(True), SIGMAS[True][-2::-1])
+    for name in ("heun", "gradient_estimation", "res_multistep", "dpmpp_2m_cfg_pp"):
+        assert run(name, comfy.Host(True), SIGMAS[True][-2::-1])[1].isfinite().all()
+    assert run("sa_solver", comfy.Host(True), [1.3, 1.1, 0.7, 0.4, 0.0])[1].isfinite().all()
+
+
 def test_a_callback_sees_the_steps():
     for name in ("dpm_fast", "dpm_adaptive", "dpmpp_2m_cfg_pp", "sa_solver_pece"):
         seen = []
