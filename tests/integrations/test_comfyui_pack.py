@@ -6,6 +6,7 @@ test_comfyui.py runs the pack inside ComfyUI itself.
 import importlib.util
 import inspect
 import math
+import re
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -118,6 +119,11 @@ def test_the_pack_lists_everything_and_leaves_the_rest(comfy):
         comfyui.register(["no-such"])
 
 
+def test_the_pack_has_the_version_of_the_library():
+    versions = [re.search(r'^version = "(.*)"$', path.read_text(), re.M)[1] for path in ROOT.glob("*/pyproject.toml")]
+    assert versions == re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+
+
 def test_the_path_of_a_model():
     path = comfyui_models.path_of(DISCRETE)
     rows = np.arange(0.0, 1000, 100)
@@ -164,6 +170,8 @@ def test_the_sampler_node(comfy):
     mine = made.sampler_function(Host(False), X, SIGMAS, **options)
     assert torch.equal(mine, k_diffusion.sampler("ddim(eta=0.5)", seed=1)(Host(False), X, SIGMAS, disable=True))
     assert not torch.equal(mine, k_diffusion.sampler("ddim")(Host(False), X, SIGMAS, disable=True))
+    with pytest.raises(ValueError, match="has no option 'nu'"):
+        node.sampler("ddim", "nu=0.5")
     (plus,) = node.sampler("dpmpp-3m", "", cfg_pp=True)
     wanted = k_diffusion.sampler("dpmpp-3m", plus=True)(Host(False), X, SIGMAS, disable=True)
     assert torch.equal(plus.sampler_function(Host(False), X, SIGMAS, **options), wanted)
