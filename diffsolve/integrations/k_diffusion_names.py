@@ -151,9 +151,7 @@ def _sa(mode: str) -> Method:
         tau = Interval(1.0, float(rho[inside[-1] + 1]), float(rho[inside[0]])) if inside else 0.0
         to_zero = levels[-1] == 0
         points = tuple(max(1, min(3, n - 1 - i)) for i in range(n)) if to_zero else 3
-        kept = (-2,) if to_zero and mode == "pec" else ()
-        solver = SA(points, corrector=4, mode=mode, uncorrected=kept, tau=tau)
-        return Run(solver, levels)
+        return Run(SA(points, corrector=4, mode=mode, tau=tau), levels)
 
     return run
 
