@@ -1,60 +1,45 @@
-"""ComfyUI: the solvers of this library in KSampler's list, and a node that makes a SAMPLER of any with its options.
+"""ComfyUI: the solvers and grids of this library in KSampler's lists, and the grids as SIGMAS of its models.
 
-A file `diffsolve.py` in ComfyUI's `custom_nodes` needs two lines:
+The folder `comfyui` of the repository is the node pack: in ComfyUI's `custom_nodes` it is all that is needed. A file of
+one's own there needs two lines:
 
-    from diffsolve.integrations.comfyui import NODE_CLASS_MAPPINGS, register
+    from diffsolve.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, register
     register()
 
-KSampler then lists "diffsolve unipc-3", "diffsolve auto" and so on after its own samplers, which stay as they are.
+KSampler then lists "diffsolve unipc-3", "diffsolve auto cfg++" and so on after its own samplers, and "diffsolve arc"
+after its own schedulers, which stay as they are. The nodes are in `comfyui_nodes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from torch import Tensor
+
+from diffsolve import grids
+from diffsolve.integrations.comfyui_models import sigmas_of
+from diffsolve.integrations.comfyui_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from diffsolve.integrations.k_diffusion import sampler
 from diffsolve.solvers import named, names
 
-__all__ = ["NODE_CLASS_MAPPINGS", "DiffsolveSampler", "register"]
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "register"]
 
-PREFIX = "diffsolve "
+PREFIX, PLUS = "diffsolve ", " cfg++"
 
-
-class DiffsolveSampler:
-    """The node: the name of a solver, and its options, such as "eta=0.5, tau=1.0".
-
-    "heun" without options is ComfyUI's own, as of every name that both have; see `k_diffusion.sampler`.
-    """
-
-    RETURN_TYPES: ClassVar = ("SAMPLER",)
-    FUNCTION: ClassVar = "sampler"
-    CATEGORY: ClassVar = "sampling/custom_sampling/samplers"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The inputs that ComfyUI shows."""
-        return {"required": {"solver": (names(), {"default": "unipc-3"}), "options": ("STRING", {"default": ""})}}
-
-    def sampler(self, solver: str, options: str) -> tuple[Any]:
-        """The sampler.
-
-        Raises:
-            ValueError: if the solver or an option is unknown, with a list of the known ones.
-        """
-        from comfy.samplers import KSAMPLER
-
-        return (KSAMPLER(sampler(f"{solver}({options})" if options.strip() else solver)),)
+WITH_PLUS = ("auto", "ddim", "ddim(eta=1.0)", "dpmpp-2m", "unipc-3")
+"""The solvers that KSampler also lists with CFG++; the sampler node has it for every one."""
 
 
 def register(solvers: Iterable[str] | None = None) -> list[str]:
-    """Add solvers to the samplers that KSampler and the other nodes of ComfyUI list, as "diffsolve unipc-3".
+    """Add solvers and grids to what KSampler and the other nodes of ComfyUI list, as "diffsolve unipc-3".
 
     Args:
-        solvers: names, with options or without; None for all of this library. Doing it again changes nothing.
+        solvers: names, with options or without; None for all of this library, some with CFG++ too, and all grids.
+            A name that ends in " cfg++" has it. Doing it again changes nothing.
 
     Returns:
-        The names under which they are listed.
+        The names under which the solvers are listed.
 
     Raises:
         ValueError: if a solver is unknown.
@@ -62,15 +47,27 @@ def register(solvers: Iterable[str] | None = None) -> list[str]:
     import comfy.samplers
     from comfy.k_diffusion import sampling
 
+    chosen = [*names(), *(name + PLUS for name in WITH_PLUS)] if solvers is None else solvers
     listed = []
-    for name in names() if solvers is None else solvers:
-        shown = PREFIX + name
-        setattr(sampling, f"sample_{shown}", sampler(named(name)))  # where ComfyUI looks a sampler up
-        for known in (comfy.samplers.KSAMPLER_NAMES, comfy.samplers.SAMPLER_NAMES):
-            if shown not in known:
-                known.append(shown)
+    for name in chosen:
+        shown, bare = PREFIX + name, name.removesuffix(PLUS)
+        made = sampler(named(bare), plus=name != bare)
+        setattr(sampling, f"sample_{shown}", made)  # where ComfyUI looks a sampler up
+        _list(shown, comfy.samplers.KSAMPLER_NAMES, comfy.samplers.SAMPLER_NAMES)
         listed.append(shown)
+    if solvers is None:
+        for grid in grids.names():
+            handler = comfy.samplers.SchedulerHandler(_handler(grid))
+            comfy.samplers.SCHEDULER_HANDLERS[PREFIX + grid] = handler
+            _list(PREFIX + grid, comfy.samplers.SCHEDULER_NAMES)
     return listed
 
 
-NODE_CLASS_MAPPINGS = {"DiffsolveSampler": DiffsolveSampler}
+def _list(name: str, *lists: list[str]) -> None:
+    for known in lists:
+        if name not in known:
+            known.append(name)
+
+
+def _handler(grid: str) -> Callable[[Any, int], Tensor]:
+    return lambda sampling, steps: sigmas_of(sampling, grid, steps)

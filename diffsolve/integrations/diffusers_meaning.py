@@ -14,23 +14,23 @@ from torch import Tensor
 from diffsolve.common.checks import choice, required
 from diffsolve.models.model import Clock
 from diffsolve.paths import EDM, CondOT, Custom, Discrete, Path, Rectified
+from diffsolve.solvers.aliases import PURPOSES
 
 __all__ = ["Counted", "class_of", "meaning", "table"]
 
 PREDICTIONS = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v", "flow_prediction": "velocity"}
 
-_BACK = "which runs from the data to the noise: ds.encode does that, with any solver"
-_STAGES = "whose runs go through sizes of the image"
 REFUSED = {
-    "DDIMInverseScheduler": _BACK,
-    "DPMSolverMultistepInverseScheduler": _BACK,
-    "UnCLIPScheduler": "whose pipelines tell it where each step ends",
-    "RePaintScheduler": "whose steps need the image and the mask",
-    "HeliosScheduler": _STAGES,
-    "HeliosDMDScheduler": _STAGES,
+    **{name: f"which is for {purpose}" for name, purpose in PURPOSES.items()},
+    "CosineDPMSolverMultistepScheduler": "whose networks of v have EDM's scalings: ds.adapt(net, 'edm', 'denoised')",
+    "DDPMWuerstchenScheduler": "of which the path is ds.paths.Cosine: ds.adapt(net, 'cosine', 'noise')",
     "IPNDMScheduler": "whose networks are told an angle, not a row of its betas",
+    "KarrasVeScheduler": "of which the path is 'edm': ds.adapt(net, 'edm', 'denoised')",
+    "MiniMaxH3Scheduler": "of which the path is 'condot': ds.adapt(net, 'condot', 'velocity')",
+    "ScoreSdeVeScheduler": "of which the path is 've': ds.adapt(net, 've', 'score')",
+    "UnCLIPScheduler": "whose pipelines tell it where each step ends",
 }
-"""Schedulers with a table or of a flow that no other method can stand in for, and why."""
+"""Schedulers that `Scheduler` cannot stand in for, and why, or what to give `ds.adapt` in their place."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def meaning(scheduler: Any) -> tuple[Path, str, str | Clock]:
     required(not config.get("scale_factors"), f"scale_factors of {kind}", config.get("scale_factors"), "None")
     prediction = choice(f"prediction_type of {kind}", config.get("prediction_type", "epsilon"), PREDICTIONS)
     predicts = PREDICTIONS[prediction]
-    flow = any(name.startswith("FlowMatch") for name in names)
+    flow = any(name.startswith(("FlowMatch", "LTXEulerAncestral")) for name in names)
     if flow or config.get("use_flow_sigmas") or predicts == "velocity":
         count = config.get("num_train_timesteps", 1000)
         clock = "1000t" if count == 1000 else Counted(count)

@@ -1,116 +1,231 @@
-"""What k-diffusion and ComfyUI call a sampler -> the solver that has its numbers, on lists of sigmas.
+"""What k-diffusion and ComfyUI call a sampler -> the rows that have its numbers, on lists of sigmas.
 
-Their clock is sigma, and most of their methods step x by (x - D) / sigma: that is the frame `native` of both of their
-paths, x_0 + sigma eps and a flow's (1 - sigma) x_0 + sigma eps. On a flow some take -log sigma for lambda, which is the
-variable `log-u` there, and those with noise begin next to sigma = 1 in its place. A name with options, as in
-"heun(frame='straight')", is this library's own.
+Their clock is sigma, and most of their methods step x by (x - D) / sigma, on a flow's sigmas as on others: these run
+as if x were x_0 + sigma eps (`Run.in_sigma`), whose flow has that equation. Those that know flows run on the flow's own
+path, and if they add noise begin next to sigma = 1 in its place. A name with options, as in "heun(frame='straight')",
+is this library's own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from diffsolve.solvers import DPMpp, Multistep, Solver, named
-from diffsolve.solvers.integrals import StepIntegrals
+from diffsolve.common.checks import required
+from diffsolve.integrations.k_diffusion_rows import (
+    DEIS,
+    SA,
+    ExactStart,
+    FlowAncestral,
+    GradientEstimation,
+    HeunPP,
+    ResAncestral,
+    Singlestep,
+    SummedERSDE,
+    Unconditional,
+)
+from diffsolve.solvers import ExponentialRK, Interval, Solver, named
+from diffsolve.solvers.exponential import res2
+from diffsolve.tableau import Tableau
 
-__all__ = ["Method", "method"]
+__all__ = ["Method", "Run", "Sigmas", "bare", "method", "with_plus"]
 
 LAST = 1e-3
 """The sigma at which UniPC ends there, in the place of 0."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """A solver for lists of sigmas."""
+class Sigmas:
+    """The sigmas of a run, and what of the model they are for."""
 
-    solver: Solver
-    on_flows: Solver | str
-    """The solver for a flow's sigmas, or why there is none."""
-    last: float = 0.0
-    """What a last sigma of 0 stands for."""
-    offset: bool = False
-    """Whether a flow's first sigma of 1 stands for the model's sigma next to it."""
-    euler_last: bool = False
-    """Whether a step to sigma = 0 is of first order, which is no rule of the frame."""
-
-    def over(self, steps: int, to_zero: bool, flow: bool) -> Solver:
-        """The solver for a list of so many steps, on a flow or not.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        solver = self.on_flows if flow else self.solver
-        if isinstance(solver, str):
-            raise ValueError(f"on a flow the sampler is another method there; the nearest that is offered: {solver!r}")
-        if self.euler_last and to_zero and isinstance(solver, Multistep):
-            return replace(solver, points=(*[solver.most] * (steps - 1), 1))
-        return solver
-
-
-def _same(spec: str, flow: str | None = None, **rest: bool) -> Callable[[], Method]:
-    return lambda: Method(named(spec), named(flow or spec), **rest)
-
-
-def _not_on_flows(spec: str, nearest: str, *, last: float = 0.0) -> Callable[[], Method]:
-    return lambda: Method(named(spec), nearest, last)
+    levels: np.ndarray
+    """Falling or rising, without repetitions, at least two."""
+    flow: bool
+    """Whether they are a flow's, with x = (1 - sigma) x_0 + sigma eps."""
+    at: Callable[[float], float]
+    """ComfyUI's sigma after a share of the model's times."""
 
 
 @dataclass(frozen=True)
-class _ExactStart(DPMpp):
-    """The 3M SDE there: its step of two values has the exact weights, with phi_2, and not those of 2M."""
+class Run:
+    """A solver on a list of sigmas."""
 
-    def predict(self, step: StepIntegrals) -> np.ndarray:
-        return step.omega() if len(step.nodes) == 2 else super().predict(step)
+    solver: Solver | Tableau
+    levels: np.ndarray
+    in_sigma: bool = False
+    """Whether a flow is taken for x_0 + sigma eps, with the denoised that it has."""
+    plus: bool = False
+    """CFG++: guided data, unconditional noise; see `diffsolve.execute.apart`."""
+
+    @property
+    def two_rows(self) -> bool:
+        """Whether a call has two rows, for the guided and for the unconditional output."""
+        return isinstance(self.solver, Unconditional)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The options of `ds.begin`."""
+        solver = {"solver": self.solver}
+        return solver if isinstance(self.solver, Tableau) else {**solver, "grid": self.levels}
 
 
-_3M = _ExactStart(3, tau=1.0)
+Method = Callable[[Sigmas], Run]
 
 
-NAMES: dict[str, Callable[[], Method]] = {
-    "heun": _same("heun(frame='native')"),
-    "lms": _same("ab-4(frame='native')", euler_last=True),
-    "ipndm": _same("ipndm-4(frame='native')", euler_last=True),
-    "dpmpp_2m": _same("dpmpp-2m", "dpmpp-2m(variable='log-u')"),
-    "res_multistep": _same("res-2m", "res-2m(variable='log-u')"),
-    "dpm_2": _not_on_flows("dpm-2s", "midpoint(frame='native')"),
-    "euler_ancestral": _not_on_flows("ddim(eta=1.0)", "ddim(eta=1.0)"),
-    "dpm_2_ancestral": _not_on_flows("dpm-2-ancestral", "dpm-2-ancestral"),
-    "dpmpp_2s_ancestral": _not_on_flows("dpmpp-2s-ancestral", "dpmpp-2s-ancestral"),
-    "uni_pc": _not_on_flows("unipc-3(bh='bh1')", "unipc-3", last=LAST),
-    "uni_pc_bh2": _not_on_flows("unipc-3", "unipc-3", last=LAST),
+def _solver(solver: Solver | str) -> Method:
+    """A solver of this library on the path that the sigmas are of."""
+    known = named(solver)
+    return lambda sigmas: Run(known, sigmas.levels)
+
+
+def _table(tableau: Tableau) -> Method:
+    """A tableau, on its own sigmas."""
+
+    def run(sigmas: Sigmas) -> Run:
+        clock = tableau.grid[:, 2] if sigmas.flow else tableau.grid[:, 2] / tableau.grid[:, 1]
+        of_this = np.allclose(tableau.times, clock)
+        required(of_this, "the table", tableau.path, "for the path 'rectified' of a flow, and 'edm' of any other model")
+        same = len(clock) == len(sigmas.levels) and np.allclose(clock, sigmas.levels, rtol=1e-4, atol=1e-6)
+        required(same, "sigmas", sigmas.levels, f"those of the table, {clock.tolist()}")
+        return Run(tableau, clock)
+
+    return run
+
+
+def _in_sigma(solver: Solver | str, *, last: float = 0.0) -> Method:
+    """A method in x and sigma, whatever the path; `last` is what a last sigma of 0 stands for."""
+    known = named(solver)
+
+    def run(sigmas: Sigmas) -> Run:
+        levels = sigmas.levels.copy()
+        if levels[-1] == 0 and levels[-2] > last:
+            levels[-1] = last
+        return Run(known, levels, in_sigma=True)
+
+    return run
+
+
+def _of_flows(solver: Solver | str, on_flows: Solver | str | None = None, *, plus: bool = False) -> Method:
+    """A method that knows flows, or that is another one on them."""
+    known, there = named(solver), named(on_flows or solver)
+    return lambda sigmas: Run(there if sigmas.flow else known, sigmas.levels, plus=plus)
+
+
+def _below_one(solver: Solver | str) -> Method:
+    """A method in lambda that knows flows, and begins next to their sigma of 1."""
+    known = named(solver)
+    return lambda sigmas: Run(known, _first_below_one(sigmas))
+
+
+def _first_below_one(sigmas: Sigmas) -> np.ndarray:
+    levels = sigmas.levels.copy()
+    if sigmas.flow and levels[0] >= 1 > levels[1]:
+        levels[0] = sigmas.at(1e-4)
+    return levels
+
+
+def _dpm_fast(sigmas: Sigmas) -> Run:
+    """Steps equal in log sigma, to the last positive sigma, of as many calls as there are steps."""
+    calls, above = len(sigmas.levels) - 1, sigmas.levels[sigmas.levels > 0]
+    required(bool(above[0] > above[-1]), "sigmas", sigmas.levels, "falling, two of them positive")
+    steps = calls // 3 + 1
+    orders = [3] * (steps - 2) + [2, 1] if calls % 3 == 0 else [3] * (steps - 1) + [calls % 3]
+    levels = np.exp(np.linspace(math.log(above[0]), math.log(above[-1]), steps + 1))
+    levels[[0, -1]] = above[[0, -1]]
+    return Run(Singlestep(tuple(orders)), levels, in_sigma=True)
+
+
+def _sa(mode: str) -> Method:
+    """SA-Solver with the noise of tau = 1 in the steps that end between 20 % and 80 % of the model's times."""
+
+    def run(sigmas: Sigmas) -> Run:
+        levels = _first_below_one(sigmas)
+        n = len(levels) - 1
+        inside = [i for i in range(n) if sigmas.at(0.2) >= levels[i + 1] >= sigmas.at(0.8)]
+        with np.errstate(divide="ignore"):
+            rho = levels / np.maximum(1 - levels, 0) if sigmas.flow else levels
+        tau = Interval(1.0, float(rho[inside[-1] + 1]), float(rho[inside[0]])) if inside else 0.0
+        to_zero = levels[-1] == 0
+        points = tuple(max(1, min(3, n - 1 - i)) for i in range(n)) if to_zero else 3
+        return Run(SA(points, corrector=4, mode=mode, tau=tau), levels)
+
+    return run
+
+
+_HEUN_2 = res2(1.0)
+
+NAMES: dict[str, Method] = {
+    "heun": _in_sigma("heun(frame='noise')"),
+    "heunpp2": _in_sigma(HeunPP()),
+    "dpm_2": _in_sigma("dpm-2s"),
+    "lms": _in_sigma("ab-4(frame='noise')"),
+    "ipndm": _in_sigma("ipndm-4"),
+    "ipndm_v": _in_sigma("ab-4(frame='noise')"),  # as it was meant
+    "deis": _in_sigma(DEIS()),
+    "dpm_fast": _dpm_fast,
+    "dpmpp_2m": _in_sigma("dpmpp-2m"),
+    "res_multistep": _in_sigma("res-2m"),
+    "res_multistep_ancestral": _in_sigma(ResAncestral()),
+    "gradient_estimation": _in_sigma(GradientEstimation()),
+    "uni_pc": _in_sigma("unipc-3(bh='bh1')", last=LAST),
+    "uni_pc_bh2": _in_sigma("unipc-3", last=LAST),
+    "ddpm": _in_sigma("ddpm"),
+    "euler_ancestral": _of_flows("ddim(eta=1.0)", FlowAncestral()),
+    "dpm_2_ancestral": _of_flows("dpm-2-ancestral", FlowAncestral("dpm-2s")),
+    "dpmpp_2s_ancestral": _of_flows("dpmpp-2s-ancestral", FlowAncestral("dpmpp-2s")),
     **{
-        f"{name}{device}": _same(name, offset=True)
-        for name in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun")
+        f"{name}{device}": _below_one(solver)
+        for name, solver in (
+            ("dpmpp_sde", named("dpmpp-sde")),
+            ("dpmpp_2m_sde", named("dpmpp-2m-sde")),
+            ("dpmpp_2m_sde_heun", named("res-2m(tau=1.0)")),
+            ("dpmpp_3m_sde", ExactStart(3, tau=1.0)),
+        )
         for device in ("", "_gpu")
     },
-    **{name: lambda: Method(_3M, _3M, offset=True) for name in ("dpmpp_3m_sde", "dpmpp_3m_sde_gpu")},
-    **{name: _same(name, offset=True) for name in ("seeds_2", "seeds_3")},
-}  # fmt: skip
-"""Name there -> the method, where it is not what the name stands for on any path."""
-
-APART = {
-    "er_sde": "er-sde-3",  # its integrals are sums of 200 rectangles
-    "deis": "tab-2",  # in the time of a VP path fitted to the range of sigma
-    "ipndm_v": "ab-4(frame='native')",  # (1 - a b) / 2 for (1 - a) b / 2, from three values on
-    "sa_solver": "sa-3(limit=5)",  # noise between 20 % and 80 % of the model's times alone
-    "sa_solver_pece": "sa-3(limit=5, mode='pece')",
+    "seeds_2": _below_one("seeds-2"),
+    "seeds_3": _below_one("seeds-3"),
+    "exp_heun_2_x0": _below_one(ExponentialRK(_HEUN_2)),
+    "exp_heun_2_x0_sde": _below_one(ExponentialRK(_HEUN_2, tau=1.0)),
+    "er_sde": _below_one(SummedERSDE()),
+    "sa_solver": _sa("pec"),
+    "sa_solver_pece": _sa("pece"),
+    "euler_cfg_pp": _of_flows("ddim", plus=True),
+    "euler_ancestral_cfg_pp": _of_flows("ddim(eta=1.0)", plus=True),
+    "dpmpp_2s_ancestral_cfg_pp": _in_sigma(Unconditional("dpmpp-2s", eta=1.0)),
+    "dpmpp_2m_cfg_pp": _in_sigma(Unconditional()),
+    "res_multistep_cfg_pp": _in_sigma(Unconditional("res-2m")),
+    "res_multistep_ancestral_cfg_pp": _in_sigma(Unconditional("res-2m", eta=1.0)),
+    "gradient_estimation_cfg_pp": _in_sigma(Unconditional("gradient-estimation")),
 }
-"""Names there whose numbers no solver here has -> the nearest."""
+"""Name there -> the method, where it is not what the name stands for on any path; without `dpm_adaptive`."""
 
 
-def method(solver: str | Solver) -> Method:
-    """The method of a name there, else of a solver here.
+def bare(solver: str | Solver | Tableau) -> str:
+    """A name as the table has it; nothing for an object."""
+    return solver.strip().lower().removeprefix("sample_") if isinstance(solver, str) else ""
+
+
+def method(solver: str | Solver | Tableau) -> Method:
+    """The method of a name there, else of a solver here or a tableau.
 
     Raises:
-        ValueError: if the solver is unknown, or the name is of a method that is not offered, naming the nearest.
+        ValueError: if the solver is unknown.
     """
-    name = solver.strip().lower() if isinstance(solver, str) else ""
-    name = name.removeprefix("sample_")
-    if name in APART:
-        raise ValueError(f"solver={solver!r} is another method there; the nearest that is offered: {APART[name]!r}")
-    if name in NAMES:
-        return NAMES[name]()
-    return Method(named(solver), named(solver))
+    if isinstance(solver, Tableau):
+        return _table(solver)
+    return NAMES.get(bare(solver)) or _solver(solver)
+
+
+def with_plus(known: Method) -> Method:
+    """The same with CFG++."""
+
+    def run(sigmas: Sigmas) -> Run:
+        made = known(sigmas)
+        return made if made.two_rows else replace(made, plus=True)
+
+    return run

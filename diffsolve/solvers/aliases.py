@@ -80,7 +80,11 @@ _A1111: dict[str, str] = {
 
 _DIFFUSERS: dict[str, Alias] = {
     "DDIMScheduler": ("ddim", None),
+    "DDIMParallelScheduler": ("ddim", None),
+    "CogVideoXDDIMScheduler": ("ddim", None),
     "DDPMScheduler": (_ANCESTRAL, None),
+    "DDPMParallelScheduler": (_ANCESTRAL, None),
+    "DDPMWuerstchenScheduler": (_ANCESTRAL, None),
     "PNDMScheduler": ("pndm", None),
     "PNDMScheduler(skip_prk_steps=True)": ("plms", None),
     "IPNDMScheduler": ("ipndm-4", None),
@@ -92,7 +96,12 @@ _DIFFUSERS: dict[str, Alias] = {
     "KDPM2AncestralDiscreteScheduler": ("dpm-2-ancestral", None),
     "DPMSolverSDEScheduler": ("dpmpp-sde", None),
     "DPMSolverMultistepScheduler(algorithm_type='sde-dpmsolver++')": ("dpmpp-2m-sde(lower_final=15)", None),
+    "CogVideoXDPMScheduler": ("dpmpp-2m-sde", None),
+    "CosineDPMSolverMultistepScheduler": ("dpmpp-2m-sde(lower_final=15)", "exponential"),
     "SASolverScheduler": ("sa-2(corrector=2, limit=5)", None),
+    "KarrasVeScheduler": ("edm-heun(s_churn=80, s_min=0.05, s_max=50, s_noise=1.007)", "karras"),
+    "ScoreSdeVeScheduler": ("reverse-diffusion", None),  # its corrector is that of ds.Langevin
+    "MiniMaxH3Scheduler": ("euler", None),
     "FlowMatchEulerDiscreteScheduler": ("euler", None),
     "FlowMatchHeunDiscreteScheduler": ("heun", None),
     # Of students.
@@ -150,18 +159,39 @@ REFUSED: dict[str, str] = {
     for nearest, names in {
         # What they are nearly.
         "dpmpp-2s": "DPMSolverSinglestepScheduler",
-        "ddim(eta=1.0)": "euler_ancestral_cfg_pp",
+        "ddim(eta=1.0)": "euler_ancestral_cfg_pp, LTXEulerAncestralRFScheduler",
+        "ddpm": "UnCLIPScheduler",
         "res-2m": "res_multistep_ancestral, res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp",
         "dpm-3s": "dpm_fast, sample_dpm_fast, DPM fast, dpm_adaptive, sample_dpm_adaptive, DPM adaptive",
         "heun(frame='noise')": "heunpp2",
         "ab-2(frame='noise')": "gradient_estimation, gradient_estimation_cfg_pp",
-        "ddim": "DDIM CFG++, euler_cfg_pp, DDIMInverseScheduler",
+        "ddim": "DDIM CFG++, euler_cfg_pp",
         "dpmpp-2m": "dpmpp_2m_cfg_pp",
         "dpmpp-2s-ancestral": "dpmpp_2s_ancestral_cfg_pp",
     }.items()
     for name in names.split(", ")
 }
 """Names of methods that are not offered -> the nearest that is."""
+
+_TOKENS = "tokens, which have no noise levels"
+_BACK = "runs from the data to the noise: ds.encode, with any solver"
+_SIZES = "runs through several sizes of a video"
+PURPOSES: dict[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+    "DDIMInverseScheduler": _BACK,
+    "DPMSolverMultistepInverseScheduler": _BACK,
+    "HeliosScheduler": _SIZES,
+    "HeliosDMDScheduler": _SIZES,
+    "ConsistencyDecoderScheduler": "one decoder's two calls, at times of its own: solver='consistency' with grid=[..]",
+    "PiflowScheduler": "networks that predict a policy for a whole stretch",
+    "RePaintScheduler": "inpainting, by steps that need the picture and its mask",
+    "RFD4ProteinaScheduler": "the backbones and latents of one network of proteins",
+}
+"""Schedulers of diffusers that no solver stands for -> what they are for."""
 
 GRIDS: dict[str, str] = {
     # ComfyUI's schedulers. They are the same to within one row of the model's table, to which some round.
@@ -198,8 +228,12 @@ def expand(spec: str, own: Container[str]) -> Alias:
         own: the names that are no aliases.
 
     Raises:
-        ValueError: for the name of a method that is not offered, naming the nearest that is.
+        ValueError: for the name of a method that is not offered, naming the nearest that is, or what it is for.
     """
+    name = parse("solver", spec)[0]
+    for scheduler, purpose in PURPOSES.items():
+        if _same(name, scheduler):
+            raise ValueError(f"solver={spec!r} is no solver here: it is for {purpose}")
     return _expand("solver", spec, own, ALIASES, REFUSED)
 
 
@@ -219,7 +253,8 @@ def _expand(kind: str, spec: str, own: Container[str], table: Mapping[str, Alias
         return spec, None
     for alias, nearest in refused.items():
         if _same(name, alias):
-            raise ValueError(f"{kind}={spec!r} is not offered; the nearest that is: {nearest!r}")
+            plus = " with guidance=ds.Guidance(scale, plus=True)" if "cfg" in alias.lower() else ""
+            raise ValueError(f"{kind}={spec!r} is not offered; the nearest that is: {nearest!r}{plus}")
     found: Alias | None = None
     for alias, stands_for in table.items():
         alias_name, alias_options = parse(kind, alias)

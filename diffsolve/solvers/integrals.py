@@ -15,7 +15,7 @@ from diffsolve.paths import Path, Position
 from diffsolve.solvers.sde import Reverse
 from diffsolve.tableau.frames import VARIABLES, Frame
 
-__all__ = ["Integrals", "StepIntegrals", "phi"]
+__all__ = ["Integrals", "StepIntegrals", "gauss_legendre", "phi"]
 
 
 def phi(k: int, z: float) -> float:
@@ -23,12 +23,12 @@ def phi(k: int, z: float) -> float:
 
     By quadrature, since the recursion cancels for small z.
     """
-    s, mass = _gauss_legendre(64)
+    s, mass = gauss_legendre(64)
     return float(np.sum(mass * np.exp((1 - s) * z) * s ** (k - 1)) / math.factorial(k - 1))
 
 
 @lru_cache
-def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+def gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes in [0, 1] and weights that sum to 1."""
     x, w = np.polynomial.legendre.leggauss(count)
     return (x + 1) / 2, w / 2
@@ -38,7 +38,7 @@ def _panels(
     start: np.ndarray, stop: np.ndarray, breaks: tuple[float, ...], finite: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes of each interval, and their weights, in panels between the breaks that it contains."""
-    x, mass = _gauss_legendre(64)
+    x, mass = gauss_legendre(64)
     low, high = np.minimum(start, stop), np.maximum(start, stop)
     inner = [np.where(finite, np.clip(at, low, high), high) for at in breaks]
     edges = np.stack([low, *inner, high], -1)
@@ -57,7 +57,7 @@ class Integrals:
             self.lam: np.ndarray = grid.lam
             self.A: np.ndarray = frame.A(grid) if isinstance(frame, Reverse) else np.zeros_like(grid.lam)
             if variable is None:  # a polynomial in v: few nodes are exact
-                x, mass = _gauss_legendre(8)
+                x, mass = gauss_legendre(8)
                 v = self.node[:-1, None] + np.diff(self.node)[:, None] * x
                 self.inner, self.mass = v, np.broadcast_to(mass, v.shape)
                 return

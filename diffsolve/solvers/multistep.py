@@ -197,8 +197,8 @@ class Multistep(Solver):
         for i in range(draft.steps):
             run.step(i)
 
-    def corrects(self, count: int) -> int:
-        """How many values correct a step of so many points."""
+    def corrects(self, count: int, step: int) -> int:
+        """How many values correct this step, counted from 0, of so many points."""
         return max(min(2, self.corrector), self.corrector - self.most + count)
 
     def runge_kutta(self, draft: Draft, frame: Frame, i: int, state: Combination) -> None:
@@ -291,11 +291,11 @@ class _Run:
             y["z"] = noise
             state, self.carried = {**{key: ratio * weight for key, weight in state.items()}, "z": noise}, 1.0
         clock = self.frame.clock(s, t)
-        corrects = full and solver.corrects(self.counts[i]) > 0 and i not in self.uncorrected
+        corrects = full and solver.corrects(self.counts[i], i) > 0 and i not in self.uncorrected
         if corrects and solver.mode == "pece" and end_may_be_called:
             draft.call(s, frame.name, y=y, s=state, clock=clock)
             self.calls[i + 1] = len(draft)  # for now: at the predicted point
-            nodes = (i + 1, *self.usable)[: solver.corrects(self.counts[i])]
+            nodes = (i + 1, *self.usable)[: solver.corrects(self.counts[i], i)]
             corrected = {"s": self.carried, **self.integral(i, gain, nodes, solver.correct)}
             draft.call(t, frame.name, y=corrected, node=i + 1)
             return
@@ -318,7 +318,7 @@ class _Run:
         if not (self.waiting and self.own[i] and len(self.usable) > 1):
             return {"y": 1.0}
         _, gain = self.frame.step(self.draft.grid[i - 1], self.draft.grid[i])
-        nodes = self.usable[: self.solver.corrects(self.counts[i - 1])]
+        nodes = self.usable[: self.solver.corrects(self.counts[i - 1], i - 1)]
         return {"s": self.carried, **self.integral(i - 1, gain, nodes, self.solver.correct)}
 
     def integral(

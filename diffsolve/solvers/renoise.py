@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.runge_kutta import HEUN, RungeKutta
 from diffsolve.tableau import Combination, Draft
 
-__all__ = ["Ancestral", "Churn", "Renoised", "Restart"]
+__all__ = ["Ancestral", "Churn", "Renoised", "Restart", "splice"]
 
 _HEUN = RungeKutta(HEUN, "noise")
 """EDM's own."""
@@ -69,12 +69,10 @@ class Renoised(Solver):
             raise ValueError(f"{self}: noise is added on the way from the noise to the data only")
         level = g[0]
         for stretch in self.stretches(path, g):
-            piece, base = Draft(path, stretch.times), len(draft)
+            piece = Draft(path, stretch.times)
             _add_noise(draft, level, piece.grid[0], stretch.factor, stretch.nodes[0])
             self.inner.write(piece, call_last if stretch.nodes[-1] == draft.steps else True)
-            for row in piece.rows:
-                node = stretch.nodes[row.node] if row.node >= 0 else -1
-                draft.rows.append(replace(row, s=_shifted(row.s, base), y=_shifted(row.y, base), node=node))
+            splice(draft, piece, stretch.nodes)
             level = piece.grid[-1]
         _add_noise(draft, level, g[-1], 1.0, draft.steps)
 
@@ -193,6 +191,14 @@ def _add_noise(draft: Draft, low: Position[float], high: Position[float], factor
 def _time(path: Path, rho: float) -> float:
     """The clock at rho = sigma / alpha, or the noise end where that is beyond it."""
     return float(path.time(max(-math.log(rho), float(path.lam(path.t_noise)))))
+
+
+def splice(draft: Draft, piece: Draft, nodes: Sequence[int]) -> None:
+    """Add the rows of a stretch to a draft, whose nodes those of the stretch are; -1 for none of them."""
+    base = len(draft)
+    for row in piece.rows:
+        node = nodes[row.node] if row.node >= 0 else -1
+        draft.rows.append(replace(row, s=_shifted(row.s, base), y=_shifted(row.y, base), node=node))
 
 
 def _shifted(combination: Combination, base: int) -> Combination:

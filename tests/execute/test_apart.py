@@ -54,8 +54,9 @@ def test_ddim_has_guided_data_and_unconditional_noise(path, eta):
 
 @pytest.mark.parametrize("solver", ["dpmpp-2s", "dpmpp-2s-ancestral"])
 def test_a_step_of_two_calls_begins_at_the_guided_data_and_the_unconditional_noise(solver):
-    """DPM-Solver++(2S): its own two calls, from alpha D_g + sigma eps_u, with guided denoised at both; as the sampler
-    dpmpp_2s_ancestral_cfg_pp of ComfyUI has it."""
+    """DPM-Solver++(2S): its own two calls, from alpha D_g + sigma eps_u, with guided denoised at both.
+
+    The sampler dpmpp_2s_ancestral_cfg_pp of ComfyUI has the D_u of the second call in the place of the first."""
     model = model_on("edm")
     found = run(model, solver, ds.Guidance(W, plus=True))
     x, call = X * model.path.prior_std(), 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -483,27 +481,6 @@ def test_a_flow_model_of_comfyui():
     sigmas, x = torch.linspace(1, 0, 9), latents()
     mine = k_diffusion.sampler("dpmpp-2m")(Guider(), x, sigmas, extra_args={"seed": 0}, disable=True)
     assert torch.equal(mine, ds.sample(exact, noise=x, solver="dpmpp-2m", grid=sigmas))
-
-
-def test_the_node_of_comfyui(monkeypatch):
-    from diffsolve.integrations.comfyui import NODE_CLASS_MAPPINGS
-
-    comfy = SimpleNamespace(KSAMPLER=lambda function: SimpleNamespace(sampler_function=function))
-    monkeypatch.setitem(sys.modules, "comfy", SimpleNamespace(samplers=comfy))
-    monkeypatch.setitem(sys.modules, "comfy.samplers", comfy)
-    node = NODE_CLASS_MAPPINGS["DiffsolveSampler"]()
-    required = node.INPUT_TYPES()["required"]
-    assert required["solver"][1]["default"] in required["solver"][0] == ds.solvers.names()
-    assert list(inspect.signature(getattr(node, node.FUNCTION)).parameters) == list(required)
-    (made,) = node.sampler("ddim", "eta=0.5")
-    model, x, sigmas = mixture_model(MIXTURE, paths.EDM(), "denoised"), latents(9.0), torch.tensor([9.0, 1.0, 0.0])
-    denoiser = lambda x, sigma, seed: model.net(x, sigma)  # noqa: E731
-    mine = made.sampler_function(denoiser, x, sigmas, extra_args={"seed": 1}, callback=None, disable=True)
-    wanted = k_diffusion.sampler("ddim(eta=0.5)", seed=1)(denoiser, x, sigmas, {"seed": 1}, disable=True)
-    assert torch.equal(mine, wanted)
-    assert not torch.equal(mine, k_diffusion.sampler("ddim")(denoiser, x, sigmas, {"seed": 1}, disable=True))
-    with pytest.raises(ValueError, match="has no option 'nu'"):
-        node.sampler("ddim", "nu=0.5")
 
 
 def test_a_denoiser_of_k_diffusion(kd):

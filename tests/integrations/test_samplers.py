@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support import comfy
 
 import diffsolve as ds
 from diffsolve import paths
 from diffsolve.integrations import k_diffusion
-from diffsolve.integrations.k_diffusion_names import APART
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import GaussianMixture, anisotropic
 
@@ -179,12 +179,6 @@ def test_samplers_on_both_kinds_of_sigmas(name, flow):
         assert torch.allclose(mine, ours) == flow
 
 
-@pytest.mark.parametrize("name", ["dpm_2", "euler_ancestral", "uni_pc"])
-def test_samplers_that_are_others_on_a_flow_are_refused_there(name):
-    with pytest.raises(ValueError, match="on a flow the sampler is another method there; the nearest that is offered"):
-        sample(name, [1.0, 0.5, 0.0], X, model=Guider())
-
-
 def test_samplers_with_noise_begin_next_to_one_on_a_flow():
     seen = []
     sample("dpmpp_sde", [1.0, 0.5, 0.0], X, model=Guider(), callback=lambda info: seen.append(float(info["sigma"])))
@@ -263,20 +257,20 @@ COMFYUI = [
 
 
 @pytest.mark.parametrize("name", COMFYUI)
-def test_every_sampler_name_of_comfyui_is_known(name):
-    """It stands for a solver, or it is refused with the name of the nearest."""
+def test_every_sampler_name_of_comfyui_runs(name):
+    """As that sampler in the sampling function, on both kinds of sigmas; elsewhere it stands for a solver, or the error
+    names the nearest."""
+    for flow in (False, True):
+        host, sigmas = comfy.Host(flow), torch.tensor([0.9, 0.5, 0.1, 0.0] if flow else [9.0, 3.0, 0.5, 0.0])
+        out = k_diffusion.sampler(name, seed=0)(host, sigmas[0] * X.float(), sigmas, disable=True)
+        assert out.isfinite().all()
+        assert not torch.equal(out, sigmas[0] * X.float())
     different = {"heunpp2", "dpm_fast", "dpm_adaptive", "gradient_estimation", "res_multistep_ancestral"}
     if name in different or name.endswith("cfg_pp"):
         with pytest.raises(ValueError, match=f"solver='{name}' is not offered; the nearest that is: "):
             ds.plan("edm", name, steps=4)
-        return
-    assert len(ds.plan("edm", name, steps=4, grid="karras").times) == 5
-    if name in APART:  # of a method that is nearly the same, on any path
-        with pytest.raises(ValueError, match=f"solver='{name}' is another method there; the nearest that is offered: "):
-            k_diffusion.sampler(name)
-        k_diffusion.sampler(APART[name])
-        name += "(limit=7)" if "sa" in name else "(lower_final=True)"
-    assert sample(name, [9.0, 3.0, 0.5, 0.0], 9 * X.float()).isfinite().all()
+    else:
+        assert len(ds.plan("edm", name, steps=4, grid="karras").times) == 5
 
 
 def test_the_gpu_names_and_the_heun_kind():

@@ -389,8 +389,8 @@ def test_every_scheduler_of_diffusers_works_or_is_refused_by_name(df, make):
         "CogVideoXDDIM", "CogVideoXDPM", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM", "DEISMultistep",
         "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EDMDPMSolverMultistep", "EDMEuler",
         "EulerAncestralDiscrete", "EulerDiscrete", "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM",
-        "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "SASolver", "TCD",
-        "UniPCMultistep",
+        "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "LTXEulerAncestralRF", "PNDM",
+        "SASolver", "TCD", "UniPCMultistep",
     ]  # fmt: skip
     with pytest.raises(TypeError, match="scheduler must be a diffusers scheduler, got 3"):
         type(make())(3)
