@@ -165,5 +165,5 @@ def check_transpose(operator: Operator, like: Tensor, tolerance: float = 1e-4) -
     required(back.shape == x.shape, "transpose", back, f"of the shape of the states, {tuple(x.shape)}")
     apart = (dot(forward, y) - dot(x, back)).abs()
     size = (dot(forward, forward) * dot(y, y)).sqrt() + (dot(x, x) * dot(back, back)).sqrt()
-    worst = float((apart / size.clamp(min=torch.finfo(torch.float64).tiny)).max())
+    worst = float((apart / size.clamp(min=torch.finfo(torch.float64).tiny)).detach().max())
     required(worst <= tolerance, "transpose", worst, "that of forward: (A x) . y - x . (A^T y), relative, of 0")
