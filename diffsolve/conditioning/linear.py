@@ -14,12 +14,12 @@ from diffsolve.guidance.base import dot
 __all__ = ["conjugate_gradients", "solve_gram"]
 
 
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, least: float = 0.0) -> Tensor:
     """u with apply(u) = b, by conjugate gradients from u = 0 (Hestenes and Stiefel, 1952), sample by sample.
 
-    `apply` should be symmetric and positive. Of a trained network's derivative it is so only nearly: where it is
-    negative along a direction, and where the residual has reached rounding, a sample keeps the u that it has. No value
-    is read from the device.
+    `apply` should be symmetric with eigenvalues >= `least`. Of a trained network's derivative that is so only nearly:
+    where a direction shows otherwise, and where the residual has reached rounding, a sample keeps the u that it has. No
+    value is read from the device.
 
     Args:
         apply: (B, ...) -> (B, ...), linear.
@@ -27,16 +27,16 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations
     """
     u, residual = torch.zeros_like(b), b
     direction, size = residual, dot(residual, residual)
-    least = size * (4 * torch.finfo(b.dtype).eps) ** 2
-    going = size > least
+    reached = size * (4 * torch.finfo(b.dtype).eps) ** 2
+    going = size > reached
     for _ in range(iterations):
         moved = apply(direction)
         curvature = dot(direction, moved)
-        going = going & (curvature > 0)
+        going = going & (curvature > least * dot(direction, direction))
         step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0).to(b.dtype)
         u, residual = u + step * direction, residual - step * moved
         before, size = size, dot(residual, residual)
-        going = going & (size > least)
+        going = going & (size > reached)
         direction = residual + torch.where(going, size / torch.where(going, before, 1.0), 0.0).to(b.dtype) * direction
     return u
 

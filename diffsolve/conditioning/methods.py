@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.checks import integer, number
-from diffsolve.common.tensors import column
+from diffsolve.common.tensors import column, per_sample
 from diffsolve.conditioning.estimate import Estimate
 from diffsolve.conditioning.linear import conjugate_gradients, solve_gram
 from diffsolve.conditioning.operators import Operator
@@ -157,7 +157,7 @@ class TMPD(Method):
         sums = operator(estimate.covariance(operator.transpose(torch.ones_like(apart), x)))
         V = sums.clamp(min=0) + variance  # a variance, which a network that errs may miss by its sign
         u = torch.where(V > 0, apart / torch.where(V > 0, V, 1.0), 0.0)
-        return estimate.covariance(operator.transpose(u, x))
+        return _contracted(estimate.covariance(operator.transpose(u, x)), operator, apart)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class MMPS(Method):
         iterations: of conjugate gradients, a product with C each; the paper has 1 to 5.
     """
 
-    iterations: int = 5
+    iterations: int = 3
 
     def __post_init__(self) -> None:
         integer("iterations", self.iterations, 1)
@@ -181,5 +181,17 @@ class MMPS(Method):
         def V(v: Tensor) -> Tensor:
             return operator(estimate.covariance(operator.transpose(v, x))) + variance * v
 
-        u = conjugate_gradients(V, y - operator(estimate.denoised), self.iterations)
-        return estimate.covariance(operator.transpose(u, x))
+        apart = y - operator(estimate.denoised)
+        u = conjugate_gradients(V, apart, self.iterations, variance)
+        return _contracted(estimate.covariance(operator.transpose(u, x)), operator, apart)
+
+
+def _contracted(change: Tensor, operator: Operator, apart: Tensor) -> Tensor:
+    """The change, shortened where it moves A D by more than A D is apart from y.
+
+    K (K + variance I)^-1 with K = A C A^T positive never does; the derivative of a trained network is not quite.
+    """
+    moved = operator(change)
+    size, most = dot(moved, moved).sqrt(), dot(apart, apart).sqrt()
+    share = torch.where(size > most, most / torch.where(size > most, size, 1.0), 1.0)
+    return change * per_sample(share.flatten(), change).to(change.dtype)

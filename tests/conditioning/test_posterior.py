@@ -250,6 +250,52 @@ RUNS = {
 }
 
 
+def test_the_formulas_on_a_mixture():
+    """C A^T V^-1 (y - A D) with dense matrices: C from finite differences of the mixture's own mean."""
+    A, noise, sigma_data = torch.tensor([[1.0, 0.3], [0.2, 1.0]]).double(), 0.2, 0.7
+    model, t = mixture_model(PAIR, "vp", "noise"), 0.4
+    y = torch.tensor([[0.3, -0.2]]).double()
+    alpha, sigma = float(model.path.alpha(t)), float(model.path.sigma(t))
+    x = alpha * PAIR.sample(3, seed=2) + sigma * normal(3, 2)
+    step = 1e-5 * torch.eye(2, dtype=torch.float64)
+    slopes = [(model.denoised(x + h, t) - model.denoised(x - h, t)) / 2e-5 for h in step]
+    C = sigma**2 / alpha * torch.stack(slopes, -1)
+    apart = y - model.denoised(x, t) @ A.T
+    r2 = sigma**2 * sigma_data**2 / (sigma**2 + alpha**2 * sigma_data**2)
+    own = noise**2 * torch.eye(2, dtype=torch.float64)
+    V = {
+        "mmps(iterations=2)": A @ C @ A.T + own,
+        "tmpd": torch.diag_embed((A @ C @ A.T).sum(-1).clamp(min=0)) + own,
+        "pigdm": (r2 * A @ A.T + own).expand(3, 2, 2),
+    }
+    for method, matrix in V.items():
+        found = ds.conditioning.posterior(
+            model, Linear(lambda x: x @ A.T), y, noise=noise, method=method, sigma_data=sigma_data
+        )
+        change = (C @ A.T @ torch.linalg.solve(matrix, apart[..., None]))[..., 0]
+        if method == "tmpd":  # which V does not keep from going too far
+            moved, most = (change @ A.T).norm(dim=1), apart.norm(dim=1)
+            assert bool((moved < most).all())
+        torch.testing.assert_close(found.denoised(x, t), model.denoised(x, t) + change, rtol=1e-6, atol=1e-7)
+    far = ds.conditioning.posterior(
+        model, Linear(lambda x: x @ A.T), y, noise=noise, sigma_data=sigma_data, rho_max=0.9 * sigma / alpha
+    )
+    gain = r2 * A.T @ torch.linalg.solve(r2 * A @ A.T + own, apart.T)
+    torch.testing.assert_close(far.denoised(x, t), model.denoised(x, t) + gain.T, rtol=1e-7, atol=1e-8)
+
+
+def test_a_change_never_goes_beyond_what_was_observed():
+    """A network whose derivative is no covariance: A D moves by at most what it is apart from y."""
+    model = ds.adapt(lambda x, t: torch.stack([3 * x[:, 1] - x[:, 0], x[:, 0]], 1), "edm", "denoised")
+    x, y = normal(4, 2), torch.tensor([[0.5, -0.5]]).double()
+    for method in ("mmps", "tmpd"):
+        found = ds.conditioning.posterior(model, Linear(lambda x: x), y, noise=0.01, method=method)
+        D = model.denoised(x, 0.7)
+        moved = (found.denoised(x, 0.7) - D).norm(dim=1)
+        assert bool((moved <= (y - D).norm(dim=1) * (1 + 1e-9)).all())
+        assert bool((moved > 0).any())
+
+
 @pytest.mark.parametrize("method", RUNS)
 def test_the_posterior_of_a_mixture(method):
     run, mean, spread = RUNS[method]
