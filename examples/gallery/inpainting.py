@@ -31,6 +31,6 @@ rows = {
     "TMPD": filled("tmpd", "unipc-3", 20),
     "MMPS": filled("mmps", "unipc-3", 20),
 }
-figure, (axis,) = subplots(width=4.6, height=2.9)
+figure, (axis,) = subplots(width=5.2, height=3)
 images(axis, list(rows.values()), list(rows))
 save(figure, __file__)
