@@ -12,6 +12,7 @@ from diffsolve.common import deprecation
 
 if TYPE_CHECKING:
     from diffsolve import (
+        conditioning,
         distill,
         grids,
         guidance,
@@ -69,6 +70,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
+    "conditioning",
     "distill",
     "grids",
     "guidance",
@@ -119,6 +121,7 @@ __all__ = [
     "begin",
     "bits_per_dim",
     "choose",
+    "conditioning",
     "diffuse",
     "distill",
     "encode",

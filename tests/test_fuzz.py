@@ -207,6 +207,7 @@ WRONG = st.one_of(
 NAMES = [
     "solver", "grid", "steps", "nfe", "start", "stop", "seed", "index", "cond", "guidance", "dtype", "device", "noise",
     "state", "trajectory", "gradient", "parallel", "graph", "check", "callback", "brownian", "log_prob", "corrector",
+    "variance",
 ]  # fmt: skip
 
 

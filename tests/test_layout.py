@@ -7,8 +7,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "diffsolve"
 ORDER = [
-    *("common", "native", "paths", "noise", "kernels", "tableau", "grids", "guidance", "models", "solvers"),
-    *("reference", "execute", "integrations", "dynamics", "adaptive", "parallel", "likelihood", "gradients"),
+    *("common", "native", "paths", "noise", "kernels", "tableau", "grids", "guidance", "models", "conditioning"),
+    *("solvers", "reference", "execute", "integrations", "dynamics", "adaptive", "parallel", "likelihood", "gradients"),
     *("api", "training", "distill", "tuning", "metrics", "serving", "cli", "__main__"),
 ]
 """The folders from the bottom to the top: each imports from those before it."""

@@ -81,10 +81,12 @@ def _sequential(problem: Problem, options: Options) -> Run:
         refuse("corrector", nfe=options.get("nfe"), hook=hook, log_prob=options.get("log_prob") or None)
     if problem.guidance.plus:
         refuse("guidance with plus=True", hook=hook)
+    if options.get("variance") is not None:
+        refuse("variance", corrector=corrector, log_prob=options.get("log_prob") or None)
     ex = begin_run(problem, {**options, "prediction": None if hook is None else "denoised"})
     if options.get("log_prob") and not ex.tableau.stochastic:
         raise ValueError(f"solver must be stochastic with log_prob=True, got {ex.tableau.solver}")
-    names = ("hook", "callback", "trajectory", "log_prob", "progress", "check", "max_calls")
+    names = ("hook", "callback", "trajectory", "log_prob", "progress", "check", "max_calls", "variance")
     observers = Observers(**{name: options[name] for name in names if name in options})
     correct = None if corrector is None else Correction(corrector, problem.model, ex.tableau, problem.guidance)
     return solve_in_order(ex, problem, observers, correct)
@@ -282,7 +284,7 @@ DRIVERS = (
     Driver(
         "a sequential run",
         ALWAYS | PLANNED
-        | {"hook", "callback", "corrector", "trajectory", "log_prob", "brownian", "max_calls", "state"},
+        | {"hook", "callback", "corrector", "trajectory", "log_prob", "brownian", "max_calls", "state", "variance"},
         lambda options: True,
         _sequential,
         in_step=True,

@@ -47,6 +47,7 @@ class CommonOptions(StartOptions, total=False):
     progress: bool
     check: bool
     max_calls: int | None
+    variance: Literal["learned"] | None
     graph: bool
     parallel: Parallel | None
     gradient: Literal["direct", "checkpoint", "adjoint"] | None
@@ -81,6 +82,7 @@ def check_values(options: Mapping[str, Any]) -> None:
     for name, values in (("trajectory", (False, True, "calls")), ("log_prob", (False, True, "model"))):
         choice(name, options.get(name, False), values)
     choice("gradient", options.get("gradient"), (None, *GRADIENTS))
+    choice("variance", options.get("variance"), (None, "learned"))
     for name in ("progress", "check", "graph"):
         instance(name, options.get(name, False), bool, "True or False")
     for name in ("hook", "callback", "brownian"):

@@ -93,6 +93,8 @@ def solve(
         check: raise a FloatingPointError at the first call whose output is not finite (of a graph, if its result is
             not finite). Costs a device synchronisation per call.
         max_calls: stop after this number of calls; `Run.state` continues the run.
+        variance: "learned" gives the noise of a step of "ddpm" the variance that the network has learned; see
+            `ds.models.LearnedVariance`.
         graph: record the run as a CUDA graph, or replay it if the same run of this network was recorded. The network
             must support recording, and the tensors in `cond` must have the recorded shapes; the seed may change between
             replays of a deterministic solver, but is part of the recording of a stochastic one.

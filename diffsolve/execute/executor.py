@@ -268,18 +268,24 @@ class Executor:
             required(part.shape == self._y.shape, "out", part, f"of the shape of the state, {tuple(self._y.shape)}")
         self.take(out)
 
-    def take(self, out: Tensor | Guided) -> None:
-        """`advance`, without its checks: for outputs that were checked where they were made."""
+    def take(self, out: Tensor | Guided, spread: Tensor | None = None) -> None:
+        """`advance`, without its checks: for outputs that were checked where they were made.
+
+        Args:
+            spread: (B, ...), what the noise of the row is multiplied by, element by element.
+        """
         if isinstance(out, Guided):
             out = replace(out, cond=self._unaliased(out.cond), uncond=self._unaliased(out.uncond))
         else:
             out = self._unaliased(out)
         self.call += 1
         with torch.no_grad():
-            self._update(self._rows[self.call], out, self._shift() if self.program.depth else ())
+            self._update(self._rows[self.call], out, self._shift() if self.program.depth else (), spread)
 
-    def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor]) -> None:
+    def _update(self, row: Row, out: Tensor | Guided, history: Iterable[Tensor], spread: Tensor | None = None) -> None:
         z = self._noise(self.call) if row.noise else None
+        if spread is not None and row.noise:
+            z = self.noise(self.call) * spread
         live = (self._s, self._y, out, z, *history)
         self._s, self._y, self._scratch = kernels.linear_update(live, row, self._scratch, self._network_input)
 

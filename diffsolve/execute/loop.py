@@ -15,6 +15,7 @@ from diffsolve.execute.apart import Apart
 from diffsolve.execute.executor import Executor
 from diffsolve.execute.results import DenoisedEstimate, Run, Step, seed_of
 from diffsolve.execute.start import Problem
+from diffsolve.execute.variance import Learned
 from diffsolve.execute.watch import bar, check_finite
 from diffsolve.kernels import Guided
 
@@ -40,6 +41,7 @@ class Observers:
     progress: bool = False
     check: bool = False
     max_calls: int | None = None
+    variance: str | None = None
 
 
 class _Record:
@@ -72,7 +74,8 @@ class _Record:
 def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct: Correct | None = None) -> Run:
     """Run an executor to its end, or for `max_calls`, without a graph of autograd."""
     tableau, cond = ex.tableau, problem.cond
-    network = problem.guidance.outputs(problem.model, tableau, ex.memory)
+    learned = Learned(problem.model, tableau) if observers.variance else None
+    network = problem.guidance.outputs(learned.model if learned else problem.model, tableau, ex.memory)
     apart = Apart.of(tableau, problem.model) if problem.guidance.plus else None
     hook, callback = observers.hook, observers.callback
     estimate = DenoisedEstimate(problem.model, tableau, needed=hook is not None) if hook or callback else None
@@ -96,7 +99,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
                 step = replace(step, denoised=out)
             if apart and pair is not None:
                 out, difference = apart(i, pair)
-            ex.take(out)
+            ex.take(out, learned.spread(i, ex.y) if learned else None)
             if apart and difference is not None:
                 ex.shift(difference, *apart.shift(i))
             record.transition(i)

@@ -4,11 +4,13 @@ from diffsolve.models.adapters import ADAPTERS, adapt, as_model, register_adapte
 from diffsolve.models.conditions import Shared
 from diffsolve.models.guidance import Guidance, Perturbed
 from diffsolve.models.model import CLOCKS, Model, undetermined
+from diffsolve.models.outputs import LearnedVariance
 
 __all__ = [
     "ADAPTERS",
     "CLOCKS",
     "Guidance",
+    "LearnedVariance",
     "Model",
     "Perturbed",
     "Shared",

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffsolve.common.checks import choice, number, required
 from diffsolve.common.registry import plugins
 from diffsolve.models.model import CLOCKS, Clock, Model, first_parameter
+from diffsolve.models.outputs import Picked
 from diffsolve.paths import Path
 from diffsolve.paths import named as path_named
 from diffsolve.tableau.frames import FRAMES, check_prediction
@@ -47,6 +48,7 @@ def adapt(
     dtype: torch.dtype | None = None,
     learned: str | None = None,
     jumps: str | None = None,
+    output: Callable[[Any], Tensor] | None = None,
 ) -> Model:
     """Make any callable `net(x, t, **cond)` a Model that `ds.sample` accepts.
 
@@ -71,14 +73,19 @@ def adapt(
             what it returns is averaged from t to s; a key of `diffsolve.tableau.frames.FRAMES`. Of "velocity" on a
             straight path with "straight" it is the mean of dx/dt, MeanFlow's u; of "denoised" with "denoised" it is
             CTM's g. At s = t it predicts as a network told one time.
+        output: what of the network's return value is its prediction: a function of it, as `lambda out: out[0]` or
+            `lambda out: out.sample`; or `ds.models.LearnedVariance()` for twice the channels.
 
     Raises:
         ValueError: if path, predicts, clock, sigma_data, learned or jumps is not as above.
         TypeError: if net is not callable, only one of path and predicts is given, or dtype is not a floating dtype.
     """
     if path is None and predicts is None:
-        if clock != "t" or sigma_data != 0.5 or (dtype, learned, jumps) != (None, None, None):
-            given = f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}, learned={learned!r}, jumps={jumps!r}"
+        if clock != "t" or sigma_data != 0.5 or (dtype, learned, jumps, output) != (None,) * 4:
+            given = (
+                f"clock={clock!r}, sigma_data={sigma_data!r}, dtype={dtype!r}, learned={learned!r}, jumps={jumps!r}, "
+                f"output={output!r}"
+            )
             raise ValueError(f"path and predicts must be given with other options, got {given} alone")
         return as_model(net)
     required(callable(net), "net", net, "a callable net(x, t, **cond)", TypeError)
@@ -105,6 +112,9 @@ def adapt(
         required(floating, "dtype", dtype, "a floating torch.dtype", TypeError)
     if predicts == "edm" and clock == "t":
         clock = "c_noise"
+    if output is not None:
+        required(callable(output), "output", output, "a function of what net returns", TypeError)
+        net = Picked(net, output)
     return Model(net, path_named(path), predicts, clock, float(sigma_data), dtype, learned, jumps)
 
 

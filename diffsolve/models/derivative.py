@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from diffsolve.common.tensors import flat
 
-__all__ = ["check_connected", "check_derivative", "connected", "unwrapped"]
+__all__ = ["Pullback", "check_connected", "check_derivative", "connected", "pullback", "unwrapped"]
+
+Pullback = Callable[[Tensor], Tensor]
+"""v -> J^T v, for the Jacobian J of a function at a point."""
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -55,6 +58,37 @@ def check_derivative(net: Callable[[Tensor], Tensor], x: Tensor, why: str) -> No
         x = x.detach().requires_grad_()
         out = net(x)
     check_connected(out, x, net, why)
+
+
+def pullback(net: Callable[[Tensor], Tensor], x: Tensor, why: str) -> tuple[Tensor, Pullback]:
+    """(net(x), v -> J^T v), of which the second may be called many times; both have gradients if they are enabled.
+
+    By the graph of net: what `torch.func.vjp` does cannot be recomputed by a checkpoint. Inside transforms of
+    torch.func, where a tensor cannot be told to require a gradient, there is no other way.
+
+    Raises:
+        ValueError: of the second, as `check_connected`.
+    """
+    differentiable = torch.is_grad_enabled()
+    try:
+        start = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+    except RuntimeError:  # inside such a transform
+        made: Any = torch.func.vjp(net, x)
+        return made[0], lambda v: made[1](v)[0]
+    with torch.enable_grad():
+        out = net(start)
+
+    def pull(v: Tensor) -> Tensor:
+        back = None
+        if out.requires_grad:
+            (back,) = torch.autograd.grad(
+                out, start, v, retain_graph=True, create_graph=differentiable, allow_unused=True
+            )
+        if back is None:
+            check_connected(out, start, net, why)
+        return torch.zeros_like(start) if back is None else back
+
+    return out if differentiable else out.detach(), pull
 
 
 def unwrapped(net: Any, *, gradient: bool) -> Any:

@@ -188,7 +188,11 @@ class Model:
             raise TypeError(f"output of net must be a tensor of shape {tuple(x.shape)}, got {described(out)}")
         if out.shape != x.shape:
             both = out.shape[1:2] == (2 * x.shape[1],) if x.dim() > 1 else False
-            hint = "; of a network that also predicts a variance adapt the first half, net(x, t)[:, :C]" if both else ""
+            hint = (
+                "; a network that also predicts a variance has output=ds.models.LearnedVariance() in ds.adapt"
+                if both
+                else ""
+            )
             shapes = f"{tuple(x.shape)}, got shape {tuple(out.shape)}{hint}"
             raise ValueError(f"output of net must have the shape of x, {shapes}")
         if not out.is_floating_point():

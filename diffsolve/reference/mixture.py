@@ -113,6 +113,33 @@ class GaussianMixture:
                 offset[k == j] = offset[k == j] @ Q.T
         return (self.means[k] + offset).to(dtype)
 
+    def given(self, A: Any, y: Any, noise: float) -> GaussianMixture:
+        r"""The law of x_0 given the observation y = A x_0 + noise z, z standard normal: again a mixture.
+
+        With :math:`V_k = A \Sigma_k A^T + \mathrm{noise}^2 I` and :math:`K_k = \Sigma_k A^T V_k^{-1}`
+
+        .. math::
+            w_k' \propto w_k N(y; A \mu_k, V_k), \qquad \mu_k' = \mu_k + K_k (y - A \mu_k), \qquad
+            \Sigma_k' = \Sigma_k - K_k A \Sigma_k
+
+        Args:
+            A: (M, D).
+            y: (M,).
+            noise: its standard deviation, > 0.
+        """
+        A = _parameter("A", A, None)
+        required(A.dim() == 2 and A.shape[1] == self.dim, "A", A, f"of shape (M, {self.dim})")
+        y = _parameter("y", y, [A.shape[:1]])
+        root = self.std[:, None] * (torch.eye(self.dim).to(self.std) if self.basis is None else self.basis)
+        covariance = root @ root.mT
+        V = A @ covariance @ A.T + number("noise", noise, above=0) ** 2 * torch.eye(len(y)).to(A)
+        gain = torch.linalg.solve(V, A @ covariance).mT
+        apart = y - self.means @ A.T
+        seen = -(torch.linalg.solve(V, apart) * apart).sum(-1) / 2 - torch.linalg.slogdet(V)[1] / 2
+        weights = (self.weights.log() + seen).softmax(0)
+        left = covariance - gain @ A @ covariance
+        return GaussianMixture.full(self.means + (gain @ apart[..., None])[..., 0], (left + left.mT) / 2, weights)
+
     def expectations(self, x: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
         r"""The posterior means :math:`E[x_0 | x]` and :math:`E[\varepsilon | x]`, each in the shape of `x`.
 

@@ -29,14 +29,16 @@ from diffsolve.solvers.designed import Designed
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
 from diffsolve.solvers.flow_map import FlowMap
 from diffsolve.solvers.multistep import Multistep
+from diffsolve.solvers.policy import CPS, DanceSDE, FlowSDE
 from diffsolve.solvers.published import IPNDM, PNDM, DPMpp, UniPC
-from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Restart
+from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Repaint, Restart
 from diffsolve.solvers.reversible import ReversibleHeun
 from diffsolve.solvers.runge_kutta import RungeKutta
 from diffsolve.solvers.sde import ERSDE, Constant, Diffusion, Interval, Tau
 from diffsolve.solvers.stochastic import DDIM, DDPM, Maruyama, ReverseDiffusion
 
 __all__ = [
+    "CPS",
     "DDIM",
     "DDPM",
     "ERSDE",
@@ -48,13 +50,16 @@ __all__ = [
     "Churn",
     "Constant",
     "DPMpp",
+    "DanceSDE",
     "Designed",
     "Diffusion",
     "ExponentialRK",
     "FlowMap",
+    "FlowSDE",
     "Interval",
     "Maruyama",
     "Multistep",
+    "Repaint",
     "Restart",
     "ReverseDiffusion",
     "ReversibleHeun",
@@ -184,6 +189,8 @@ registry: Registry[Solver] = Registry(
         "lcm": _student(gamma=1.0, grid="distilled"),
         "scm": _student(gamma=1.0, grid="jumps(variable='theta')"),
         "tcd": _student(gamma=0.3, by="time", grid="distilled"),
+        "cps": CPS,
+        "dance-sde": DanceSDE,
         "ddim": DDIM,
         "ddpm": DDPM,
         "designed": Designed,
@@ -212,6 +219,7 @@ registry: Registry[Solver] = Registry(
         **{f"er-sde-{k}": _multistep(Multistep, k, frame="denoised", variable="rho", tau=ERSDE()) for k in (1, 2, 3)},
         "euler-maruyama": _maruyama(1),
         "etdrk-4s": _exponential(etdrk4()),
+        "flow-sde": FlowSDE,
         "heun": _runge_kutta(HEUN),
         **{f"ipndm-{k}": _multistep(IPNDM, k) for k in range(1, 5)},
         "midpoint": _runge_kutta(MIDPOINT),
@@ -225,6 +233,7 @@ registry: Registry[Solver] = Registry(
         "res-2s": _res2s,
         "res-3s": _res3s,
         "res-5s": _exponential(res5()),
+        "repaint": _around(Repaint, "ddim(eta=1.0)"),
         "restart": _around(Restart, "heun(frame='noise')"),
         "reverse-diffusion": ReverseDiffusion,
         "reversible-heun": ReversibleHeun,

@@ -20,13 +20,15 @@ from diffsolve.solvers.base import Solver
 from diffsolve.solvers.exponential import ExponentialRK, dpm2
 from diffsolve.solvers.multistep import Multistep
 from diffsolve.solvers.runge_kutta import HEUN, RungeKutta
+from diffsolve.solvers.stochastic import DDIM
 from diffsolve.tableau import Combination, Draft
 
-__all__ = ["Ancestral", "Churn", "Renoised", "Restart", "splice"]
+__all__ = ["Ancestral", "Churn", "Renoised", "Repaint", "Restart", "splice"]
 
 _HEUN = RungeKutta(HEUN, "noise")
 """EDM's own."""
 _TWO_S = ExponentialRK(dpm2())
+_DDPM = DDIM(1.0)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,49 @@ class Restart(Renoised):
         yield Stretch(grid.t[top:], (top or -1, *range(top + 1, len(grid.t))))  # the start itself comes once
 
 
+@dataclass(frozen=True)
+class Repaint(Renoised):
+    r"""RePaint's resampling (Lugmayr et al., 2201.09865, section 4.2 and its `get_schedule_jump`): some steps down,
+    as many back up with fresh noise, several times, before the run goes on.
+
+    At every `jump`-th node before the data the run has been down `resamples` times: what is unknown of an image is
+    made to fit what is known, which `ds.conditioning`'s "replacement" puts in its place at each call.
+
+    Args:
+        inner: any solver of one tensor of state; the paper's is DDPM's step.
+        jump: steps down and up again, at least 1.
+        resamples: how often a stretch is run; 1 is the inner solver alone.
+    """
+
+    inner: Solver = _DDPM
+    jump: int = 1
+    resamples: int = 5
+
+    def __post_init__(self) -> None:
+        inner = instance("inner", self.inner, Solver, "a solver")
+        required(not isinstance(inner, Renoised), "inner", inner, "a solver that does not go back by itself")
+        integer("jump", self.jump, 1)
+        integer("resamples", self.resamples, 1)
+
+    def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
+        steps = len(grid.t) - 1
+        # Where noise can lead up to and the data is not yet reached: every jump-th node from the last but one.
+        left = {at: self.resamples - 1 for at in range(steps - 1, self.jump - 1, -self.jump)}
+        left = {at: times for at, times in left.items() if times and grid.alpha[at - self.jump] > 0}
+        down, nodes = [[0]], 0
+        while nodes < steps:
+            nodes += 1
+            down[-1].append(nodes)
+            if left.get(nodes):
+                left[nodes] -= 1
+                nodes -= self.jump
+                down.append([nodes])
+        # Of a node that is passed several times, the last pass counts; the start itself comes once.
+        last = {node: run for run, passed in enumerate(down) for node in passed}
+        for run, passed in enumerate(down):
+            yield Stretch(grid.t[passed], tuple(node if node and last[node] == run else -1 for node in passed))
+
+
 def _add_noise(draft: Draft, low: Position[float], high: Position[float], factor: float, node: int) -> None:
     """From the level that the draft has reached to a noisier one: into its last row, or its entry."""
     if high.t == low.t:
@@ -184,7 +229,10 @@ def _add_noise(draft: Draft, low: Position[float], high: Position[float], factor
         draft.entry = (ratio, noise)
         return
     last = draft.rows[-1]
-    y: Combination = {**{key: ratio * weight for key, weight in last.y.items()}, "z": noise}
+    y = {key: ratio * weight for key, weight in last.y.items()}
+    if "z" in y:  # two normals added up, of which no clock tells
+        noise, last = math.hypot(y["z"], noise), replace(last, clock=(0.0, 0.0))
+    y["z"] = noise
     draft.rows[-1] = replace(last, s=y, y=y, node=node)
 
 

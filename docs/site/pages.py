@@ -15,8 +15,8 @@ import diffsolve as ds
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "solvers", "grids", "paths", "models", "noise", "likelihood", "metrics", "serving", "training", "distill",
-    "reference", "integrations",
+    "solvers", "grids", "paths", "models", "conditioning", "noise", "likelihood", "metrics", "serving", "training",
+    "distill", "reference", "integrations",
 )  # fmt: skip
 BESIDE = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
           "benchmarks/README.md": "benchmarks.md",

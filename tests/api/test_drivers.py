@@ -144,6 +144,12 @@ def honoured_state(base, monkeypatch):
     assert torch.equal(x_of({**base, "state": run.state}), x_of({**SEED, **base}))
 
 
+def honoured_variance(base, monkeypatch):
+    wide = ds.adapt(lambda x, t: torch.cat([net(x, t), x], 1), "condot", "velocity", output=ds.models.LearnedVariance())
+    plain, learned = (ds.sample(wide, SHAPE, **SEED, **base, variance=kind) for kind in (None, "learned"))
+    assert not torch.equal(plain, learned)
+
+
 FROM_PART_WAY = {"noise": HALF, "start": 0.25}
 EFFECTS = {
     "noise": honoured_noise,
@@ -169,6 +175,7 @@ EFFECTS = {
     "log_prob": honoured_log_prob,
     "max_calls": honoured_max_calls,
     "state": honoured_state,
+    "variance": honoured_variance,
 }
 VALUES = {
     "steps": 3,
@@ -187,6 +194,7 @@ VALUES = {
     "parallel": ds.Picard(window=2),
     "gradient": "direct",
     "state": ds.solve(model(), SHAPE, solver="euler", steps=4, seed=0, max_calls=1).state,
+    "variance": "learned",
 }
 """A good value of every option that some driver refuses."""
 

@@ -11,7 +11,7 @@ import torch
 from support import peers
 from support.gaussian import errors, moments, propagate
 from support.product import shown
-from support.solvers import KINDS, STUDENTS
+from support.solvers import KINDS, POLICY, STUDENTS
 
 import diffsolve as ds
 from diffsolve import paths
@@ -37,7 +37,9 @@ from diffsolve.solvers.runge_kutta import RK4
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")  # it uses NumPy as of 1.x
 
-NAMES = [name for name in ds.solvers.names() if name not in STUDENTS and ds.plan("vp", name, steps=12).stochastic]
+NAMES = [
+    name for name in ds.solvers.names() if name not in STUDENTS | POLICY and ds.plan("vp", name, steps=12).stochastic
+]
 INEXACT = ["euler-maruyama", "stochastic-heun", "reverse-diffusion", "ddpm(variance='large')"]
 EXACT = [
     *(name for name in NAMES if name not in INEXACT),
@@ -73,7 +75,7 @@ def test_the_marginals_of_a_point_are_exact(spec, path):
 
 WEAK = [
     *(*NAMES, "ddim(eta=0.5)", "ddpm(variance='large')", "sa-3(corrector=0)", "sa-2(tau=0.5)", "sa-2(mode='pece')"),
-    *("restart(inner='rk4', low=0.5, high=1.2)", *TAUS),
+    *("restart(inner='rk4', low=0.5, high=1.2)", "flow-sde", "dance-sde", "repaint(jump=3)", *TAUS),
 ]
 
 

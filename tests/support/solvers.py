@@ -16,6 +16,9 @@ POINTS = {
 STUDENTS = {"consistency", "lcm", "scm", "tcd"}
 """Samplers of networks that jump: of others they are no approximation. tests/solvers/test_students.py has them."""
 
+POLICY = {"cps", "dance-sde", "flow-sde"}
+"""Steps of training with rewards, with the noise that their codes have. tests/solvers/test_policy.py has them."""
+
 NAMES = [name for name in ds.solvers.names() if name not in POINTS]
 
 
