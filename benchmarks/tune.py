@@ -23,14 +23,14 @@ from pathlib import Path as FilePath
 
 import torch
 from endpoint import ours, search
-from endpoint.problems import COURSES, Course, Problem
+from endpoint.problems import COURSES, Course, Problem, reduced
 from endpoint.runner import errors, run_together
-from record import Recorder, stamp, stamped
+from record import Recorder, Table, stamp, stamped
 from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.reference import digits, mixture_model
-from diffsolve.tuning import Tuning, fit
+from diffsolve.tuning import Tunings, fit
 
 HERE = FilePath(__file__).resolve().parent
 TARGETS = ("ring", "iso64")
@@ -43,35 +43,55 @@ RIVALS = (
 """The solvers that are tried on the digits network, each on its own grid."""
 
 
-def mixture_cell(course: Course, problem: Problem, nfe: int, iterations: int) -> tuple[float, float, str, Tuning]:
-    """The errors of auto and the best configuration, its name, and a learned run."""
+def best_of_all(course: Course, problem: Problem, nfe: int) -> tuple[float, float, str]:
+    """The errors of auto and of the best configuration, and its name."""
     shortlist = search.load(HERE / "results/shortlist.json", course.name)
     pairs = list(dict.fromkeys([*ours.RULE, *ours.POINTS, *ours.named(course.name), *shortlist]))
     found = errors(course, pairs, nfe, [problem])[problem.name]
     least = min(range(len(pairs)), key=lambda c: (found[c] != found[c], found[c]))  # nan last
-    model = mixture_model(problem.full, course.path, "velocity" if course.name == "flow" else "noise")
-    tuning = fit(
-        model, (1024, problem.dim), nfe=nfe, stop=course.stop, iterations=iterations, seed=0, dtype=torch.float64
-    )
-    return found[0], found[least], " @ ".join(pairs[least]), tuning
+    return found[0], found[least], " @ ".join(pairs[least])
+
+
+def learned(course: Course, problem: Problem, budgets: Sequence[int], noises: int) -> Tunings:
+    """Runs learned from other noises; in the span of the means, as the particles are (`endpoint.problems.reduced`)."""
+    z = torch.randn((noises, problem.dim), generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    mixture, z = reduced(problem.full, z)
+    model = mixture_model(mixture, course.path, "velocity" if course.name == "flow" else "noise")
+    return fit(model, noise=z * course.path.prior_std(), nfe=budgets, stop=course.stop, seed=0)
 
 
 def mixtures(
-    recorder: Recorder, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], iterations: int
+    recorder: Recorder, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], noises: int
 ) -> list[str]:
-    columns = {"auto": ".1e", "best": ".1e", "which": "", "tuned": ".1e", "tuned / best": ".2f", "seconds": ".0f"}
+    columns = {
+        "auto": ".1e", "best": ".1e", "which": "", "tuned": ".1e", "tuned / best": ".2f", "where it learned": ".1e",
+        "seconds": ".0f",
+    }  # fmt: skip
     table = recorder.table("mixtures", ["path", "target", "NFE"], columns)
     cache = HERE / ".cache"
     cache.mkdir(exist_ok=True)
     (cache / ".gitignore").write_text("*\n")
     for path, target in itertools.product(paths, targets):
         course, problem = COURSES[path], Problem(target, PARTICLES, cache)
-        for nfe in budgets:
-            auto, best, name, tuning = mixture_cell(course, problem, nfe, iterations)
+        tunings = learned(course, problem, budgets, noises)
+        for nfe, tuning in tunings.items():
+            auto, best, name = best_of_all(course, problem, nfe)
             x = run_together([tuning.tableau], problem, problem.start(course))
             tuned = float(problem.error(course, x)[0])
-            table.add([path, target, nfe], [auto, best, f"`{name}`", tuned, tuned / best, tuning.seconds])
-    return table.markdown()
+            case = [path, target, nfe]
+            table.add(case, [auto, best, f"`{name}`", tuned, tuned / best, tuning.learning, tuning.seconds])
+    return [*table.markdown(), "", *means(table, paths, targets, budgets)]
+
+
+def means(table: Table, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int]) -> list[str]:
+    """The geometric means over paths and targets."""
+    lines = ["| NFE | tuned / best | tuned / auto | the worst tuned / best |", "|---|---|---|---|"]
+    for nfe in budgets:
+        cases = [[path, target, nfe] for path, target in itertools.product(paths, targets)]
+        tuned, best, auto = (torch.tensor([table.value(c, name) for c in cases]) for name in ("tuned", "best", "auto"))
+        over = [float((tuned / other).log().mean().exp()) for other in (best, auto)]
+        lines.append(f"| {nfe} | {over[0]:.2f} | {over[1]:.2f} | {float((tuned / best).max()):.2f} |")
+    return lines
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
@@ -120,11 +140,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*nothing learned is better")
     if options.quick:
-        mixtures(Recorder("tune", None), ["flow"], ["ring"], [5, 8], 100)
+        mixtures(Recorder("tune", None), ["flow"], ["ring"], [4, 5], 128)
         digit_images(Recorder("tune_digits", None), [6], 20, 64, 30)
         return
     parts = {
-        "mixtures": ("tune.md", lambda: mixtures(Recorder("tune"), list(COURSES), TARGETS, BUDGETS, 300)),
+        "mixtures": ("tune.md", lambda: mixtures(Recorder("tune"), list(COURSES), TARGETS, BUDGETS, 2048)),
         "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), BUDGETS, 150, 256, 100)),
     }
     for name, (file, measured) in parts.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffsolve.api.sampling import sample
 from diffsolve.common.checks import described, integer
-from diffsolve.common.tensors import flat
 from diffsolve.execute.plan import plan
 from diffsolve.execute.start import Problem
 from diffsolve.models import Model
@@ -20,9 +19,7 @@ from diffsolve.models.conditions import picked
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
-__all__ = ["Loss", "Noises", "drawn", "executed", "held_out", "relative", "run_teacher"]
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Noises", "drawn", "executed", "held_out", "run_teacher"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,6 @@ def run_teacher(
         )
     parts = [executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
     return torch.cat(parts), len(noises.x) * teacher.nfe
-
-
-def relative(ends: Tensor) -> Loss:
-    """The loss |x - end| of each sample over the root mean square of |end|."""
-    size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
-    return lambda x, end: flat(x - end).norm(dim=1) / size
 
 
 def held_out(count: int, fraction: float) -> int:
