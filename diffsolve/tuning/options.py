@@ -24,9 +24,9 @@ from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.losses import Distance, Loss
 
-__all__ = ["DEFAULTS", "METHODS", "MOST", "OneOptions", "TuneOptions", "about", "checked"]
+__all__ = ["DEFAULTS", "METHODS", "LONGEST", "OneOptions", "TuneOptions", "about", "checked"]
 
-MOST = LIMIT - 1
+LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
 METHODS = ("least-squares", "adam")
 ITERATIONS = {"least-squares": 40, "adam": 300}
@@ -100,7 +100,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, default if settings[name] is None else settings[name], 1)
     if settings["history"] is not None:
-        integer("history", settings["history"], 2, MOST)
+        integer("history", settings["history"], 2, LONGEST)
     settings["lr"] = RATE if settings["lr"] is None else number("lr", settings["lr"], above=0)
     number("held_out", settings["held_out"], above=0, below=1)
     choice("gradient", settings["gradient"], ("direct", "checkpoint"))
