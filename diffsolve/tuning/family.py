@@ -44,8 +44,12 @@ class Provenance:
     torch: str
 
     def differs(self, model: Model, guidance: float) -> str | None:
-        """What of a model and a level of guidance is not that which it was learned for; None if nothing."""
-        if weights_of(model.net) != self.network:
+        """What of a model and a level of guidance is not that which it was learned for; None if nothing is known to be.
+
+        Functions without tensors, as those that stand for a network which others call, are not told apart.
+        """
+        number = weights_of(model.net)
+        if number and self.network and number != self.network:
             return "network"
         if guidance != self.guidance:
             return f"guidance, of {self.guidance:g} rather than {guidance:g}"
@@ -91,13 +95,13 @@ class Family(Solver):
         raise NotImplementedError("a learned run is not written anew")  # __call__ finds it
 
     def __call__(self, path: Path, times: Sequence[float] | np.ndarray, *, call_last: bool | None = None) -> Tableau:
-        """The learned run with these nodes.
+        """The learned run with these nodes, up to the rounding of single precision.
 
         Raises:
             ValueError: if there is none.
         """
         for tableau in self.tableaux.values():
-            if np.array_equal(tableau.times, times):
+            if len(times) == len(tableau.times) and np.allclose(times, tableau.times, rtol=1e-6, atol=1e-9):
                 return tableau
         raise ValueError(f"grid must be left out, as {self} has its own times, got {np.asarray(times).tolist()}")
 

@@ -5,6 +5,7 @@ import torch
 import diffsolve as ds
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import ring
+from diffsolve.tuning.family import Family, Provenance
 from diffsolve.tuning.student import Student
 
 RING = mixture_model(ring(), "condot")
@@ -33,3 +34,9 @@ def moved(model, nfe=5, history=5, solver="auto", scale=0.1, times=True, **optio
     for p in student.parameters.values():
         p.data += scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)
     return student
+
+
+def family_of(table):
+    """A family of one table, of no known network."""
+    about = Provenance(0, table.path, "velocity", 1.0, "100", 0, 8, {}, "0", "0")
+    return Family({table.nfe: table}, about)
