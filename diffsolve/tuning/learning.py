@@ -19,7 +19,7 @@ from diffsolve.tuning.least_squares import LeastSquares
 from diffsolve.tuning.losses import scaled
 from diffsolve.tuning.options import LONGEST, about
 from diffsolve.tuning.pilot import Start, candidates, grown, ranked
-from diffsolve.tuning.progress import Checkpoint, Progress
+from diffsolve.tuning.progress import Checkpoint, Progress, Saved
 from diffsolve.tuning.runs import Noises, drawn, run_teacher
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import MOST, Measured, Task
@@ -81,9 +81,11 @@ class Work(NamedTuple):
 
 
 def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = None) -> Work:
-    """Learn a tableau; after a run of fewer calls, whose teacher's ends are taken over."""
-    from tqdm.auto import tqdm
+    """Learn a tableau; after a run of fewer calls, whose teacher's ends are taken over.
 
+    Runs that begin with calls of no weight are as near as that one, but learn slowly: they are begun with only where
+    the solvers lead to nothing better.
+    """
     starts = candidates(problem, settings)
     bind(starts[0].tableau, problem.model)
     _check_teacher(settings["teacher"], starts[0].tableau)
@@ -93,25 +95,36 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
     task = _task(problem, noises, starts[0].tableau, known, settings)
     kind: type[LeastSquares] | type[Adam] = Adam if settings["method"] == "adam" else LeastSquares
-    if saved is None:
-        starts = ranked(task, starts)[:FINALISTS]
-        if fewer is not None:
-            starts += [grown(task.model, fewer.tuning.tableau, starts[0].tableau.nfe, gap) for gap in range(2)]
-        begin, student = _raced(task, starts, kind)
-    else:
-        begin = saved.begin
-        student = _student(task, begin)
+    begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
+    progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
+    if fewer is not None and not task.verdict(progress.student.tableau()) < task.verdict(fewer.tuning.tableau):
+        begin = grown(task.model, fewer.tuning.tableau, starts[0].tableau.nfe)  # which is no worse than that
+        progress = _learn(task, begin, _student(task, begin), kind, checkpoint, None)
+    return Work(_result(task, progress), task, checkpoint)
+
+
+def _learn(
+    task: Task,
+    begin: Start,
+    student: Student,
+    kind: type[LeastSquares] | type[Adam],
+    checkpoint: Checkpoint | None = None,
+    saved: Saved | None = None,
+) -> Progress:
+    """All iterations from a start, or from where the checkpoint stands; the student is then the best one."""
+    from tqdm.auto import tqdm
+
     progress = Progress(student, kind.moments(student), task, begin, checkpoint, saved)
-    iterations = settings["iterations"]
-    with tqdm(total=iterations, initial=progress.iteration, disable=not settings["progress"], unit="iteration") as bar:
+    iterations, shown = task.settings["iterations"], task.settings["progress"]
+    with tqdm(total=iterations, initial=progress.iteration, disable=not shown, unit="iteration") as bar:
         progress.bar = bar
         kind(task, student, progress).learn(iterations)
-    return Work(_result(task, begin.tableau, student, progress), task, checkpoint)
-
-
-def _result(task: Task, begin: Tableau, student: Student, progress: Progress) -> Tuning:
     progress.restore_best()
-    table = student.tableau()
+    return progress
+
+
+def _result(task: Task, progress: Progress) -> Tuning:
+    table, begin = progress.student.tableau(), progress.begin.tableau
     old, new = task.errors(begin, task.unseen), task.errors(table, task.unseen)
     most = MOST * float(old.median())  # what a sample that ends in another mode by chance counts for
     if not float(new.clamp(max=most).mean()) < (1 - ROUNDING) * float(old.clamp(max=most).mean()):

@@ -9,8 +9,9 @@ Three values of lambda are tried in each iteration, and the best is kept. The it
 are held out is returned, and the search ends once these get no better.
 
 A few samples next to the border between two modes end in the other one, and are worth as much as a thousand others.
-Whether they do is chance, and no derivative tells. So a distance counts for ten times the median at most where steps
-and iterates are compared, and beyond that w_s falls with the third power of |r_s|.
+Whether they do is chance, and no derivative tells. So a distance counts for fifty times the median at most where steps
+and iterates are compared, and beyond that w_s falls with the third power of |r_s|. The best step is doubled as long as
+that leads nearer: the weights bound the distances from above, so that its own length is short.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LEAST = 1e-9
 FACTORS = (0.1, 1.0, 10.0)
 """Of the dampings tried in an iteration."""
 TRIES = 3  # rounds of larger dampings before an iterate is taken for the best
-PATIENCE = 6  # iterations without a gain on the noises held out
+PATIENCE = 10  # iterations without a gain on the noises held out
 FLOOR = 1e-2  # the least distance that weighs more, over the median
 TINY = 1e-30
 ENOUGH = 1e-4  # a smaller relative gain on the noises held out is none
@@ -87,19 +88,26 @@ class LeastSquares:
         here, best, least = self.place(), None, float(far.clamp(max=most).mean())
         for _ in range(TRIES):
             for damping in [max(float(self.damping) * factor, LEAST) for factor in FACTORS]:
-                there = here - torch.linalg.solve(A + torch.diag(damping * A.diag() + TINY), g)
-                self.put(there)
-                errors = self.task.errors(self.student.tableau(), self.task.learning)
-                if (found := float(errors.clamp(max=most).mean())) < least:
-                    best, least, kept = there, found, damping
+                step = torch.linalg.solve(A + torch.diag(damping * A.diag() + TINY), g)
+                if (found := self.tried(here - step, most)) < least:
+                    best, least, kept = step, found, damping
             if best is not None:
                 break
             self.damping.mul_(FACTORS[-1] ** 3)
         if best is not None:
             self.damping.fill_(kept)
-        self.put(here if best is None else best)
+            while (found := self.tried(here - 2 * best, most)) < least:
+                best, least = 2 * best, found
+            here = here - best
+        self.put(here)
         self.progress.advance(float(far.mean()))
         return best is not None
+
+    def tried(self, place: Tensor, most: float) -> float:
+        """The mean distance of the noises to learn from with these parameters, none above `most`."""
+        self.put(place)
+        errors = self.task.errors(self.student.tableau(), self.task.learning)
+        return float(errors.clamp(max=most).mean())
 
     def equations(self) -> tuple[Tensor, Tensor, Tensor]:
         """A (P, P), g (P,), and the distances (n,) of the noises to learn from."""

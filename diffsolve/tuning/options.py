@@ -24,7 +24,7 @@ from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.losses import Distance, Loss
 
-__all__ = ["DEFAULTS", "METHODS", "LONGEST", "OneOptions", "TuneOptions", "about", "checked"]
+__all__ = ["DEFAULTS", "LONGEST", "METHODS", "OneOptions", "TuneOptions", "about", "checked"]
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""

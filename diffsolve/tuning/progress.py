@@ -104,7 +104,7 @@ class Progress:
         self.iteration, self.done = 0, False
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
-        self.moments, self.task, self.begin = dict(moments), task, begin
+        self.student, self.moments, self.task, self.begin = student, dict(moments), task, begin
         self.bar: Any = None
         self._names, self._checkpoint = list(student.parameters), checkpoint
         self._live = dict(self.moments)

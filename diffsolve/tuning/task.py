@@ -18,8 +18,8 @@ from diffsolve.tuning.runs import Noises, executed, held_out
 
 __all__ = ["Measured", "Task"]
 
-MOST = 10.0
-"""How many times the median a noise counts at most where runs are chosen."""
+MOST = 50.0
+"""How many times the median a noise counts at most where runs are compared: a flip in a hundred is half of it all."""
 
 
 class Measured(NamedTuple):

@@ -106,7 +106,7 @@ def test_the_equations_are_those_of_weighted_least_squares(features):
         J = torch.stack([(features(some + 1e-6 * j) - features(some - 1e-6 * j)) / 2e-6 for j in J])
     far = r.norm(dim=1)
     torch.testing.assert_close(distances, far)
-    parts = [(part.clamp(min=0.01 * float(part.median())), 10 * float(part.median())) for part in far.split(5)]
+    parts = [(part.clamp(min=0.01 * float(part.median())), 50 * float(part.median())) for part in far.split(5)]
     weight = torch.cat([torch.where(part > most, most**2 / part**3, 1 / part) for part, most in parts]) / 9
     torch.testing.assert_close(A, torch.einsum("pbm,b,qbm->pq", J / size, weight, J / size), rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(g, torch.einsum("pbm,b,bm->p", J / size, weight, r), rtol=1e-4, atol=1e-7)
@@ -123,7 +123,7 @@ def test_every_iteration_is_nearer_and_the_best_on_other_noises_is_returned():
     size = float(ends.square().sum(1).mean()) ** 0.5
     far = (ds.sample(RING, noise=x, solver=tuning.tableau) - ends).norm(dim=1) / size
     chosen = far[72:84]
-    assert best == pytest.approx(float(chosen.clamp(max=10 * float(chosen.median())).mean()), rel=1e-9)
+    assert best == pytest.approx(float(chosen.clamp(max=50 * float(chosen.median())).mean()), rel=1e-9)
     assert tuning.after.value == pytest.approx(float(far[84:].mean()), rel=1e-9)
     assert tuning.after.stderr == pytest.approx(float(far[84:].std()) / 12**0.5, rel=1e-9)
     assert tuning.learning == pytest.approx(float(far[:72].mean()), rel=1e-9)
@@ -143,7 +143,7 @@ def test_it_ends_once_other_noises_get_no_nearer():
     tuning = fit(RING, (16, 2), nfe=4, solver="unipc-3", **{**SMALL, "iterations": 200})
     assert len(tuning.losses) < 60
     losses = [loss for _, loss in tuning.validation]
-    assert min(losses[:-6]) < min(losses[-6:]) or losses[-1] == losses[-2]
+    assert min(losses[:-10]) < min(losses[-10:]) or losses[-1] == losses[-2]
 
 
 def test_a_learning_cut_off_goes_on_to_the_same_bits(tmp_path):
