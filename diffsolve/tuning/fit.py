@@ -108,7 +108,9 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             default |x - end| over the root mean square of |end|, one per sample; not squared, since the few samples
             that end in another mode would then dominate.
         method: "least-squares" (Levenberg-Marquardt on all noises, for a distance) or "adam" (on batches, for any
-            loss). If None the first, or the second where `loss` is no distance or `lr` is given.
+            loss). If None the first, or the second where `loss` is no distance or `lr` is given. Or "gits": only the
+            times, and without a derivative of the network: those of the least sum of a first-order step's errors along
+            the teacher's runs (`diffsolve.tuning.gits`), for the best of a few solvers, or the one that is named.
         iterations: at most; 40, or 300 of Adam's.
         batch: noises at once: 256, or 64 in each of Adam's iterations.
         lr: of Adam, 0.02 if None; the parameters are weights and logits of step sizes, of order 1.

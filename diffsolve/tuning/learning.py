@@ -14,13 +14,14 @@ from diffsolve.common.checks import integer, required
 from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
 from diffsolve.tableau import Tableau
+from diffsolve.tuning import gits
 from diffsolve.tuning.adam import Adam
 from diffsolve.tuning.least_squares import LeastSquares
 from diffsolve.tuning.losses import scaled
 from diffsolve.tuning.options import LONGEST, about
 from diffsolve.tuning.pilot import Start, candidates, grown, ranked
 from diffsolve.tuning.progress import Checkpoint, Progress, Saved
-from diffsolve.tuning.runs import Noises, drawn, run_teacher
+from diffsolve.tuning.runs import Noises, drawn, run_teacher, teacher_of
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import MOST, Measured, Task
 
@@ -94,13 +95,17 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     saved = None if settings["force"] else checkpoint.read()
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
     task = _task(problem, noises, starts[0].tableau, known, settings)
+    if settings["method"] == "gits":
+        begin, table = ranked(task, starts)[0], _timed(task, problem, settings)
+        return Work(_result(task, begin.tableau, table.tableau), task, checkpoint)
     kind: type[LeastSquares] | type[Adam] = Adam if settings["method"] == "adam" else LeastSquares
     begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
     progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
     if fewer is not None and not task.verdict(progress.student.tableau()) < task.verdict(fewer.tuning.tableau):
         begin = grown(task.model, fewer.tuning.tableau, starts[0].tableau.nfe)  # which is no worse than that
         progress = _learn(task, begin, _student(task, begin), kind, checkpoint, None)
-    return Work(_result(task, progress), task, checkpoint)
+    table, losses, validation = progress.student.tableau(), tuple(progress.losses), tuple(progress.validation)
+    return Work(_result(task, begin.tableau, table, losses, validation), task, checkpoint)
 
 
 def _learn(
@@ -123,8 +128,26 @@ def _learn(
     return progress
 
 
-def _result(task: Task, progress: Progress) -> Tuning:
-    table, begin = progress.student.tableau(), progress.begin.tableau
+def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
+    """The best of the solvers at the times of GITS; a few noises are enough to find these."""
+    few = task.noises.some(task.learning[: FEW[0]])
+    solver, teacher = settings["solver"], settings["teacher"]
+    if not isinstance(teacher, Tableau):
+        teacher = teacher_of(
+            problem.model, integer("teacher", teacher, 1), candidates(problem, settings)[0].tableau, few
+        )
+    task.calls += teacher.nfe * len(few.x)
+    runs = gits.starts(problem.model, few, teacher, settings["nfe"], gits.SOLVERS if solver is None else (solver,))
+    return min(runs, key=lambda run: task.verdict(run.tableau))
+
+
+def _result(
+    task: Task,
+    begin: Tableau,
+    table: Tableau,
+    losses: tuple[float, ...] = (),
+    validation: tuple[tuple[int, float], ...] = (),
+) -> Tuning:
     old, new = task.errors(begin, task.unseen), task.errors(table, task.unseen)
     most = MOST * float(old.median())  # what a sample that ends in another mode by chance counts for
     if not float(new.clamp(max=most).mean()) < (1 - ROUNDING) * float(old.clamp(max=most).mean()):
@@ -136,7 +159,6 @@ def _result(task: Task, progress: Progress) -> Tuning:
         table, new = begin, old
     gain = Measured.of((old - new).nan_to_num(posinf=math.inf))
     learning = task.error(table, task.learning)
-    losses, validation = tuple(progress.losses), tuple(progress.validation)
     return Tuning(
         table, begin, Measured.of(old), Measured.of(new), gain, learning, losses, validation, task.calls,
         task.seconds,

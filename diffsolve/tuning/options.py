@@ -28,9 +28,9 @@ __all__ = ["DEFAULTS", "LONGEST", "METHODS", "OneOptions", "TuneOptions", "about
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
-METHODS = ("least-squares", "adam")
-ITERATIONS = {"least-squares": 40, "adam": 300}
-BATCH = {"least-squares": 256, "adam": 64}
+METHODS = ("least-squares", "adam", "gits")
+ITERATIONS = {"least-squares": 40, "adam": 300, "gits": 1}
+BATCH = {"least-squares": 256, "adam": 64, "gits": 256}
 RATE = 0.02
 
 
@@ -46,7 +46,7 @@ class OneOptions(TypedDict, total=False):
     history: int | None
     times: bool
     loss: Loss | None
-    method: Literal["least-squares", "adam"] | None
+    method: Literal["least-squares", "adam", "gits"] | None
     iterations: int | None
     batch: int | None
     lr: float | None
@@ -97,6 +97,13 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         budgets = sorted({integer("nfe", nfe, 2) for nfe in settings["nfe"]})
         required(bool(budgets), "nfe", settings["nfe"], "at least one budget")
         settings["nfe"] = budgets
+    if method == "gits":
+        for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
+            required(settings[name] is None, name, settings[name], "left out with method='gits'")
+        required(settings["nfe"] is not None, "nfe", None, "given with method='gits'")
+        required(
+            not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
+        )
     for name, default in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, default if settings[name] is None else settings[name], 1)
     if settings["history"] is not None:
