@@ -20,7 +20,7 @@ from diffsolve.paths import Path
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Draft, Tableau
 
-__all__ = ["Family", "Provenance"]
+__all__ = ["Family", "Provenance", "learned_solver"]
 
 FORMAT, ACCEPTED = "diffsolve.family/1", "a family of learned solvers, as Family.save writes it"
 
@@ -133,6 +133,17 @@ class Family(Solver):
             tableaux = instance("tableaux", plain["tableaux"], dict, "an object")
             read = {int(nfe): Tableau.from_json(dumps(tableau)) for nfe, tableau in tableaux.items()}
             return cls(read, Provenance(**about))
+
+
+def learned_solver(path: str | os.PathLike[str]) -> Tableau | Family:
+    """The tableau, or the family, of a file that `save` wrote.
+
+    Raises:
+        FileError: if it is neither.
+    """
+    with reading(path, "one that Tableau.save or Family.save wrote"):
+        family = parsed(FilePath(path).read_bytes()).get("format") == FORMAT
+    return Family.load(path) if family else Tableau.load(path)
 
 
 @dataclass(frozen=True, eq=False)
