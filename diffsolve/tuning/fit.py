@@ -124,6 +124,8 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             uninterrupted run; of a finished one it gives the result again, until `out` is written or it is deleted. It
             needs a seed, and is held to the network, conditions and options; what `loss` computes is not checked. With
             several budgets each has one, whose name ends in its number.
+        cache: a folder for the ends of the teacher's runs: one file for each network, noises, conditions, guidance and
+            teacher. Ends that it has are not made again.
         out: a .json file for the tableau, or the family. It is written before the checkpoint is deleted.
         force: start anew, whatever the checkpoint has.
         progress: show a bar.

@@ -18,9 +18,9 @@ from diffsolve.tuning import gits
 from diffsolve.tuning.adam import Adam
 from diffsolve.tuning.least_squares import LeastSquares
 from diffsolve.tuning.losses import scaled
-from diffsolve.tuning.options import LONGEST, about
+from diffsolve.tuning.options import LONGEST, SAME_ENDS, about
 from diffsolve.tuning.pilot import Start, candidates, grown, ranked
-from diffsolve.tuning.progress import Checkpoint, Progress, Saved
+from diffsolve.tuning.progress import Checkpoint, Ends, Progress, Saved
 from diffsolve.tuning.runs import Noises, drawn, run_teacher, teacher_of
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import MOST, Measured, Task
@@ -94,7 +94,7 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     checkpoint = Checkpoint(settings["checkpoint"], about(problem, noises.x, settings))
     saved = None if settings["force"] else checkpoint.read()
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
-    task = _task(problem, noises, starts[0].tableau, known, settings)
+    task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings)
     if settings["method"] == "gits":
         begin, table = ranked(task, starts)[0], _timed(task, problem, settings)
         return Work(_result(task, begin.tableau, table.tableau), task, checkpoint)
@@ -165,11 +165,22 @@ def _result(
     )  # fmt: skip
 
 
-def _task(problem: Problem, noises: Noises, begin: Tableau, ends: Tensor | None, settings: Mapping[str, Any]) -> Task:
+def _task(
+    problem: Problem,
+    noises: Noises,
+    begin: Tableau,
+    ends: Tensor | None,
+    about: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Task:
     """The task, with the teacher's ends if they are known, or else made."""
     calls = 0
     if ends is None:
+        known = Ends(settings["cache"], {name: about[name] for name in SAME_ENDS})
+        ends = known.read(noises.x)
+    if ends is None:
         ends, calls = run_teacher(problem.model, noises, settings["teacher"], begin, settings["batch"])
+        known.write(ends)
     loss, seed = scaled(settings["loss"], ends), problem.key.seed
     assert isinstance(seed, int)
     return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls)

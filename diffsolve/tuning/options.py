@@ -24,7 +24,7 @@ from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.losses import Distance, Loss
 
-__all__ = ["DEFAULTS", "LONGEST", "METHODS", "OneOptions", "TuneOptions", "about", "checked"]
+__all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOptions", "about", "checked"]
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
@@ -32,6 +32,8 @@ METHODS = ("least-squares", "adam", "gits")
 ITERATIONS = {"least-squares": 40, "adam": 300, "gits": 1}
 BATCH = {"least-squares": 256, "adam": 64, "gits": 256}
 RATE = 0.02
+SAME_ENDS = ("ends", "network", "noise", "shape", "cond", "teacher", "guidance")
+"""Of the settings, those that the ends of the teacher's runs depend on."""
 
 
 class OneOptions(TypedDict, total=False):
@@ -56,6 +58,7 @@ class OneOptions(TypedDict, total=False):
     gradient: Literal["direct", "checkpoint"]
     seed: int | Key | torch.Generator | None
     checkpoint: str | os.PathLike[str] | None
+    cache: str | os.PathLike[str] | None
     out: str | os.PathLike[str] | None
     force: bool
     progress: bool

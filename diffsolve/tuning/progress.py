@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from diffsolve.common.checks import instance, integer, number, required
-from diffsolve.common.files import match, read_tensors, reading, write_tensors
+from diffsolve.common.files import dumps, in_folder, match, read_tensors, reading, write_tensors
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.pilot import Start
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import Task
 
-__all__ = ["Checkpoint", "Progress", "Saved"]
+__all__ = ["Checkpoint", "Ends", "Progress", "Saved"]
 
 FORMAT, ACCEPTED = "diffsolve.tuning/3", "the checkpoint of a tuning"
 
@@ -78,6 +79,36 @@ class Checkpoint:
         """Delete the file, if there is one."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
+
+
+class Ends:
+    """The file of a teacher's ends, whose name is made of what they depend on; or none.
+
+    Args:
+        folder: where it lies.
+        about: what they depend on, as JSON values.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, about: Mapping[str, Any]) -> None:
+        name = sha256(dumps(dict(about)).encode()).hexdigest()[:32]
+        self.file = None if folder is None else in_folder(Path(folder) / f"{name}.safetensors", "cache")
+
+    def read(self, like: Tensor) -> Tensor | None:
+        """The ends, for noises such as `like`; None if they are not there.
+
+        Raises:
+            FileError: if the file is another.
+        """
+        if self.file is None or not self.file.exists():
+            return None
+        tensors, _ = read_tensors(self.file, accepted="the ends of a teacher's runs")
+        match(self.file, tensors, {"ends": like})
+        return tensors["ends"].to(like)
+
+    def write(self, ends: Tensor) -> None:
+        """Keep the ends, if there is a folder."""
+        if self.file is not None:
+            write_tensors(self.file, {"ends": ends})
 
 
 class Progress:

@@ -54,6 +54,7 @@ class Task:
     batch: int
     seed: int
     settings: Mapping[str, Any]
+    """The options of `ds.tune`; here only `held_out`."""
     learning: Tensor = field(init=False)
     """The indices of the noises to learn from;"""
     choosing: Tensor = field(init=False)

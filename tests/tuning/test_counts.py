@@ -53,3 +53,22 @@ def test_ends_that_are_given_cost_no_calls():
     options = {"nfe": 2, "iterations": 1, "batch": 8, "seed": 0, "noise": noise}
     given, taught = (fit(model, teacher=teacher, **options).calls for teacher in (ends, 50))
     assert taught - given == 8 * 50
+
+
+def test_ends_that_were_made_before_cost_no_calls(tmp_path):
+    model = ds.adapt(lambda x, t: -x * (1 + t.view(-1, 1)), "condot", "velocity")
+    options = {"iterations": 1, "seed": 0, "teacher": 50, "solver": "ddim", "cache": tmp_path}
+    first = fit(model, (8, 2), nfe=2, **options)
+    again, other = fit(model, (8, 2), nfe=2, **options), fit(model, (8, 2), nfe=3, **options)
+    assert first.calls - again.calls == 8 * 50
+    assert (again.tableau, again.before) == (first.tableau, first.before)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert other.calls < 8 * 50
+    fit(model, (8, 2), nfe=2, **{**options, "teacher": 51})
+    fit(model, (8, 2), nfe=2, guidance=2.0, **options)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    for file in files:
+        file.write_bytes(b"?")
+    with pytest.raises(ValueError, match="must be the ends of a teacher's runs, got"):
+        fit(model, (8, 2), nfe=2, **options)

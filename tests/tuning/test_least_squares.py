@@ -131,6 +131,7 @@ def test_every_iteration_is_nearer_and_the_best_on_other_noises_is_returned():
     assert tuning.gain.value == pytest.approx(float((old - far[84:]).mean()), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_second_order_is_nearer_than_first_with_as_many_calls():
     options = {"nfe": 4, "solver": "unipc-3", "teacher": 30, "seed": 0, "dtype": torch.float64}
     second = fit(RING, (32, 2), method="least-squares", iterations=4, **options)
@@ -176,7 +177,7 @@ def test_what_it_does_not_take_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             fit(RING, (8, 2), nfe=3, method="least-squares", **options)
-    with pytest.raises(ValueError, match="method must be 'least-squares' or 'adam', got 'newton'"):
+    with pytest.raises(ValueError, match="method must be 'least-squares', 'adam' or 'gits', got 'newton'"):
         fit(RING, (8, 2), nfe=3, method="newton")
     infinite = ds.adapt(lambda x, t: x * torch.inf, "condot", "velocity")
     with pytest.raises(FloatingPointError, match="in iteration 0: another solver"):
