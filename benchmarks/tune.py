@@ -1,6 +1,6 @@
 r"""Learned runs against the best of those that are written down.
 
-    python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core
+    python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core; or one --path of them
     python benchmarks/tune.py digits       # results/tune_digits.md: five or so
     python benchmarks/tune.py --quick      # little of both, to the terminal
 
@@ -20,6 +20,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path as FilePath
 
 import torch
@@ -75,6 +76,8 @@ def mixtures(
     cache.mkdir(exist_ok=True)
     (cache / ".gitignore").write_text("*\n")
     for path, target in itertools.product(paths, targets):
+        if all(table.value([path, target, nfe], "tuned") is not None for nfe in budgets):
+            continue
         course, problem = COURSES[path], Problem(target, PARTICLES, cache)
         tunings = learned(course, problem, budgets, noises)
         for nfe, tuning in tunings.items():
@@ -144,6 +147,8 @@ def digit_images(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learned runs against the best of the others.")
     parser.add_argument("part", nargs="?", choices=("mixtures", "digits"), help="one of the two; both if not given")
+    parser.add_argument("--path", choices=COURSES, help="of the mixtures; all if not given")
+    parser.add_argument("--resume", action="store_true", help="keep the mixtures that are recorded")
     parser.add_argument("--quick", action="store_true", help="little of everything, and no file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -152,8 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         mixtures(Recorder("tune", None), ["flow"], ["ring"], [4, 5], 128)
         digit_images(Recorder("tune_digits", None), [4], [], 2, 32, 30)
         return
+    paths, recorder = (
+        [options.path] if options.path else list(COURSES),
+        partial(Recorder, "tune", resume=options.resume),
+    )
     parts = {
-        "mixtures": ("tune.md", lambda: mixtures(Recorder("tune"), list(COURSES), TARGETS, BUDGETS, 1024)),
+        "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 1024)),
         "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), [4, 6], [8, 12], 12, 160, 100)),
     }
     for name, (file, measured) in parts.items():

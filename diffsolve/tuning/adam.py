@@ -105,7 +105,7 @@ def _check_derivatives(student: Student, noises: Noises) -> None:
         gradients = torch.autograd.grad(out.sum(), [x, t], allow_unused=True) if out.requires_grad else (None, None)
     if gradients[0] is None:
         raise ValueError("net must have a derivative in its input, got an output without a graph back to it")
-    if times and (gradients[1] is None or model.clock == "index"):
+    if times and gradients[1] is None:
         raise ValueError(
             f"net must have a derivative in its time, got none with clock={model.clock!r}; times=False learns the "
             "weights alone"

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffsolve.common.checks import integer, required
 from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
+from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 from diffsolve.tuning import gits
 from diffsolve.tuning.adam import Adam
@@ -89,7 +90,7 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     """
     starts = candidates(problem, settings)
     bind(starts[0].tableau, problem.model)
-    _check_teacher(settings["teacher"], starts[0].tableau)
+    _check(settings, starts[0].tableau, problem.model)
     noises = Noises(drawn(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
     checkpoint = Checkpoint(settings["checkpoint"], about(problem, noises.x, settings))
     saved = None if settings["force"] else checkpoint.read()
@@ -101,9 +102,11 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     kind: type[LeastSquares] | type[Adam] = Adam if settings["method"] == "adam" else LeastSquares
     begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
     progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
-    if fewer is not None and not task.verdict(progress.student.tableau()) < task.verdict(fewer.tuning.tableau):
-        begin = grown(task.model, fewer.tuning.tableau, starts[0].tableau.nfe)  # which is no worse than that
-        progress = _learn(task, begin, _student(task, begin), kind, checkpoint, None)
+    if fewer is not None and settings["times"]:
+        more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe)
+        better = task.verdict(progress.student.tableau()) < task.verdict(fewer.tuning.tableau)
+        if not better and begin.tableau != more.tableau:  # which a checkpoint may have begun with
+            begin, progress = more, _learn(task, more, _student(task, more), kind, checkpoint)
     table, losses, validation = progress.student.tableau(), tuple(progress.losses), tuple(progress.validation)
     return Work(_result(task, begin.tableau, table, losses, validation), task, checkpoint)
 
@@ -212,12 +215,17 @@ def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam
     return start, student
 
 
-def _check_teacher(teacher: object, begin: Tableau) -> None:
-    """Check that the accurate run has at least the calls of the one that learns from it.
+def _check(settings: Mapping[str, Any], begin: Tableau, model: Model) -> None:
+    """Check that the accurate run has at least the calls of the one that learns from it, and that times can be learned.
 
     Raises:
-        ValueError: if it has fewer.
+        ValueError: if it has fewer, or the network knows whole rows of its table only.
     """
+    if settings["times"] and model.clock == "index" and settings["method"] != "gits":
+        raise ValueError(
+            "net must have a derivative in its time, got none with clock='index'; times=False learns the weights alone"
+        )
+    teacher = settings["teacher"]
     calls = teacher.nfe if isinstance(teacher, Tableau) else teacher
     if not isinstance(calls, Tensor):
         given = integer("teacher", calls, 1)

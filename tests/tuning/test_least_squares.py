@@ -179,6 +179,9 @@ def test_what_it_does_not_take_is_refused():
             fit(RING, (8, 2), nfe=3, method="least-squares", **options)
     with pytest.raises(ValueError, match="method must be 'least-squares', 'adam' or 'gits', got 'newton'"):
         fit(RING, (8, 2), nfe=3, method="newton")
+    rows = ds.adapt(RING.net, "ddpm", "noise", clock="index")
+    with pytest.raises(ValueError, match="in its time, got none with clock='index'; times=False"):
+        fit(rows, (8, 2), nfe=3)
     infinite = ds.adapt(lambda x, t: x * torch.inf, "condot", "velocity")
     with pytest.raises(FloatingPointError, match="in iteration 0: another solver"):
         fit(infinite, noise=noise(8), nfe=3, solver="ddim", teacher=noise(8), seed=0)
