@@ -41,7 +41,7 @@ class Adam:
     @staticmethod
     def moments(student: Student) -> dict[str, Tensor]:
         """Adam's own initial state, created here so that a checkpoint can be copied into it."""
-        moments = {}
+        moments: dict[str, Tensor] = {}
         for name, p in student.parameters.items():
             own = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             moments |= {f"{key}/{name}": moment.detach() for key, moment in own.items()}

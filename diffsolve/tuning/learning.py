@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffsolve.common.checks import integer, required
@@ -97,14 +98,15 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
     task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings)
     if settings["method"] == "gits":
-        begin, table = ranked(task, starts)[0], _timed(task, problem, settings)
-        return Work(_result(task, begin.tableau, table.tableau), task, checkpoint)
+        timed = _timed(task, problem, settings)
+        return Work(_result(task, ranked(task, starts)[0].tableau, timed.tableau), task, checkpoint)
     kind: type[LeastSquares] | type[Adam] = Adam if settings["method"] == "adam" else LeastSquares
     begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
     progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
     if fewer is not None and settings["times"]:
         more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe)
-        better = task.verdict(progress.student.tableau()) < task.verdict(fewer.tuning.tableau)
+        every = torch.cat([task.learning, task.choosing])  # the plain means, which so many noises can tell apart
+        better = task.error(progress.student.tableau(), every) < task.error(fewer.tuning.tableau, every)
         if not better and begin.tableau != more.tableau:  # which a checkpoint may have begun with
             begin, progress = more, _learn(task, more, _student(task, more), kind, checkpoint)
     table, losses, validation = progress.student.tableau(), tuple(progress.losses), tuple(progress.validation)

@@ -9,8 +9,9 @@ Three values of lambda are tried in each iteration, and the best is kept. The it
 are held out is returned, and the search ends once these get no better.
 
 A few samples next to the border between two modes end in the other one, and are worth as much as a thousand others.
-Whether they do is chance, and no derivative tells. So a distance counts for fifty times the median at most where steps
-and iterates are compared, and beyond that w_s falls with the third power of |r_s|. The best step is doubled as long as
+Whether they do is chance, and no derivative tells. So a distance counts for at most a thousand times the median where
+steps are compared, and beyond that w_s falls with the third power of |r_s|; where iterates are compared, on fewer
+noises, for fifty times the median (`Task.verdict`). The best step is doubled as long as
 that leads nearer: the weights bound the distances from above, so that its own length is short.
 """
 
@@ -23,7 +24,7 @@ from diffsolve.tuning.losses import Distance
 from diffsolve.tuning.progress import Progress
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.tangents import differences, linearised
-from diffsolve.tuning.task import MOST, Task
+from diffsolve.tuning.task import Task
 
 __all__ = ["LeastSquares"]
 
@@ -34,6 +35,8 @@ FACTORS = (0.1, 1.0, 10.0)
 """Of the dampings tried in an iteration."""
 TRIES = 3  # rounds of larger dampings before an iterate is taken for the best
 PATIENCE = 10  # iterations without a gain on the noises held out
+MOST = 1e3
+"""How many times the median a distance counts at most: a flip in a thousand is half of it all."""
 FLOOR = 1e-2  # the least distance that weighs more, over the median
 TINY = 1e-30
 ENOUGH = 1e-4  # a smaller relative gain on the noises held out is none
@@ -113,7 +116,7 @@ class LeastSquares:
         """A (P, P), g (P,), and the distances (n,) of the noises to learn from."""
         task, size = self.task, len(self.place())
         A, g, distances = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), []
-        for index in task.learning.split(task.batch):
+        for index in torch.split(task.learning, task.batch):
             x, J = linearised(self.student, task.noises.some(index))
             r, J = self._residual(x, J, task.ends[index.to(x.device)])
             far = r.norm(dim=1)
@@ -122,9 +125,9 @@ class LeastSquares:
             weight = (MOST * median / bounded).clamp(max=1) ** 2 / bounded / len(task.learning)
             J = J.flatten(2)
             weighted = (J * weight[:, None]).flatten(1)
-            A += (weighted @ J.flatten(1).T).double().cpu()
-            g += (weighted @ r.flatten()).double().cpu()
-            distances.append(far.double().cpu())
+            A += (weighted @ J.flatten(1).T).cpu().double()
+            g += (weighted @ r.flatten()).cpu().double()
+            distances.append(far.cpu().double())
         task.calls += len(task.learning) * self.student.cost
         return A, g, torch.cat(distances)
 
@@ -143,5 +146,5 @@ class LeastSquares:
 
     def put(self, values: Tensor) -> None:
         parameters = self.student.parameters.values()
-        for p, value in zip(parameters, values.split([p.numel() for p in parameters]), strict=True):
+        for p, value in zip(parameters, torch.split(values, [p.numel() for p in parameters]), strict=True):
             p.data.copy_(value)

@@ -107,8 +107,8 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         required(
             not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
         )
-    for name, default in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
-        settings[name] = integer(name, default if settings[name] is None else settings[name], 1)
+    for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
+        settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
     if settings["history"] is not None:
         integer("history", settings["history"], 2, LONGEST)
     settings["lr"] = RATE if settings["lr"] is None else number("lr", settings["lr"], above=0)

@@ -175,7 +175,8 @@ class Student:
     def matrix(self, u: Tensor) -> Tensor:
         """B (N, N) for nodes at u (N + 1,)."""
         older = self._base + torch.tensordot(self.weights, self._spread, 1)
-        return older + torch.diag(u[1:] - u[0] - older.sum(1))
+        B: Tensor = older + torch.diag(u[1:] - u[0] - older.sum(1))
+        return B
 
     def tableau(self) -> Tableau:
         """The present run as a tableau; step i has the weights of row i minus row i - 1 of B."""
@@ -209,7 +210,9 @@ class Student:
                 by_time[k - 1, k - 1] = (dc / c)[k, None] * table[k - 1]
                 by_time[k - 1, k - 1, k] += (c * du)[k]
                 slopes, first, moves = torch.cat([by_time, slopes]), torch.cat([k - 1, first]), torch.cat([k, moves])
-                onto = torch.block_diag(torch.stack(rows, 1), onto)
+                whole = torch.zeros(n + count, n - 1 + count, dtype=torch.float64)
+                whole[:n, : n - 1], whole[n:, n - 1 :] = torch.stack(rows, 1), onto
+                onto = whole
             order = torch.argsort(first, stable=True)
         return Lines(t.detach()[:-1], table, slopes[order], first[order], moves[order], onto[:, order])
 

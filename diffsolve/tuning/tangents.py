@@ -56,13 +56,13 @@ def differences(
             (p + h.to(t).view(-1, *[1] * p.dim()) * t[some]).flatten(0, 1)
             for p, t in zip(primals, tangents, strict=True)
         ]
-        difference = f(*moved, copies=len(some)).unflatten(0, (len(some), -1)) - value
+        difference = f(*moved, copies=len(some)).view(len(some), *value.shape) - value
         slopes.append(difference / h.to(value).view(-1, *[1] * value.dim()))
     return value, torch.cat(slopes)
 
 
 def _size(x: Tensor) -> Tensor:
-    return x.double().square().mean(-1).sqrt().cpu()
+    return x.float().square().mean(-1).sqrt().cpu()
 
 
 class _Velocity:

@@ -80,9 +80,9 @@ class Task:
     def errors(self, tableau: Tableau, index: Tensor) -> Tensor:
         """The loss of each of these noises, float64, infinite where it is not a number."""
         parts = []
-        for some in index.split(self.batch):
+        for some in torch.split(index, self.batch):
             x = executed(self.model, tableau, self.noises.some(some))
-            found = self.loss(x, self.ends[some.to(x.device)]).detach().double().cpu()
+            found = self.loss(x, self.ends[some.to(x.device)]).detach().cpu().double()
             parts.append(found.expand(len(some)))
         self.calls += tableau.nfe * len(index)
         return torch.cat(parts).nan_to_num(nan=math.inf, posinf=math.inf)
