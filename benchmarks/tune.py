@@ -27,7 +27,7 @@ import torch
 from endpoint import ours, search
 from endpoint.problems import COURSES, Course, Problem, reduced
 from endpoint.runner import errors, run_together
-from record import Recorder, Table, stamp, stamped
+from record import Recorder, Table, read, stamped
 from torch import Tensor
 
 import diffsolve as ds
@@ -168,8 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (file, measured) in parts.items():
         if options.part in (None, name):
             began = time.perf_counter()
-            about = f"`benchmarks/tune.py` says how; {stamped([stamp()])}."
-            lines = [f"# Learned runs: {name}", "", about, "", *measured(), ""]
+            found = measured()
+            file_of = {"mixtures": "tune", "digits": "tune_digits"}[name]
+            about = f"`benchmarks/tune.py` says how; {stamped(read(HERE / 'results' / f'{file_of}.jsonl'))}."
+            lines = [f"# Learned runs: {name}", "", about, "", *found, ""]
             (HERE / "results" / file).write_text("\n".join(lines))
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 
