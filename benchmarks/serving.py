@@ -125,7 +125,7 @@ def skipping(recorder: Recorder, name: str, budgets: Sequence[int], count: int, 
         ours = [off(ds.sample(model, noise=x, solver=ds.skip(plan, budget, q), cond=cond)) for q in (1, 2, 3)]
         learned = fit(
             model, (noises, *shape), solver=ds.skip(plan, budget), teacher=plan, iterations=iterations,
-            batch=min(32, noises // 8), seed=0, cond={"label": torch.arange(noises) % 10},
+            method="adam", batch=min(32, noises // 8), seed=0, cond={"label": torch.arange(noises) % 10},
         )  # fmt: skip
         tuned = off(ds.sample(model, noise=x, solver=learned.tableau, cond=cond))
         table.add([name, budget], [*caches, fewer, *ours, tuned, tuned / min(caches)])

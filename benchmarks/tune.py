@@ -1,12 +1,13 @@
 r"""Learned runs against the best of those that are written down.
 
-    python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core
+    python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core; or one --path of them
     python benchmarks/tune.py digits       # results/tune_digits.md: five or so
     python benchmarks/tune.py --quick      # little of both, to the terminal
 
 On exact mixtures, as in `accuracy.py` and on its particles: the mean over them of |x - x*| over the root mean square
 norm of the data, in float64. `best` is the least error of all of our configurations that `accuracy.py` tries, picked
-after the fact in each cell; `tuned` has seen other noises, and a run of 100 calls in the place of the exact flow.
+after the fact in each cell; `tuned` has seen other noises, 1024 of them, and a run of 100 calls in the place of the
+exact flow.
 
 On the digits network, by classes in turn: the same distance to a run of 100 calls over noises that the learning had no
 part in, and the Frechet distance between the pixels (64 of them, as they are) of the samples and of the data set.
@@ -19,23 +20,26 @@ import itertools
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path as FilePath
 
 import torch
 from endpoint import ours, search
-from endpoint.problems import COURSES, Course, Problem
+from endpoint.problems import COURSES, Course, Problem, reduced
 from endpoint.runner import errors, run_together
-from record import Recorder, stamp, stamped
+from record import Recorder, Table, read, stamped
 from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.reference import digits, mixture_model
-from diffsolve.tuning import Tuning, fit
+from diffsolve.tuning import Tunings, fit
 
 HERE = FilePath(__file__).resolve().parent
 TARGETS = ("ring", "iso64")
 BUDGETS = (4, 5, 6, 8, 10)
 PARTICLES = 128
+FRESH = 512
+"""Images of the digits network that the runs are compared on."""
 RIVALS = (
     "auto", "euler", "ab-2", "ab-3", "abm-2", "abm-3", "deis-2", "deis-3", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3",
     "ipndm-2", "ipndm-4", "res-2m", "res-3m", "heun", "midpoint",
@@ -43,35 +47,57 @@ RIVALS = (
 """The solvers that are tried on the digits network, each on its own grid."""
 
 
-def mixture_cell(course: Course, problem: Problem, nfe: int, iterations: int) -> tuple[float, float, str, Tuning]:
-    """The errors of auto and the best configuration, its name, and a learned run."""
+def best_of_all(course: Course, problem: Problem, nfe: int) -> tuple[float, float, str]:
+    """The errors of auto and of the best configuration, and its name."""
     shortlist = search.load(HERE / "results/shortlist.json", course.name)
     pairs = list(dict.fromkeys([*ours.RULE, *ours.POINTS, *ours.named(course.name), *shortlist]))
     found = errors(course, pairs, nfe, [problem])[problem.name]
     least = min(range(len(pairs)), key=lambda c: (found[c] != found[c], found[c]))  # nan last
-    model = mixture_model(problem.full, course.path, "velocity" if course.name == "flow" else "noise")
-    tuning = fit(
-        model, (1024, problem.dim), nfe=nfe, stop=course.stop, iterations=iterations, seed=0, dtype=torch.float64
-    )
-    return found[0], found[least], " @ ".join(pairs[least]), tuning
+    return found[0], found[least], " @ ".join(pairs[least])
+
+
+def learned(course: Course, problem: Problem, budgets: Sequence[int], noises: int) -> Tunings:
+    """Runs learned from other noises; in the span of the means, as the particles are (`endpoint.problems.reduced`)."""
+    z = torch.randn((noises, problem.dim), generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    mixture, z = reduced(problem.full, z)
+    model = mixture_model(mixture, course.path, "velocity" if course.name == "flow" else "noise")
+    return fit(model, noise=z * course.path.prior_std(), nfe=budgets, stop=course.stop, seed=0)
 
 
 def mixtures(
-    recorder: Recorder, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], iterations: int
+    recorder: Recorder, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int], noises: int
 ) -> list[str]:
-    columns = {"auto": ".1e", "best": ".1e", "which": "", "tuned": ".1e", "tuned / best": ".2f", "seconds": ".0f"}
+    columns = {
+        "auto": ".1e", "best": ".1e", "which": "", "tuned": ".1e", "tuned / best": ".2f", "where it learned": ".1e",
+        "seconds": ".0f",
+    }  # fmt: skip
     table = recorder.table("mixtures", ["path", "target", "NFE"], columns)
     cache = HERE / ".cache"
     cache.mkdir(exist_ok=True)
     (cache / ".gitignore").write_text("*\n")
     for path, target in itertools.product(paths, targets):
+        if all(table.value([path, target, nfe], "tuned") is not None for nfe in budgets):
+            continue
         course, problem = COURSES[path], Problem(target, PARTICLES, cache)
-        for nfe in budgets:
-            auto, best, name, tuning = mixture_cell(course, problem, nfe, iterations)
+        tunings = learned(course, problem, budgets, noises)
+        for nfe, tuning in tunings.items():
+            auto, best, name = best_of_all(course, problem, nfe)
             x = run_together([tuning.tableau], problem, problem.start(course))
             tuned = float(problem.error(course, x)[0])
-            table.add([path, target, nfe], [auto, best, f"`{name}`", tuned, tuned / best, tuning.seconds])
-    return table.markdown()
+            case = [path, target, nfe]
+            table.add(case, [auto, best, f"`{name}`", tuned, tuned / best, tuning.learning, tuning.seconds])
+    return [*table.markdown(), "", *means(table, paths, targets, budgets)]
+
+
+def means(table: Table, paths: Sequence[str], targets: Sequence[str], budgets: Sequence[int]) -> list[str]:
+    """The geometric means over paths and targets."""
+    lines = ["| NFE | tuned / best | tuned / auto | the worst tuned / best |", "|---|---|---|---|"]
+    for nfe in budgets:
+        cases = [[path, target, nfe] for path, target in itertools.product(paths, targets)]
+        tuned, best, auto = (torch.tensor([table.value(c, name) for c in cases]) for name in ("tuned", "best", "auto"))
+        over = [float((tuned / other).log().mean().exp()) for other in (best, auto)]
+        lines.append(f"| {nfe} | {over[0]:.2f} | {over[1]:.2f} | {float((tuned / best).max()):.2f} |")
+    return lines
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
@@ -84,54 +110,68 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return float((a.mean(0) - b.mean(0)).square().sum() + C.trace() + D.trace() - 2 * mixed)
 
 
-def digit_images(recorder: Recorder, budgets: Sequence[int], iterations: int, n: int, teacher: int) -> list[str]:
+def digit_images(
+    recorder: Recorder, budgets: Sequence[int], more: Sequence[int], iterations: int, n: int, teacher: int
+) -> list[str]:
+    """Learned runs beside fixed ones; of `more` budgets the fixed ones alone."""
     model, (images, _) = ds.load("digits"), digits.load_data()
     cond = {"label": torch.arange(n) % 10}
     x = ds.Key(0).normal((n, 1, 8, 8), row=1)  # as `tune` draws them, for the longest run to be made once
     ends = ds.sample(model, noise=x, nfe=teacher, cond=cond)
-    fresh = ds.sample(model, (2 * n, 1, 8, 8), nfe=teacher, seed=1, cond={"label": torch.arange(2 * n) % 10})
+    fresh = ds.sample(model, (FRESH, 1, 8, 8), nfe=teacher, seed=1, cond={"label": torch.arange(FRESH) % 10})
     norm = fresh.flatten(1).norm(dim=1).square().mean().sqrt()
 
     def row(solver: str | ds.Tableau, nfe: int | None) -> tuple[float, float]:
-        label = {"label": torch.arange(2 * n) % 10}
-        found = ds.sample(model, (2 * n, 1, 8, 8), solver=solver, nfe=nfe, seed=1, cond=label)
+        label = {"label": torch.arange(FRESH) % 10}
+        found = ds.sample(model, (FRESH, 1, 8, 8), solver=solver, nfe=nfe, seed=1, cond=label)
         error = float((found - fresh).flatten(1).norm(dim=1).mean() / norm)
         return error, frechet(found, images)
 
     table = recorder.table("digits", ["NFE", "solver"], {"distance": ".4f", "Frechet": ".3f", "seconds": ".0f"})
     table.add([teacher, "the teacher"], [0.0, frechet(fresh, images), None])
+    tunings = fit(model, noise=x, teacher=ends, nfe=budgets, cond=cond, iterations=iterations, batch=64, seed=0)
     for nfe in budgets:
         rivals = {name: row(name, nfe) for name in RIVALS}
         best = min(rivals, key=lambda name: rivals[name][0])
-        tuning = fit(
-            model, noise=x, teacher=ends, nfe=nfe, cond=cond, iterations=iterations, batch=32, held_out=0.25, seed=0
-        )
+        tuning = tunings[nfe]
         table.add([nfe, "`auto`"], [*rivals["auto"], None])
         table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
         table.add([nfe, "tuned"], [*row(tuning.tableau, None), tuning.seconds])
+    for nfe in more:
+        rivals = {name: row(name, nfe) for name in RIVALS}
+        best = min(rivals, key=lambda name: rivals[name][0])
+        table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
     return table.markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learned runs against the best of the others.")
     parser.add_argument("part", nargs="?", choices=("mixtures", "digits"), help="one of the two; both if not given")
+    parser.add_argument("--path", choices=COURSES, help="of the mixtures; all if not given")
+    parser.add_argument("--resume", action="store_true", help="keep the mixtures that are recorded")
     parser.add_argument("--quick", action="store_true", help="little of everything, and no file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*nothing learned is better")
     if options.quick:
-        mixtures(Recorder("tune", None), ["flow"], ["ring"], [5, 8], 100)
-        digit_images(Recorder("tune_digits", None), [6], 20, 64, 30)
+        mixtures(Recorder("tune", None), ["flow"], ["ring"], [4, 5], 128)
+        digit_images(Recorder("tune_digits", None), [4], [], 2, 32, 30)
         return
+    paths, recorder = (
+        [options.path] if options.path else list(COURSES),
+        partial(Recorder, "tune", resume=options.resume),
+    )
     parts = {
-        "mixtures": ("tune.md", lambda: mixtures(Recorder("tune"), list(COURSES), TARGETS, BUDGETS, 300)),
-        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), BUDGETS, 150, 256, 100)),
+        "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 1024)),
+        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), [4, 6], [8, 12], 12, 160, 100)),
     }
     for name, (file, measured) in parts.items():
         if options.part in (None, name):
             began = time.perf_counter()
-            about = f"`benchmarks/tune.py` says how; {stamped([stamp()])}."
-            lines = [f"# Learned runs: {name}", "", about, "", *measured(), ""]
+            found = measured()
+            file_of = {"mixtures": "tune", "digits": "tune_digits"}[name]
+            about = f"`benchmarks/tune.py` says how; {stamped(read(HERE / 'results' / f'{file_of}.jsonl'))}."
+            lines = [f"# Learned runs: {name}", "", about, "", *found, ""]
             (HERE / "results" / file).write_text("\n".join(lines))
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from diffsolve.serving import Stepper
     from diffsolve.solvers.skip import skip
     from diffsolve.tableau import Tableau
-    from diffsolve.tuning import Choice, Choices, Tuning, choose, tune
+    from diffsolve.tuning import Choice, Choices, Family, Tuning, choose, tune
 
 __version__ = "0.1.0"
 
@@ -66,7 +66,7 @@ _HOME = {
     "serving": ("Stepper",),
     "solvers.skip": ("skip",),
     "tableau": ("Tableau",),
-    "tuning": ("Choice", "Choices", "Tuning", "choose", "tune"),
+    "tuning": ("Choice", "Choices", "Family", "Tuning", "choose", "tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
@@ -97,6 +97,7 @@ __all__ = [
     "Choices",
     "Clip",
     "Executor",
+    "Family",
     "Guidance",
     "Key",
     "Langevin",

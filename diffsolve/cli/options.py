@@ -79,6 +79,21 @@ def budget(nfe: int | None, steps: int | None) -> int | None:
     return NFE if nfe is None and steps is None else nfe
 
 
+def budgets(text: str) -> int | list[int]:
+    """One budget of calls, or several: '4,6,8' or '4-12'.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    first, dash, last = text.partition("-")
+    try:
+        if dash:
+            return list(range(int(first), int(last) + 1))
+        return [int(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise ValueError(f"nfe must be a number, a list or a range such as '4,6' or '4-12', got {text!r}") from None
+
+
 def batch_of(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[str, Any] | None]:
     """The shape of a batch of `num` samples of a reference model, and their conditions."""
     import torch

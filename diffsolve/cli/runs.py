@@ -20,6 +20,7 @@ from diffsolve.cli.options import (
     bar,
     batch_of,
     budget,
+    budgets,
     check_out,
     plain_errors,
     report,
@@ -59,6 +60,7 @@ def sample(
     from diffsolve.cli.pictures import encoded
     from diffsolve.common.files import write_whole
     from diffsolve.execute.plan import refuse
+    from diffsolve.tuning.family import learned_solver
 
     check_out(out, ".png", ".npy")
     if tol is not None and parallel is None:
@@ -67,11 +69,12 @@ def sample(
     net, kind, own = _loaded(model)
     shape, cond = batch_of(kind, label, num)
     solver = own if solver == "auto" else solver
-    if solver.endswith(".json"):
+    run_by = learned_solver(solver) if solver.endswith(".json") else solver
+    if isinstance(run_by, ds.Tableau):
         refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
-        tableau = ds.Tableau.load(solver)
+        tableau = run_by
     else:
-        tableau = ds.plan(net, solver, nfe=budget(nfe, steps), steps=steps, grid=grid, shape=shape)
+        tableau = ds.plan(net, run_by, nfe=budget(nfe, steps), steps=steps, grid=grid, shape=shape)
     torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
     began = time.perf_counter()
     run = ds.solve(
@@ -95,7 +98,9 @@ def sample(
 @plain_errors()
 def tune(
     model: ModelSpec = "digits",
-    nfe: Annotated[int, typer.Option(help="Network calls of the run that is learned.")] = 6,
+    nfe: Annotated[
+        str, typer.Option(help="Network calls of the run that is learned; '4,6,8' or '4-12' for a family of runs.")
+    ] = "6",
     solver: Annotated[
         str | None,
         typer.Option(help="What to begin with: a solver of one call a step. [default: the best of a few in a pilot]"),
@@ -105,8 +110,8 @@ def tune(
     num: Annotated[int, typer.Option(min=2, help="Noises to learn from and to validate on.")] = 256,
     label: Label = "all",
     teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
-    iterations: Annotated[int, typer.Option(help="Updates in all.")] = 300,
-    batch: Annotated[int, typer.Option(help="Noises in each update.")] = 64,
+    iterations: Annotated[int | None, typer.Option(help="Updates, at most. [default: the method's]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Noises at once. [default: the method's]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     force: Force = False,
     progress: Progress = None,
@@ -115,22 +120,23 @@ def tune(
     import torch
 
     import diffsolve as ds
-    from diffsolve.tuning import fit
+    from diffsolve.tuning import Tunings, fit
 
     check_out(out, ".json")
     net = ds.load(model)
     shape, cond = batch_of(model, label, num)
     torch.set_num_threads(1)
-    tuning = fit(
-        net, shape, nfe=nfe, solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
+    found = fit(
+        net, shape, nfe=budgets(nfe), solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
         cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", out=out, force=force, progress=bar(progress),
     )  # fmt: skip
-    report(
-        method=tuning.tableau.solver,
-        error=f"{tuning.before:.4g} -> {tuning.after:.4g}, relative, on held-out noises",
-        cost=f"{tuning.calls} network calls in {tuning.seconds:.1f} seconds",
-        file=out,
-    )
+    for tuning in found.values() if isinstance(found, Tunings) else [found]:
+        report(
+            method=tuning.tableau.solver,
+            error=f"{tuning.before} -> {tuning.after}, relative, on held-out noises",
+            cost=f"{tuning.calls} network calls in {tuning.seconds:.1f} seconds",
+            file=out,
+        )
 
 
 @plain_errors()

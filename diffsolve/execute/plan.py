@@ -63,12 +63,14 @@ def plan(
             steps and nfe is given (neither with custom times), or no step fits into the budget.
         TypeError: if solver or grid is of the wrong type.
     """
+    method, its_grid = solvers.resolve(solver)
     if not isinstance(model, Model):
         model = adapt(_nothing, model, "v" if predicts is None else predicts)
     elif predicts is not None:
         raise ValueError(f"predicts={predicts!r} cannot be given with a Model, which has its own: {model.predicts!r}")
+    else:
+        method.meet(model, guidance)
     path, determined = model.path, model.determined
-    method, its_grid = solvers.resolve(solver)
     method = method.suited(model.learned or model.predicts, guidance, _size(shape), model.jumps is not None)
     grid = its_grid or method.grid if grid is None else grid
     times = own_times(grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class Solver(ABC):
         Itself, unless its rule asks for them. `told_two`: whether the network is a flow map, told where to go.
         """
         return self
+
+    def meet(self, model: Any, guidance: float) -> None:
+        """Warn if the solver is not for that model, guided at that scale; most are for all."""
+        return
 
     @abstractmethod
     def write(self, draft: Draft, call_last: bool) -> None:

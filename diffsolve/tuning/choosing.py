@@ -22,9 +22,11 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.linear import World, measured
-from diffsolve.tuning.runs import Loss, Noises, drawn, executed, held_out, relative, run_teacher
+from diffsolve.tuning.losses import Loss, relative
+from diffsolve.tuning.runs import Noises, drawn, executed, held_out, run_teacher
 from diffsolve.tuning.search import Search
 from diffsolve.tuning.space import OWN, Pair, space
+from diffsolve.tuning.task import Measured
 
 __all__ = ["Choice", "Choices", "ChooseOptions", "Trial", "choose"]
 
@@ -64,16 +66,6 @@ FINAL = 8
 ORDERED = 8
 """The first of them are those with the least error on paper."""
 FEW = 8  # noises on which all are tried, at least
-
-
-class Measured(NamedTuple):
-    """A mean over noises with its standard error."""
-
-    value: float
-    stderr: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2e} ± {self.stderr:.0e}"
 
 
 @dataclass(frozen=True)
@@ -266,7 +258,9 @@ class _Pilot:
             best, of_best = 0, of_auto
         (solver, grid), tableau, _ = runs[best]
         shown = sorted(trials, key=lambda i: (i != best, i not in final, trials[i].error.value))
-        return Choice(nfe, solver, grid, tableau, _mean(of_best), _mean(of_auto), tuple(trials[i] for i in shown))
+        return Choice(
+            nfe, solver, grid, tableau, Measured.of(of_best), Measured.of(of_auto), tuple(trials[i] for i in shown)
+        )
 
     def ordered(self, nfe: int, pairs: Sequence[Pair]) -> list[_Run]:
         """The runs that differ and fit: `auto`, then the others by their error on paper."""
@@ -291,12 +285,6 @@ class _Pilot:
         return torch.cat(parts).nan_to_num(nan=math.inf, posinf=math.inf)
 
     def trial(self, run: _Run, index: Tensor) -> Trial:
-        error = _mean(self.errors(run.tableau, index))
+        error = Measured.of(self.errors(run.tableau, index))
         self.bar.update()
         return Trial(*run.pair, run.tableau.nfe, run.expected, error, len(index))
-
-
-def _mean(errors: Tensor) -> Measured:
-    value = float(errors.mean())
-    spread = float(errors.std()) / math.sqrt(len(errors)) if len(errors) > 1 and math.isfinite(value) else math.nan
-    return Measured(value, spread)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffsolve.api.sampling import sample
 from diffsolve.common.checks import described, integer
-from diffsolve.common.tensors import flat
 from diffsolve.execute.plan import plan
 from diffsolve.execute.start import Problem
 from diffsolve.models import Model
@@ -20,9 +19,7 @@ from diffsolve.models.conditions import picked
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
 
-__all__ = ["Loss", "Noises", "drawn", "executed", "held_out", "relative", "run_teacher"]
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Noises", "drawn", "executed", "held_out", "run_teacher", "teacher_of"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,13 @@ def executed(model: Model, tableau: Tableau, noises: Noises) -> Tensor:
     )  # fmt: skip
 
 
+def teacher_of(model: Model, calls: int, begin: Tableau, noises: Noises) -> Tableau:
+    """The run of "auto" with so many calls, between the times of the run that is to learn."""
+    ends = (model.path.t_noise, model.path.t_data)
+    start, stop = (None if t == end else t for t, end in zip(begin.times[[0, -1]].tolist(), ends, strict=True))
+    return plan(model, nfe=calls, start=start, stop=stop, guidance=noises.guidance.level, shape=noises.x.shape)
+
+
 def run_teacher(
     model: Model, noises: Noises, teacher: int | Tableau | Tensor, begin: Tableau, batch: int
 ) -> tuple[Tensor, int]:
@@ -72,10 +76,7 @@ def run_teacher(
             raise ValueError(f"teacher must be floating, the ends of the noises {shape}, got {described(teacher)}")
         return teacher.detach().to(noises.x), 0
     if not isinstance(teacher, Tableau):
-        teacher = integer("teacher", teacher, 1)  # network calls
-        ends = (model.path.t_noise, model.path.t_data)
-        start, stop = (None if t == end else t for t, end in zip(begin.times[[0, -1]].tolist(), ends, strict=True))
-        teacher = plan(model, nfe=teacher, start=start, stop=stop, guidance=noises.guidance.level, shape=noises.x.shape)
+        teacher = teacher_of(model, integer("teacher", teacher, 1), begin, noises)
     if teacher.stochastic or not np.array_equal(teacher.times[[0, -1]], begin.times[[0, -1]]):
         raise ValueError(
             f"teacher must be a deterministic run from t={begin.times[0]:.6g} to {begin.times[-1]:.6g}, got "
@@ -83,12 +84,6 @@ def run_teacher(
         )
     parts = [executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
     return torch.cat(parts), len(noises.x) * teacher.nfe
-
-
-def relative(ends: Tensor) -> Loss:
-    """The loss |x - end| of each sample over the root mean square of |end|."""
-    size = float(ends.square().sum() / len(ends)) ** 0.5 or 1.0
-    return lambda x, end: flat(x - end).norm(dim=1) / size
 
 
 def held_out(count: int, fraction: float) -> int:

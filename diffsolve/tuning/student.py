@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from diffsolve.execute import Network, bind, network_times
 from diffsolve.kernels import combine
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
+from diffsolve.paths import Path
 from diffsolve.tableau import Draft, Tableau
 from diffsolve.tableau.frames import FRAMES, convert
 
-__all__ = ["Student", "flattened"]
+__all__ = ["Lines", "Student", "V", "flattened", "written"]
 
 STRAIGHT = FRAMES["straight"]
 V = (-1.0, 1.0)
@@ -71,12 +72,45 @@ def flattened(tableau: Tableau) -> np.ndarray:
     return B
 
 
+def written(path: Path, times: np.ndarray, B: np.ndarray, name: str, history: int | None = None) -> Tableau:
+    """The inverse of `flattened`: step i has the weights of row i less row i - 1 of B (N, N), over nodes (N + 1,)."""
+    draft, n = Draft(path, times), len(B)
+    g = draft.grid
+    steps = np.diff(B, axis=0, prepend=0.0) * STRAIGHT.c(g)[1:, None]
+    for i in range(n):
+        ratio, _ = STRAIGHT.step(g[i], g[i + 1])
+        used = range(max(0, i + 1 - (history or n)), i + 1)
+        draft.call(g[i], "straight", y={"y": float(ratio), **{j: float(steps[i, j]) for j in used}}, node=i + 1)
+    return draft.build(name, 1)
+
+
+class Lines(NamedTuple):
+    """A run as what it does to its start and its velocities, and how that changes with the times and weights.
+
+    Of the P times and weights those come first that act first.
+    """
+
+    times: Tensor
+    """(N,): of the calls, on the path's clock."""
+    rows: Tensor
+    """(N, N + 1): row i makes y_{i+1} of x, v_0, .., v_i."""
+    slopes: Tensor
+    """(P, N, N + 1): their derivatives."""
+    first: Tensor
+    """(P,): the first row that each changes."""
+    moves: Tensor
+    """(P,): the call whose time it is; -1 of a weight."""
+    onto: Tensor
+    """(parameters, P): the derivatives of times and weights by the parameters of the student, all in a row."""
+
+
 class Student:
     """A run whose times and weights are parameters, from those of a given tableau on.
 
     The steps in the angle theta = atan(sigma / alpha), from the start to the last time at which the network may be
-    called, are a softmax of logits, so that the times stay ordered. Weights are those of the tableau plus `deviation`;
-    the newest v of each row gets the weight that makes the sum of the row exact, wherever the nodes are.
+    called, are a softmax of logits, so that the times stay ordered. `weights` are added to those of the tableau, at
+    the places `free` (M, 2) of B; the newest v of each row gets the weight that makes the sum of the row exact,
+    wherever the nodes are.
 
     Args:
         start: the initial tableau.
@@ -94,9 +128,13 @@ class Student:
         n, path = start.nfe, model.path
         i, j = np.tril_indices(n, -1)
         settled = np.minimum(i, j + history - 1)  # the row in which a weight is a parameter
-        self._place = torch.from_numpy(i), torch.from_numpy(j)
-        self._from = torch.from_numpy(settled), torch.from_numpy(j)
-        self._base = torch.from_numpy(flattened(start))
+        self.free, place = np.unique(np.stack([settled, j], -1), axis=0, return_inverse=True)
+        spread = np.zeros((len(self.free), n, n))
+        spread[place.reshape(-1), i, j] = 1
+        self._spread = torch.from_numpy(spread)
+        base = np.zeros((n, n))
+        base[i, j] = flattened(start)[settled, j]
+        self._base = torch.from_numpy(base)
         self._ends = float(start.times[0]), float(start.times[-1])
         self._fixed = None if times else torch.tensor([*start.calls[:, 0], self._ends[1]], dtype=torch.float64)
         ends_on_data = self._ends[1] == path.t_data
@@ -107,13 +145,20 @@ class Student:
         shares = np.maximum(shares, 100 * LEAST / n)
         shares = (shares / shares.sum() - LEAST / n) / (1 - LEAST)
         self.logits = torch.from_numpy(np.log(shares)).requires_grad_(times)
-        self.deviation = torch.zeros(n, n, dtype=torch.float64, requires_grad=True)
+        self.weights = torch.zeros(len(self.free), dtype=torch.float64, requires_grad=True)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """What is learned, by name."""
-        named = {"logits": self.logits, "deviation": self.deviation}
+        named = {"logits": self.logits, "weights": self.weights}
         return {name: p for name, p in named.items() if p.requires_grad}
+
+    @property
+    def cost(self) -> int:
+        """Calls of a sample for a run with its derivatives, of which each direction counts as one."""
+        n = self.calls
+        acted = [i * (self._fixed is None) + int((self.free[:, 0] < i).sum()) for i in range(n)]
+        return n + sum(acted)
 
     def times(self) -> Tensor:
         """(N + 1,): the nodes on the path's clock, float64, differentiable in the logits."""
@@ -127,24 +172,49 @@ class Student:
         first, last = (torch.tensor([end], dtype=torch.float64) for end in self._ends)
         return torch.cat([first, t + (theta - theta.detach()) / slope, last])
 
-    def weights(self, u: Tensor) -> Tensor:
+    def matrix(self, u: Tensor) -> Tensor:
         """B (N, N) for nodes at u (N + 1,)."""
-        free = (self._base + self.deviation)[self._from]
-        older = torch.zeros_like(self._base).index_put(self._place, free)
-        return older + torch.diag(u[1:] - u[0] - older.sum(1))
+        older = self._base + torch.tensordot(self.weights, self._spread, 1)
+        B: Tensor = older + torch.diag(u[1:] - u[0] - older.sum(1))
+        return B
 
     def tableau(self) -> Tableau:
         """The present run as a tableau; step i has the weights of row i minus row i - 1 of B."""
         with torch.no_grad():
-            draft = Draft(self.model.path, self.times().numpy())
-            g = draft.grid
-            B = self.weights(torch.from_numpy(STRAIGHT.v(g))).numpy()
-        steps = np.diff(B, axis=0, prepend=0.0) * STRAIGHT.c(g)[1:, None]
-        for i in range(self.calls):
-            ratio, _ = STRAIGHT.step(g[i], g[i + 1])
-            used = range(max(0, i - self.history + 1), i + 1)
-            draft.call(g[i], "straight", y={"y": float(ratio), **{j: float(steps[i, j]) for j in used}}, node=i + 1)
-        return draft.build(self.name, 1)
+            times = self.times().numpy()
+            u = STRAIGHT.v(self.model.path.nodes(times))
+            return written(self.model.path, times, self.matrix(torch.from_numpy(u)).numpy(), self.name, self.history)
+
+    def lines(self) -> Lines:
+        """The present run, and its derivatives by the times and weights."""
+        n, count = self.calls, len(self.free)
+        with torch.enable_grad():
+            t = self.times()
+            if self._fixed is None:
+                # One row for each time that is learned, by the logits; the ends are not.
+                rows = [torch.autograd.grad(t[k], self.logits, retain_graph=True)[0] for k in range(1, n)]
+            t = t.detach().requires_grad_()
+            p = self.model.path.at(t)
+            c, u = STRAIGHT.c(p), STRAIGHT.v(p)
+            (dc,), (du,) = (torch.autograd.grad(value.sum(), t, retain_graph=True) for value in (c, u))
+        with torch.no_grad():
+            c, u, after = c.detach(), u.detach(), c.detach()[1:, None]
+            table = torch.cat([after / c[0], after * self.matrix(u)], 1)
+            newest = torch.diag_embed(-self._spread.sum(2))
+            slopes = torch.cat([self._spread.new_zeros(count, n, 1), after * (self._spread + newest)], 2)
+            first, moves = torch.from_numpy(self.free[:, 0]), torch.full((count,), -1)
+            onto = torch.eye(count, dtype=torch.float64)
+            if self._fixed is None:
+                k = torch.arange(1, n)
+                by_time = slopes.new_zeros(n - 1, n, n + 1)
+                by_time[k - 1, k - 1] = (dc / c)[k, None] * table[k - 1]
+                by_time[k - 1, k - 1, k] += (c * du)[k]
+                slopes, first, moves = torch.cat([by_time, slopes]), torch.cat([k - 1, first]), torch.cat([k, moves])
+                whole = torch.zeros(n + count, n - 1 + count, dtype=torch.float64)
+                whole[:n, : n - 1], whole[n:, n - 1 :] = torch.stack(rows, 1), onto
+                onto = whole
+            order = torch.argsort(first, stable=True)
+        return Lines(t.detach()[:-1], table, slopes[order], first[order], moves[order], onto[:, order])
 
     def __call__(self, x: Tensor, cond: Mapping[str, Any], guidance: Guidance, gradient: str = "direct") -> Tensor:
         """The end of the run from x, with a graph back to the parameters.
@@ -160,7 +230,7 @@ class Student:
         c, at = STRAIGHT.c(p), p[: self.calls]
         network = Network(outputs, network_times(model, t[:-1], x), model.input_scale(at))
         to_v = torch.stack(convert(V, model.coefficients(at), at.alpha, at.sigma), -1)
-        B = self.weights(STRAIGHT.v(p))
+        B = self.matrix(STRAIGHT.v(p))
         steps = torch.cat([B[:1], B.diff(dim=0)]) * c[1:, None]
         y, history = x, tuple[Tensor, ...]()  # of v, newest first
         for i in range(self.calls):

@@ -8,43 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.learning import RING, Net, moved, noise
 
 import diffsolve as ds
 from diffsolve.common.files import FileError, read_tensors, write_tensors
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import random_means, ring
 from diffsolve.tuning import fit
-from diffsolve.tuning.fit import TuneOptions
+from diffsolve.tuning.options import TuneOptions
 from diffsolve.tuning.pilot import STARTS
-from diffsolve.tuning.student import Student, flattened
+from diffsolve.tuning.student import flattened
 
-RING = mixture_model(ring(), "condot")
-QUICK = {"iterations": 12, "batch": 16, "teacher": 20, "seed": 0, "dtype": torch.float64}
-
-
-class Net(torch.nn.Module):
-    """Small, smooth, and of all its arguments."""
-
-    def __init__(self, size=3, dtype=torch.float64):
-        super().__init__()
-        random = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        self.weight = torch.nn.Parameter((0.5 * random).to(dtype))
-
-    def forward(self, x, t, shift=0.0):
-        return torch.tanh(x @ self.weight + shift) * (1 + t.cos())[:, None].to(x)
-
-
-def noise(n=4, size=3, seed=1):
-    return torch.randn(n, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def moved(model, nfe=5, history=5, solver="auto", scale=0.1, **options):
-    """A student somewhere else than at its start."""
-    student = Student(model, ds.plan(model, solver, nfe=nfe, **options), history, True, "moved")
-    generator = torch.Generator().manual_seed(0)
-    for p in student.parameters.values():
-        p.data += scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-    return student
+QUICK = {"method": "adam", "iterations": 12, "batch": 16, "teacher": 20, "seed": 0, "dtype": torch.float64}
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -98,8 +73,8 @@ def test_a_moved_student_is_exact_for_a_constant_velocity_and_in_order(path, his
     broken[3, :, 2] += 1e-6
     with pytest.raises(ValueError, match="constant prediction"):
         replace(tableau, weights=broken)
-    learned = len({(int(i), int(j)) for i, j in zip(*(k.tolist() for k in student._from), strict=True)})
-    assert learned == sum(min(i, history - 1) for i in range(6))  # free weights, one less in each row than it may use
+    learned = sum(min(i, history - 1) for i in range(6))  # free weights, one less in each row than it may use
+    assert len(student.free) == len(student.weights) == learned
 
 
 @pytest.mark.parametrize("history", [2, 5])
@@ -203,17 +178,16 @@ def test_nearer_than_every_solver(mixture, path, nfe):
 
 
 def test_one_seed_one_tableau_and_what_a_file_holds(tmp_path):
-    first, again = (fit(RING, (40, 2), nfe=4, **QUICK) for _ in range(2))
+    first, again = (fit(RING, (40, 2), nfe=4, solver="unipc-3", **QUICK) for _ in range(2))
     assert first.tableau == again.tableau
     assert first.losses == again.losses
     assert first.improved
-    assert first.after < first.before
-    assert first.after == min(loss for _, loss in first.validation)
-    assert ds.tune(RING, (40, 2), nfe=4, **{**QUICK, "seed": 1}) != first.tableau
+    assert first.after.value < first.before.value
+    assert first.validation[0][1] > min(loss for _, loss in first.validation)
+    assert ds.tune(RING, (40, 2), nfe=4, solver="unipc-3", **{**QUICK, "seed": 1}) != first.tableau
     assert first.tableau.solver == "tuned(unipc-3, nfe=4)"
     assert "tuned(unipc-3, nfe=4): held-out loss" in str(first)
-    pilot = 16 * (20 + 4 * len(STARTS))
-    assert first.calls == pilot + 40 * 20 + 12 * 16 * 4 + (len(first.validation) + 1) * 10 * 4
+    assert first.calls == 40 * 20 + 12 * 16 * 4 + len(first.validation) * 5 * 4 + 2 * 5 * 4 + 30 * 4
     first.tableau.save(tmp_path / "mine.json")
     loaded = ds.Tableau.load(tmp_path / "mine.json")
     assert loaded == first.tableau
@@ -229,8 +203,8 @@ def test_the_number_given_is_the_held_out_error():
     x = noise(40, 2)
     ends = ds.sample(model, noise=x, solver="auto", nfe=20)
     for table, value in ((tuning.start, tuning.before), (tuning.tableau, tuning.after)):
-        found = (ds.sample(model, noise=x[30:], solver=table) - ends[30:]).norm(dim=1).mean()
-        assert value == pytest.approx(float(found / ends.square().sum(1).mean().sqrt()), rel=1e-9)
+        found = (ds.sample(model, noise=x[35:], solver=table) - ends[35:]).norm(dim=1).mean()
+        assert value.value == pytest.approx(float(found / ends.square().sum(1).mean().sqrt()), rel=1e-9)
 
 
 def test_what_the_teacher_may_be():
@@ -243,21 +217,21 @@ def test_what_the_teacher_may_be():
 
 def test_a_loss_of_ones_own_and_conditions_per_sample():
     model = ds.adapt(Net(), "condot", "velocity")
-    shift, seen = torch.linspace(-1, 1, 24, dtype=torch.float64)[:, None], []
+    shift, seen = torch.linspace(-1, 1, 48, dtype=torch.float64)[:, None], []
 
     def loss(x, ends):
         seen.append((len(x), x.requires_grad))
         return (x - ends).abs().mean()
 
     guidance = ds.Guidance(2.0, {"shift": -shift})
-    tuning = fit(model, (24, 3), nfe=4, loss=loss, cond={"shift": shift}, guidance=guidance, **QUICK)
+    tuning = fit(model, (48, 3), nfe=4, loss=loss, solver="unipc-3", cond={"shift": shift}, guidance=guidance, **QUICK)
     assert tuning.improved
-    assert seen.count((16, True)) == 12  # 24 noises: 18 to learn from, 16 at a time
-    x = ds.Key(0).normal((24, 3), row=1, dtype=torch.float64)
+    assert seen.count((16, True)) == 12  # 48 noises: 36 to learn from, 16 at a time
+    x = ds.Key(0).normal((48, 3), row=1, dtype=torch.float64)
     cond = {"cond": {"shift": shift}, "guidance": guidance}
     ends = ds.sample(model, noise=x, solver="auto", nfe=20, **cond)
-    found = (ds.sample(model, noise=x, solver=tuning.tableau, **cond) - ends)[18:].abs().mean()
-    assert tuning.after == pytest.approx(float(found), rel=1e-9)
+    found = (ds.sample(model, noise=x, solver=tuning.tableau, **cond) - ends)[42:].abs().mean()
+    assert tuning.after.value == pytest.approx(float(found), rel=1e-9)
 
 
 def test_its_noises_are_no_ones_samples():
@@ -387,7 +361,7 @@ def test_a_checkpoint_is_of_one_network_and_its_conditions(tmp_path):
         ({"calls": -1}, "calls must be"),
         ({"seconds": None}, "seconds must be"),
         ({"about": []}, "about must be a mapping"),
-        ({"format": "diffsolve.tuning/1"}, "format must be 'diffsolve.tuning/2'"),
+        ({"format": "diffsolve.tuning/2"}, "format must be 'diffsolve.tuning/3'"),
     ],
 )
 def test_checkpoints_are_checked(tmp_path, change, says):
@@ -415,7 +389,7 @@ def test_where_nothing_better_is_found_the_start_comes_back():
         tuning = fit(RING, (16, 2), solver=start, **{**QUICK, "batch": 4, "teacher": start})
     assert tuning.tableau is tuning.start is start
     assert not tuning.improved
-    assert tuning.after == tuning.before == 0
+    assert tuning.after.value == tuning.before.value == 0
 
 
 def test_another_rounding_of_the_start_is_the_start():
@@ -428,13 +402,13 @@ def test_another_rounding_of_the_start_is_the_start():
 def test_a_start_that_overflows_is_improved_on():
     def loss(x, ends):  # not a number for the first run validated, and for the start
         found = (x - ends).norm(dim=1)
-        start = ds.sample(RING, noise=noise(16, 2)[12:], nfe=4)
-        return found + math.nan if len(x) == 4 and torch.allclose(x, start) else found
+        starts = [ds.sample(RING, noise=noise(16, 2)[part], nfe=4) for part in (slice(12, 14), slice(14, 16))]
+        return found + math.nan if len(x) == 2 and any(torch.allclose(x, start) for start in starts) else found
 
     tuning = fit(RING, noise=noise(16, 2), nfe=4, solver="auto", loss=loss, **{**QUICK, "batch": 12})
-    assert (tuning.before, tuning.validation[0][1]) == (math.inf, math.inf)
+    assert (tuning.before.value, tuning.validation[0][1]) == (math.inf, math.inf)
     assert tuning.improved
-    assert tuning.after < math.inf
+    assert tuning.after.value < math.inf
 
 
 def test_weights_alone_leave_the_times():

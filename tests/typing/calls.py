@@ -38,6 +38,7 @@ def right(net: nn.Module, pipe: diffusers.DiffusionPipeline, x: Tensor) -> None:
     assert_type(ds.bits_per_dim(model, x, solver="rk4", steps=10), ds.BitsPerDim)
     assert_type(ds.begin(model, shape, solver="euler", steps=3), ds.Executor)
     assert_type(ds.tune(model, shape, nfe=6, iterations=10, seed=0), ds.Tableau)
+    assert_type(ds.tune(model, shape, nfe=range(4, 7), seed=0), ds.Family)
     assert_type(ds.metrics.sweep(model, (3, 8, 8), nfe=[5, 10], num=8, grid="karras"), ds.metrics.Table)
     assert_type(ds.plan(model, "unipc-3", nfe=5), ds.Tableau)
     ds.sample(model, shape, **options)
@@ -57,5 +58,5 @@ def wrong(x: Tensor) -> None:
     ds.log_prob(model, x, stepps=3)  # type: ignore[call-arg]
     ds.bits_per_dim(model, x, stepps=3)  # type: ignore[call-arg]
     ds.begin(model, shape, steps=3, callback=print)  # type: ignore[call-arg]
-    ds.tune(model, shape, nonsense=1)  # type: ignore[call-arg]
+    ds.tune(model, shape, nonsense=1)  # type: ignore[call-overload]
     ds.metrics.sweep(model, shape, nfe=[5], nonsense=1)  # type: ignore[call-arg]

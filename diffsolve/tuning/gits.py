@@ -1,0 +1,76 @@
+r"""Times without a gradient: the cheapest way through a measured cost matrix (GITS, Chen et al., 2405.11326, sec. 4).
+
+Along accurate runs the network's output is known at M times. What a first-order step from the i-th of them to the j-th
+would be off by is then known without a further call: in the straight frame
+
+    c_ij = mean |x_j - c_j (z_i + (u_j - u_i) v_i)|.
+
+The N steps of the least sum are found by dynamic programming, and a solver of higher order uses their times. What
+becomes of an error on the way is left out: on separated modes, where early errors grow, that is worth little.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve.api.sampling import solve
+from diffsolve.common.tensors import flat
+from diffsolve.execute.plan import plan
+from diffsolve.execute.results import Step
+from diffsolve.models import Model
+from diffsolve.tableau import Tableau
+from diffsolve.tableau.frames import FRAMES
+from diffsolve.tuning.pilot import Start
+from diffsolve.tuning.runs import Noises
+
+__all__ = ["SOLVERS", "cheapest", "costs", "starts"]
+
+SOLVERS = ("ddim", "dpmpp-2m", "unipc-3", "ab-1(frame='straight', corrector=2)", "ab-2(frame='straight')")
+"""What the times are tried with, where no solver is named."""
+
+
+def costs(model: Model, noises: Noises, teacher: Tableau) -> np.ndarray:
+    """c (M + 1, M + 1) between the M calls of a teacher's runs and their end; infinite where j <= i."""
+    straight, M = FRAMES["straight"], teacher.nfe
+    states: list[Tensor] = []
+    slopes: list[Tensor] = []
+
+    def look(step: Step) -> None:
+        assert step.denoised is not None
+        states.append(step.x.clone())
+        slopes.append((step.x - step.alpha * step.denoised) / step.sigma - step.denoised)
+
+    run = solve(model, noise=noises.x, solver=teacher, cond=noises.cond, guidance=noises.guidance, hook=look)
+    at = model.path.nodes(np.append(teacher.calls[:, 0], teacher.times[-1]))
+    c, u = straight.c(at), straight.v(at)
+    ends = [flat(x).double() for x in (*states, run.x)]
+    found = np.full((M + 1, M + 1), np.inf)
+    for i, slope in enumerate(slopes):
+        v = flat(slope).double()
+        for j in range(i + 1, M + 1):
+            step = ends[i] * (c[j] / c[i]) + v * (c[j] * (u[j] - u[i]))
+            found[i, j] = float((ends[j] - step).norm(dim=1).mean())
+    return found
+
+
+def cheapest(cost: np.ndarray, steps: int) -> list[int]:
+    """The N + 1 places, from the first to the last, with the least sum of c."""
+    least, after = cost[:, -1].copy(), []
+    for _ in range(steps - 1):
+        through = cost + least
+        after.append(through.argmin(1))
+        least = through.min(1)
+    places = [0]
+    for step in reversed(after):
+        places.append(int(step[places[-1]]))
+    return [*places, len(cost) - 1]
+
+
+def starts(model: Model, noises: Noises, teacher: Tableau, nfe: int, solvers: tuple[str, ...] = SOLVERS) -> list[Start]:
+    """Runs of `nfe` calls at the cheapest times, by each of the solvers."""
+    with torch.no_grad():
+        places = cheapest(costs(model, noises, teacher), nfe)
+    times = np.append(teacher.calls[:, 0], teacher.times[-1])[places]
+    return [Start(plan(model, solver, grid=times), f"gits, {solver}") for solver in solvers]

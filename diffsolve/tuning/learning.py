@@ -1,0 +1,234 @@
+"""One learning: from a start to a tableau, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffsolve.common.checks import integer, required
+from diffsolve.execute import bind
+from diffsolve.execute.start import Problem
+from diffsolve.models import Model
+from diffsolve.tableau import Tableau
+from diffsolve.tuning import gits
+from diffsolve.tuning.adam import Adam
+from diffsolve.tuning.least_squares import LeastSquares
+from diffsolve.tuning.losses import scaled
+from diffsolve.tuning.options import LONGEST, SAME_ENDS, about
+from diffsolve.tuning.pilot import Start, candidates, grown, ranked
+from diffsolve.tuning.progress import Checkpoint, Ends, Progress, Saved
+from diffsolve.tuning.runs import Noises, drawn, run_teacher, teacher_of
+from diffsolve.tuning.student import Student
+from diffsolve.tuning.task import MOST, Measured, Task
+
+__all__ = ["Tuning", "Work", "learned"]
+
+ROUNDING = 1e-6  # a smaller relative improvement counts as rounding
+FINALISTS = 3
+"""So many starts are learned from for a few iterations, the best of them to the end;"""
+SPRINT = 5
+"""so many iterations,"""
+FEW = 64, 256
+"""with a quarter of the noises, but not less or more than so many."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `fit` returns."""
+
+    tableau: Tableau
+    """The learned one; or `start`, if nothing learned was better on the noises that no choice depended on."""
+    start: Tableau
+    """The initial tableau."""
+    before: Measured
+    """The loss of `start` on those noises, half of the held-out ones, run by the executor."""
+    after: Measured
+    """That of `tableau`."""
+    gain: Measured
+    """By how much it is nearer, noise by noise."""
+    learning: float
+    """The loss of `tableau` on the noises that it was learned from: less than `after` where it is over-fitted."""
+    losses: tuple[float, ...]
+    """The loss of each iteration, on the noises it learned from."""
+    validation: tuple[tuple[int, float], ...]
+    """(iteration, loss on the other half of the held-out noises)."""
+    calls: int
+    """Network calls in total, per sample: those of the teacher, of learning (repeated forward passes and derivatives in
+    one direction count as a call, backward passes do not) and of validation."""
+    seconds: float
+
+    @property
+    def improved(self) -> bool:
+        """Whether the tableau is a learned one."""
+        return self.tableau is not self.start
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tableau.solver}: held-out loss {self.before} -> {self.after}, {self.learning:.2e} where it "
+            f"learned, in {len(self.losses)} iterations, {self.calls} network calls, {self.seconds:.1f} seconds"
+        )
+
+
+class Work(NamedTuple):
+    """A learning that is done."""
+
+    tuning: Tuning
+    task: Task
+    checkpoint: Checkpoint
+
+
+def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = None) -> Work:
+    """Learn a tableau; after a run of fewer calls, whose teacher's ends are taken over.
+
+    Runs that begin with calls of no weight are as near as that one, but learn slowly: they are begun with only where
+    the solvers lead to nothing better.
+    """
+    starts = candidates(problem, settings)
+    bind(starts[0].tableau, problem.model)
+    _check(settings, starts[0].tableau, problem.model)
+    noises = Noises(drawn(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
+    checkpoint = Checkpoint(settings["checkpoint"], about(problem, noises.x, settings))
+    saved = None if settings["force"] else checkpoint.read()
+    known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
+    task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings)
+    if settings["method"] == "gits":
+        timed = _timed(task, problem, settings)
+        return Work(_result(task, ranked(task, starts)[0].tableau, timed.tableau), task, checkpoint)
+    kind: type[LeastSquares] | type[Adam] = Adam if settings["method"] == "adam" else LeastSquares
+    begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
+    progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
+    if fewer is not None and settings["times"]:
+        more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe)
+        every = torch.cat([task.learning, task.choosing])  # the plain means, which so many noises can tell apart
+        better = task.error(progress.student.tableau(), every) < task.error(fewer.tuning.tableau, every)
+        if not better and begin.tableau != more.tableau:  # which a checkpoint may have begun with
+            begin, progress = more, _learn(task, more, _student(task, more), kind, checkpoint)
+    table, losses, validation = progress.student.tableau(), tuple(progress.losses), tuple(progress.validation)
+    return Work(_result(task, begin.tableau, table, losses, validation), task, checkpoint)
+
+
+def _learn(
+    task: Task,
+    begin: Start,
+    student: Student,
+    kind: type[LeastSquares] | type[Adam],
+    checkpoint: Checkpoint | None = None,
+    saved: Saved | None = None,
+) -> Progress:
+    """All iterations from a start, or from where the checkpoint stands; the student is then the best one."""
+    from tqdm.auto import tqdm
+
+    progress = Progress(student, kind.moments(student), task, begin, checkpoint, saved)
+    iterations, shown = task.settings["iterations"], task.settings["progress"]
+    with tqdm(total=iterations, initial=progress.iteration, disable=not shown, unit="iteration") as bar:
+        progress.bar = bar
+        kind(task, student, progress).learn(iterations)
+    progress.restore_best()
+    return progress
+
+
+def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
+    """The best of the solvers at the times of GITS; a few noises are enough to find these."""
+    few = task.noises.some(task.learning[: FEW[0]])
+    solver, teacher = settings["solver"], settings["teacher"]
+    if not isinstance(teacher, Tableau):
+        teacher = teacher_of(
+            problem.model, integer("teacher", teacher, 1), candidates(problem, settings)[0].tableau, few
+        )
+    task.calls += teacher.nfe * len(few.x)
+    runs = gits.starts(problem.model, few, teacher, settings["nfe"], gits.SOLVERS if solver is None else (solver,))
+    return min(runs, key=lambda run: task.verdict(run.tableau))
+
+
+def _result(
+    task: Task,
+    begin: Tableau,
+    table: Tableau,
+    losses: tuple[float, ...] = (),
+    validation: tuple[tuple[int, float], ...] = (),
+) -> Tuning:
+    old, new = task.errors(begin, task.unseen), task.errors(table, task.unseen)
+    most = MOST * float(old.median())  # what a sample that ends in another mode by chance counts for
+    if not float(new.clamp(max=most).mean()) < (1 - ROUNDING) * float(old.clamp(max=most).mean()):
+        warnings.warn(
+            f"{table.solver}: nothing learned is better than the start, whose held-out loss is {old.mean():.4g}; the "
+            "tableau is the start itself",
+            stacklevel=6,
+        )
+        table, new = begin, old
+    gain = Measured.of((old - new).nan_to_num(posinf=math.inf))
+    learning = task.error(table, task.learning)
+    return Tuning(
+        table, begin, Measured.of(old), Measured.of(new), gain, learning, losses, validation, task.calls,
+        task.seconds,
+    )  # fmt: skip
+
+
+def _task(
+    problem: Problem,
+    noises: Noises,
+    begin: Tableau,
+    ends: Tensor | None,
+    about: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Task:
+    """The task, with the teacher's ends if they are known, or else made."""
+    calls = 0
+    if ends is None:
+        known = Ends(settings["cache"], {name: about[name] for name in SAME_ENDS})
+        ends = known.read(noises.x)
+    if ends is None:
+        ends, calls = run_teacher(problem.model, noises, settings["teacher"], begin, settings["batch"])
+        known.write(ends)
+    loss, seed = scaled(settings["loss"], ends), problem.key.seed
+    assert isinstance(seed, int)
+    return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls)
+
+
+def _student(task: Task, start: Start) -> Student:
+    n, settings = start.tableau.nfe, task.settings
+    history = min(n, LONGEST if settings["history"] is None else settings["history"])
+    return Student(task.model, start.tableau, history, settings["times"], f"tuned({start.name}, nfe={n})")
+
+
+def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam]) -> tuple[Start, Student]:
+    """The start from which a few iterations lead nearest to the teacher, and the student that they lead to.
+
+    Adam's iterations are too slow to tell.
+    """
+    if len(starts) == 1 or kind is Adam:
+        return starts[0], _student(task, starts[0])
+    found = []
+    for start in starts:
+        student = _student(task, start)
+        few = task.few(min(max(len(task.learning) // 4, FEW[0]), FEW[1]))
+        progress = Progress(student, kind.moments(student), few, start)
+        kind(few, student, progress).learn(SPRINT)
+        task.calls = few.calls
+        progress.restore_best()
+        found.append((progress.best, start, student))
+    _, start, student = min(found, key=lambda one: one[0])
+    return start, student
+
+
+def _check(settings: Mapping[str, Any], begin: Tableau, model: Model) -> None:
+    """Check that the accurate run has at least the calls of the one that learns from it, and that times can be learned.
+
+    Raises:
+        ValueError: if it has fewer, or the network knows whole rows of its table only.
+    """
+    if settings["times"] and model.clock == "index" and settings["method"] != "gits":
+        raise ValueError(
+            "net must have a derivative in its time, got none with clock='index'; times=False learns the weights alone"
+        )
+    teacher = settings["teacher"]
+    calls = teacher.nfe if isinstance(teacher, Tableau) else teacher
+    if not isinstance(calls, Tensor):
+        given = integer("teacher", calls, 1)
+        required(given >= begin.nfe, "teacher", given, f"at least {begin.nfe} network calls, those of the run to learn")

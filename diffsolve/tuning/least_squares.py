@@ -1,0 +1,150 @@
+r"""Levenberg-Marquardt for the mean distance: a few dozen parameters want second order.
+
+With r_s the residual of noise s and J_s its derivative by the parameters, the mean of |r_s| is lowered by solving
+
+    (A + lambda diag A) step = -g,    A = sum_s w_s J_s^T J_s,    g = sum_s w_s J_s^T r_s,    w_s = 1 / |r_s|,
+
+which is least squares, reweighted in each iteration for a distance rather than its square, with Marquardt's damping.
+Three values of lambda are tried in each iteration, and the best is kept. The iterate with the least loss on noises that
+are held out is returned, and the search ends once these get no better.
+
+A few samples next to the border between two modes end in the other one, and are worth as much as a thousand others.
+Whether they do is chance, and no derivative tells. So a distance counts for at most a thousand times the median where
+steps are compared, and beyond that w_s falls with the third power of |r_s|; where iterates are compared, on fewer
+noises, for fifty times the median (`Task.verdict`). The best step is doubled as long as
+that leads nearer: the weights bound the distances from above, so that its own length is short.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffsolve.tuning.losses import Distance
+from diffsolve.tuning.progress import Progress
+from diffsolve.tuning.student import Student
+from diffsolve.tuning.tangents import differences, linearised
+from diffsolve.tuning.task import Task
+
+__all__ = ["LeastSquares"]
+
+FIRST = 1e-3
+"""The damping to begin with."""
+LEAST = 1e-9
+FACTORS = (0.1, 1.0, 10.0)
+"""Of the dampings tried in an iteration."""
+TRIES = 3  # rounds of larger dampings before an iterate is taken for the best
+PATIENCE = 10  # iterations without a gain on the noises held out
+MOST = 1e3
+"""How many times the median a distance counts at most: a flip in a thousand is half of it all."""
+FLOOR = 1e-2  # the least distance that weighs more, over the median
+TINY = 1e-30
+ENOUGH = 1e-4  # a smaller relative gain on the noises held out is none
+
+
+class LeastSquares:
+    """The iterations, on all noises to learn from."""
+
+    def __init__(self, task: Task, student: Student, progress: Progress) -> None:
+        self.task, self.student, self.progress = task, student, progress
+        assert isinstance(task.loss, Distance)
+        self.loss = task.loss
+        self.damping = progress.moments["damping"]
+
+    @staticmethod
+    def moments(student: Student) -> dict[str, Tensor]:
+        """What it carries from iteration to iteration, beside the parameters."""
+        return {"damping": torch.tensor(FIRST, dtype=torch.float64)}
+
+    def learn(self, iterations: int) -> None:
+        """Run the remaining iterations."""
+        progress = self.progress
+        self.validate()
+        while progress.iteration < iterations and not progress.done:
+            moved = self.iterate()
+            self.validate()
+            progress.done = not moved or self.stale()
+            progress.save()
+
+    def validate(self) -> None:
+        if self.progress.fresh:
+            self.progress.validated(self.task.verdict(self.student.tableau()))
+
+    def stale(self) -> bool:
+        """Whether the noises held out have got no nearer for a while."""
+        losses = [loss for _, loss in self.progress.validation]
+        return len(losses) > PATIENCE and min(losses[-PATIENCE:]) > (1 - ENOUGH) * min(losses[:-PATIENCE])
+
+    def iterate(self) -> bool:
+        """One step from the present iterate; False if none is better.
+
+        Raises:
+            FloatingPointError: if the loss or its derivative is not finite.
+        """
+        A, g, far = self.equations()
+        if not (bool(far.isfinite().all()) and bool(A.isfinite().all())):
+            raise FloatingPointError(
+                f"the loss became {float(far.mean())}, or its derivative not finite, in iteration "
+                f"{self.progress.iteration}: another solver to begin with may help"
+            )
+        most = MOST * float(far.median())
+        here, best, least = self.place(), None, float(far.clamp(max=most).mean())
+        for _ in range(TRIES):
+            for damping in [max(float(self.damping) * factor, LEAST) for factor in FACTORS]:
+                step = torch.linalg.solve(A + torch.diag(damping * A.diag() + TINY), g)
+                if (found := self.tried(here - step, most)) < least:
+                    best, least, kept = step, found, damping
+            if best is not None:
+                break
+            self.damping.mul_(FACTORS[-1] ** 3)
+        if best is not None:
+            self.damping.fill_(kept)
+            while (found := self.tried(here - 2 * best, most)) < least:
+                best, least = 2 * best, found
+            here = here - best
+        self.put(here)
+        self.progress.advance(float(far.mean()))
+        return best is not None
+
+    def tried(self, place: Tensor, most: float) -> float:
+        """The mean distance of the noises to learn from with these parameters, none above `most`."""
+        self.put(place)
+        errors = self.task.errors(self.student.tableau(), self.task.learning)
+        return float(errors.clamp(max=most).mean())
+
+    def equations(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A (P, P), g (P,), and the distances (n,) of the noises to learn from."""
+        task, size = self.task, len(self.place())
+        A, g, distances = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), []
+        for index in torch.split(task.learning, task.batch):
+            x, J = linearised(self.student, task.noises.some(index))
+            r, J = self._residual(x, J, task.ends[index.to(x.device)])
+            far = r.norm(dim=1)
+            median = float(far.median())
+            bounded = far.clamp(min=FLOOR * median + TINY)
+            weight = (MOST * median / bounded).clamp(max=1) ** 2 / bounded / len(task.learning)
+            J = J.flatten(2)
+            weighted = (J * weight[:, None]).flatten(1)
+            A += (weighted @ J.flatten(1).T).cpu().double()
+            g += (weighted @ r.flatten()).cpu().double()
+            distances.append(far.cpu().double())
+        task.calls += len(task.learning) * self.student.cost
+        return A, g, torch.cat(distances)
+
+    def _residual(self, x: Tensor, J: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual (B, M) and its derivatives (P, B, M)."""
+        if self.loss.features is None:
+            return self.loss.residual(x, ends), J.flatten(2) / self.loss.size
+
+        def residual(x: Tensor, copies: int = 1) -> Tensor:
+            return self.loss.residual(x, ends.repeat(copies, *[1] * (x.dim() - 1)))
+
+        return differences(residual, (x,), (J,))
+
+    def place(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.student.parameters.values()])
+
+    def put(self, values: Tensor) -> None:
+        parameters = self.student.parameters.values()
+        for p, value in zip(parameters, torch.split(values, [p.numel() for p in parameters]), strict=True):
+            p.data.copy_(value)

@@ -1,0 +1,150 @@
+"""The options of `ds.tune`, what they may be, and what a checkpoint must have of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from diffsolve.common.checks import choice, integer, number, required
+from diffsolve.common.files import in_folder
+from diffsolve.common.fingerprint import describe, weights_of
+from diffsolve.execute.plan import GridLike
+from diffsolve.execute.start import Problem
+from diffsolve.kernels.combine import LIMIT
+from diffsolve.models.guidance import Guidance
+from diffsolve.noise import Key
+from diffsolve.solvers import Solver
+from diffsolve.tableau import Tableau
+from diffsolve.tuning.losses import Distance, Loss
+
+__all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOptions", "about", "checked"]
+
+LONGEST = LIMIT - 1
+"""The longest history: with the state, the inputs of one linear combination."""
+METHODS = ("least-squares", "adam", "gits")
+ITERATIONS = {"least-squares": 40, "adam": 300, "gits": 1}
+BATCH = {"least-squares": 256, "adam": 64, "gits": 256}
+RATE = 0.02
+SAME_ENDS = ("ends", "network", "noise", "shape", "cond", "teacher", "guidance")
+"""Of the settings, those that the ends of the teacher's runs depend on."""
+
+
+class OneOptions(TypedDict, total=False):
+    """The options of `ds.tune` but for nfe, documented in `fit`."""
+
+    noise: Tensor | None
+    solver: str | Solver | Tableau | None
+    grid: GridLike | None
+    start: float | None
+    stop: float | None
+    teacher: int | Tableau | Tensor
+    history: int | None
+    times: bool
+    loss: Loss | None
+    method: Literal["least-squares", "adam", "gits"] | None
+    iterations: int | None
+    batch: int | None
+    lr: float | None
+    held_out: float
+    cond: Mapping[str, Any] | None
+    guidance: float | Guidance | None
+    gradient: Literal["direct", "checkpoint"]
+    seed: int | Key | torch.Generator | None
+    checkpoint: str | os.PathLike[str] | None
+    cache: str | os.PathLike[str] | None
+    out: str | os.PathLike[str] | None
+    force: bool
+    progress: bool
+    dtype: torch.dtype | None
+    device: str | torch.device | None
+
+
+class TuneOptions(OneOptions, total=False):
+    """The options of `ds.tune`."""
+
+    nfe: int | Sequence[int] | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "teacher": 100,
+    "times": True,
+    "held_out": 0.25,
+    "gradient": "direct",
+    "force": False,
+    "progress": False,
+}
+"""Of the options whose default is not None."""
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with their defaults.
+
+    Raises:
+        ValueError: if one is out of range, or is not of the method.
+    """
+    settings: dict[str, Any] = {**dict.fromkeys(TuneOptions.__annotations__), **DEFAULTS, **options}
+    distance = settings["loss"] is None or isinstance(settings["loss"], Distance)
+    default = "least-squares" if distance and settings["lr"] is None else "adam"
+    method = settings["method"] = choice("method", settings["method"] or default, METHODS)
+    if method == "least-squares":
+        required(distance, "loss", settings["loss"], "a tuning.Distance with method='least-squares'")
+        required(settings["lr"] is None, "lr", settings["lr"], "left out with method='least-squares'")
+    if settings["nfe"] is not None and isinstance(settings["nfe"], Sequence | np.ndarray):
+        budgets = sorted({integer("nfe", nfe, 2) for nfe in settings["nfe"]})
+        required(bool(budgets), "nfe", settings["nfe"], "at least one budget")
+        settings["nfe"] = budgets
+    if method == "gits":
+        for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
+            required(settings[name] is None, name, settings[name], "left out with method='gits'")
+        required(settings["nfe"] is not None, "nfe", None, "given with method='gits'")
+        required(
+            not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
+        )
+    for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
+        settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
+    if settings["history"] is not None:
+        integer("history", settings["history"], 2, LONGEST)
+    settings["lr"] = RATE if settings["lr"] is None else number("lr", settings["lr"], above=0)
+    number("held_out", settings["held_out"], above=0, below=1)
+    choice("gradient", settings["gradient"], ("direct", "checkpoint"))
+    if settings["out"] is not None:
+        in_folder(settings["out"], "out")
+    if settings["seed"] is None and settings["checkpoint"] is not None:
+        file = os.fspath(settings["checkpoint"])
+        raise ValueError(f"seed must be given with checkpoint={file!r}, to go on from it, got None")
+    return settings
+
+
+def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint must have, as JSON values."""
+    guidance, solver, loss = problem.guidance, settings["solver"], settings["loss"]
+    newer = [guidance.newer] if guidance.newer else []
+    return {
+        "solver": solver.to_json() if isinstance(solver, Tableau) else None if solver is None else str(solver),
+        "nfe": settings["nfe"],
+        "ends": [describe(settings[name]) for name in ("grid", "start", "stop")],
+        "network": weights_of(problem.model.net),
+        "noise": _digest(noise),
+        "shape": list(noise.shape),
+        "cond": describe(problem.cond),
+        "teacher": _digest(settings["teacher"]),
+        "seed": problem.key.seed,
+        "features": describe(loss.features) if isinstance(loss, Distance) else None,
+        **{name: settings[name] for name in ("method", "history", "times", "iterations", "batch", "lr", "held_out")},
+        "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
+    }
+
+
+def _digest(value: int | Tableau | Tensor) -> int | str:
+    """What identifies a teacher or a noise in a checkpoint."""
+    if isinstance(value, Tensor):
+        kind = f"{value.dtype} {tuple(value.shape)}".encode()
+        return sha256(kind + value.detach().cpu().double().numpy().tobytes()).hexdigest()
+    return value.to_json() if isinstance(value, Tableau) else value

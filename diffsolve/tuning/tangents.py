@@ -1,0 +1,115 @@
+r"""The derivative of a run's end by its parameters, carried along with the run: forward mode, call after call.
+
+A student's run is y_{i+1} = R_i0 x + sum_{j <= i} R_{i,j+1} v_j, with v_j = v(y_j, t_j) from the network. A parameter p
+moves rows, times or both, so that
+
+    dy_{i+1} = sum_j dR_ij (x, v)_j + sum_j R_{i,j+1} dv_j,    dv_j = v(y_j, t_j)'(dy_j, dt_j).
+
+Only the last is the network's: its directional derivative in as many directions as parameters have acted so far, a
+third of all of them on average. It is taken by differences, of states that are moved a little: any network has them,
+without a graph, in what a batch of that many calls costs. Forward-mode differentiation gives the same to four digits
+and more, but takes 1.2 to 2.2 times as long on the networks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsolve.common.tensors import column
+from diffsolve.models.conditions import picked
+from diffsolve.tableau.frames import convert
+from diffsolve.tuning.runs import Noises
+from diffsolve.tuning.student import Student, V
+
+__all__ = ["differences", "linearised"]
+
+TOGETHER = 32
+"""Directions at once."""
+
+
+def differences(
+    f: Callable[..., Tensor],
+    primals: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """f(primals), and its derivative in K directions: by steps that move the primals by the root of their rounding.
+
+    Args:
+        f: a function of the primals (B, ...), and of `copies` of them one after another.
+        tangents: (K, B, ...), the directions.
+        dtype: that f computes in, where it is not that of the primals.
+    """
+    value = f(*primals)
+    kinds = (primals[0].dtype, dtype or primals[0].dtype)
+    K, rounding = len(tangents[0]), max(torch.finfo(kind).eps for kind in kinds)
+    moves = sum(_size(t.flatten(1)) / _size(p.flatten()) for p, t in zip(primals, tangents, strict=True))
+    step = rounding**0.5 / torch.as_tensor(moves).clamp(min=rounding)
+    slopes = []
+    for some in torch.split(torch.arange(K), TOGETHER):
+        h = step[some]
+        moved = [
+            (p + h.to(t).view(-1, *[1] * p.dim()) * t[some]).flatten(0, 1)
+            for p, t in zip(primals, tangents, strict=True)
+        ]
+        difference = f(*moved, copies=len(some)).view(len(some), *value.shape) - value
+        slopes.append(difference / h.to(value).view(-1, *[1] * value.dim()))
+    return value, torch.cat(slopes)
+
+
+def _size(x: Tensor) -> Tensor:
+    return x.float().square().mean(-1).sqrt().cpu()
+
+
+class _Velocity:
+    """v = eps - x_0 as the guided network says it, at a call's states y (B, ...) and times t (B,) of the path."""
+
+    def __init__(self, student: Student, noises: Noises) -> None:
+        self.model, self.noises = student.model, noises
+        self.outputs = noises.guidance.around(student.model, student.tableau())
+
+    def at(self, i: int) -> Callable[..., Tensor]:
+        """The function of (y, t) at call i; for `copies` of the noises one after another."""
+        model, size = self.model, len(self.noises.x)
+
+        def velocity(y: Tensor, t: Tensor, copies: int = 1) -> Tensor:
+            given: tuple[Any, Any] = (self.noises.cond, self.noises.guidance.given)
+            if copies > 1:
+                given = picked(given, torch.arange(size).repeat(copies), size)
+            at = model.path.at(t)
+            scale = model.input_scale(at)
+            x = y if scale is None else y * column(scale, y)
+            told = model.network_time(t).to(y.device, model.time_dtype(y.dtype))
+            out = self.outputs(i, x, told, *given).to(y.dtype)
+            p, q = convert(V, model.coefficients(at), at.alpha, at.sigma)
+            return column(p, y) * y + column(q, y) * out
+
+        return velocity
+
+
+@torch.no_grad()
+def linearised(student: Student, noises: Noises) -> tuple[Tensor, Tensor]:
+    """The end x (B, ...) of the run from some noises, and its derivative (P, B, ...) by the student's parameters."""
+    x, lines = noises.x, student.lines()
+    velocity = _Velocity(student, noises)
+    known, slopes = [x], list[Tensor]()
+    y, dy = x, x.new_zeros(0, *x.shape)
+    for i, row in enumerate(lines.rows.tolist()):
+        t = lines.times[i].repeat(len(x))
+        if len(dy):
+            dt = (lines.moves[: len(dy)] == i).to(t)[:, None].repeat(1, len(x))
+            v, dv = differences(velocity.at(i), (y, t), (dy, dt), student.model.dtype)
+        else:
+            v, dv = velocity.at(i)(y, t), dy
+        known.append(v)
+        slopes.append(dv)
+        active = int((lines.first <= i).sum())
+        dy = torch.tensordot(lines.slopes[:active, i, : i + 2].to(x), torch.stack(known), 1)
+        for weight, slope in zip(row[1:], slopes, strict=False):
+            dy[: len(slope)].add_(slope, alpha=weight)
+        y = torch.tensordot(lines.rows[i, : i + 2].to(x), torch.stack(known), 1)
+    return y, torch.tensordot(lines.onto.to(x), dy, 1)
