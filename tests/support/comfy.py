@@ -32,7 +32,10 @@ class Host:
     def __call__(self, x, sigma, model_options=None, seed=None):
         self.asked.append(float(sigma[0]))
         guided, plain = self.pair(x, float(sigma[0]))
-        for function in (model_options or {}).get("sampler_post_cfg_function", []):
+        options = model_options or {}
+        if not options.get("disable_cfg1_optimization"):  # at scale 1 it is not called
+            plain = torch.zeros_like(plain)
+        for function in options.get("sampler_post_cfg_function", []):
             guided = function({"denoised": guided, "uncond_denoised": plain})
         return guided
 
