@@ -125,7 +125,7 @@ def skipping(recorder: Recorder, name: str, budgets: Sequence[int], count: int, 
         ours = [off(ds.sample(model, noise=x, solver=ds.skip(plan, budget, q), cond=cond)) for q in (1, 2, 3)]
         learned = fit(
             model, (noises, *shape), solver=ds.skip(plan, budget), teacher=plan, iterations=iterations,
-            method="adam", batch=min(32, noises // 8), seed=0, cond={"label": torch.arange(noises) % 10},
+            batch=noises, seed=0, cond={"label": torch.arange(noises) % 10},
         )  # fmt: skip
         tuned = off(ds.sample(model, noise=x, solver=learned.tableau, cond=cond))
         table.add([name, budget], [*caches, fewer, *ours, tuned, tuned / min(caches)])
@@ -221,8 +221,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=[], metavar="skip, update, threads")
     parser.add_argument("--network", default="digits", help="for skip: digits or fashion")
-    parser.add_argument("--iterations", type=int, default=200, help="of tuning")
-    parser.add_argument("--noises", type=int, default=256, help="of tuning")
+    parser.add_argument("--iterations", type=int, default=10, help="of tuning")
+    parser.add_argument("--noises", type=int, default=96, help="of tuning")
     parser.add_argument("--calls", type=int, nargs="+", default=[10, 17])
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
