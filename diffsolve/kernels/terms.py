@@ -61,8 +61,8 @@ def weighted_sum(sum_of: Terms, live: Sequence[Tensor], into: Tensor | None = No
         return total
     if not sum_of:
         return into.zero_()
-    own = next((place for place, _ in sum_of if live[place] is into), None)
-    (place, weight), *rest = beginning_with(sum_of, own)
+    own = [place for place, _ in sum_of if live[place] is into]  # no next(): PyTorch 2.6 does not trace it
+    (place, weight), *rest = beginning_with(sum_of, own[0] if own else None)
     first = live[place]
     if first is into:
         if weight != 1:
