@@ -296,6 +296,14 @@ def test_a_change_never_goes_beyond_what_was_observed():
         assert bool((moved > 0).any())
 
 
+def test_sums_below_zero_are_no_variance():
+    """TMPD's V is then the noise's alone."""
+    model = ds.adapt(lambda x, t: -x, "edm", "denoised")
+    x, y = normal(4, 2), torch.tensor([[0.5, -0.5]]).double()
+    found = ds.conditioning.posterior(model, Linear(lambda x: x), y, noise=2.0, method="tmpd")
+    torch.testing.assert_close(found.denoised(x, 0.7), -x - 0.49 * (y + x) / 4)
+
+
 @pytest.mark.parametrize("method", RUNS)
 def test_the_posterior_of_a_mixture(method):
     run, mean, spread = RUNS[method]
@@ -345,6 +353,9 @@ def test_conjugate_gradients_stop_where_they_must():
     torch.testing.assert_close(u[1], torch.tensor([1.0, 0.0, 0.25]).double())  # singular, b in its range
     assert not u[2].any()  # negative: no step at all
     assert not conjugate_gradients(lambda v: v, torch.zeros(2, 3), 3).any()
+    half = torch.full((1, 3), 0.5).double()
+    assert not conjugate_gradients(lambda v: half * v, half, 3, least=0.6).any()  # below what there can be
+    torch.testing.assert_close(conjugate_gradients(lambda v: half * v, half, 3, least=0.4), 2 * half)
 
 
 def test_errors():
