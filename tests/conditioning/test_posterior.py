@@ -238,15 +238,15 @@ PAIR = GaussianMixture.full(
     [[[0.2, 0.12], [0.12, 0.16]], [[0.1, -0.05], [-0.05, 0.3]], [[0.25, 0.0], [0.0, 0.04]]],
 )
 SEEN = torch.tensor([[1.0, 0.0]]).double()
-SDE = {"solver": "ddim(eta=1)", "steps": 40}
+SDE = {"solver": "ddim(eta=1)", "steps": 30}
 RUNS = {
     # method: the run, and the largest errors of the mean and of the covariance, where the prior is off by 0.23, 0.38
     "mmps(iterations=1)": (SDE, 0.08, 0.06),
     "tmpd": (SDE, 0.08, 0.06),
     "pigdm": (SDE, 0.1, 0.1),
     "replacement": (SDE, 0.1, 0.06),
-    "repaint": ({"solver": "repaint(resamples=8)", "steps": 15}, 0.06, 0.08),
-    "dps(zeta=0.06, steps=60)": ({"solver": "ddpm", "steps": 60}, 0.1, 0.1),
+    "repaint": ({"solver": "repaint(resamples=8)", "steps": 10}, 0.06, 0.08),
+    "dps(zeta=0.07, steps=40)": ({"solver": "ddpm", "steps": 40}, 0.1, 0.1),
 }
 
 
