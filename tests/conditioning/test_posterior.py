@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import diffsolve as ds
+from diffsolve.common.fingerprint import describe
 from diffsolve.conditioning import DPS, Blur, Downscale, Linear, Mask
 from diffsolve.noise import Key, Stream
 from diffsolve.reference import mixture_model
@@ -333,6 +334,21 @@ def test_transposes():
         ds.conditioning.check_transpose(Linear(lambda x: x @ DENSE.T, lambda y: 1.01 * y @ DENSE), rows)
     with pytest.raises(ValueError, match="transpose must be of the shape of the states"):
         ds.conditioning.check_transpose(Linear(lambda x: x @ DENSE.T, lambda y: y), rows)
+
+
+def test_what_was_observed_is_part_of_the_fingerprint():
+    """So that no file of a sweep or a tuning is continued with another observation."""
+    model, mask = ds.adapt(nn.Identity(), "edm", "denoised"), torch.tensor([1, 0])
+    y = torch.zeros(1, 2)
+    made = [
+        ds.conditioning.posterior(model, Mask(mask), y),
+        ds.conditioning.posterior(model, Mask(mask), y + 1),
+        ds.conditioning.posterior(model, Mask(1 - mask), y),
+        ds.conditioning.posterior(model, Mask(mask), y, method="tmpd"),
+        ds.conditioning.posterior(model, Mask(mask), y, noise=0.1),
+    ]
+    assert len({str(describe(posterior)) for posterior in made}) == len(made)
+    assert describe(made[0]) == describe(ds.conditioning.posterior(model, Mask(mask), y))
 
 
 def test_blur_is_what_it_says():
