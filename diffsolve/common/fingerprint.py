@@ -43,7 +43,7 @@ def describe(value: Any) -> Any:
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         return [*value.shape, _digest([value])]
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module) and not hasattr(value, "__fingerprint__"):
         state = [t for _, t in sorted(value.state_dict().items()) if isinstance(t, Tensor)]
         ends = [torch.cat([t.detach().flatten()[:ENDS], t.detach().flatten()[-ENDS:]]) for t in state]
         return [type(value).__name__, _digest(ends)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.common.checks import instance, number, required
+from diffsolve.common.fingerprint import describe
 from diffsolve.common.registry import Registry
 from diffsolve.common.tensors import column
 from diffsolve.conditioning.estimate import Estimate
@@ -58,6 +59,11 @@ class _Posterior(nn.Module):
         known = at.sigma > 0
         gain = torch.where(known, a - b * at.alpha / torch.where(known, at.sigma, 1.0), 0.0)
         return estimate.out + column(gain, x) * change
+
+    def __fingerprint__(self) -> dict[str, Any]:
+        """All that its outputs depend on."""
+        parts = {"model": self.model, "operator": self.operator, "observed": self.observed, "method": self.method}
+        return {"type": type(self).__name__, **{name: describe(part) for name, part in parts.items()}, **self.settings}
 
     def _given(self, observed: Tensor | None, seen: Tensor) -> Tensor:
         """The observations for a batch, of the shape of what the operator sees of its states."""
