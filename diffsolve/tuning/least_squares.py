@@ -9,9 +9,8 @@ Three values of lambda are tried in each iteration, and the best is kept. The it
 are held out is returned, and the search ends once these get no better.
 
 A few samples next to the border between two modes end in the other one, and are worth as much as a thousand others.
-Whether they do is chance, and no derivative tells. So a distance counts for at most a thousand times the median where
-steps are compared, and beyond that w_s falls with the third power of |r_s|; where iterates are compared, on fewer
-noises, for fifty times the median (`Task.verdict`). The best step is doubled as long as
+Whether they do is chance, and no derivative tells. So a distance counts for at most fifty times the median where steps
+and iterates are compared, and beyond that w_s falls with the third power of |r_s|. The best step is doubled as long as
 that leads nearer: the weights bound the distances from above, so that its own length is short.
 """
 
@@ -24,7 +23,7 @@ from diffsolve.tuning.losses import Distance
 from diffsolve.tuning.progress import Progress
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.tangents import differences, linearised
-from diffsolve.tuning.task import Task
+from diffsolve.tuning.task import MOST, Task
 
 __all__ = ["LeastSquares"]
 
@@ -35,8 +34,6 @@ FACTORS = (0.1, 1.0, 10.0)
 """Of the dampings tried in an iteration."""
 TRIES = 3  # rounds of larger dampings before an iterate is taken for the best
 PATIENCE = 10  # iterations without a gain on the noises held out
-MOST = 1e3
-"""How many times the median a distance counts at most: a flip in a thousand is half of it all."""
 FLOOR = 1e-2  # the least distance that weighs more, over the median
 TINY = 1e-30
 ENOUGH = 1e-4  # a smaller relative gain on the noises held out is none
