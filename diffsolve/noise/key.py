@@ -58,6 +58,9 @@ class Stream(IntEnum):
     DISTILL = 11  # which stretches a student learns, and the scale of guidance that it is told
 
 
+_STREAMS = tuple(Stream)
+
+
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = 10) -> tuple[Word, Word, Word, Word]:
     r"""Philox 4x32: four uniform 32-bit words from a counter of four words and a key of two.
 
@@ -197,7 +200,7 @@ class Key:
             raise ValueError(f"shape must have at most 2**34 elements in a sample, got {tuple(sizes)}")
         self.check(sizes)
         row = _integer("row", row, 2**32)
-        if stream not in list(Stream):
+        if stream not in _STREAMS:
             raise ValueError(f"stream must be one of {', '.join(map(str, Stream.__members__))}, got {stream!r}")
         out = _destination(sizes, dtype, device, out)
 

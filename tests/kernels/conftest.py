@@ -1,4 +1,4 @@
-"""The kernels need Triton 3.3; with an older one, which PyTorch 2.6 brings, torch does the work and there is no kernel."""
+"""The kernels need Triton 3.3. With an older one, as PyTorch 2.6 brings, torch does the work: nothing to test here."""
 
 import pytest
 
