@@ -25,6 +25,6 @@ for name, A in operators.items():
         seen = torch.nn.functional.interpolate(y, (28, 28))
         rows, titles = [*rows, seen], [*titles, name]
     rows, titles = [*rows, made], [*titles, "made of it" if y.dim() == 4 else f"made of {name}"]
-figure, (axis,) = subplots(width=5, height=2.7)
+figure, (axis,) = subplots(width=5, height=2.0)
 images(axis, rows, titles)
 save(figure, __file__)
