@@ -97,18 +97,36 @@ def test_a_rule_is_the_guider_of_diffusers(name, monkeypatch):
         torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-6)
 
 
-def test_a_third_stream_is_that_of_diffusers():
+@pytest.mark.parametrize(
+    ("kind", "scaled", "name"),
+    [
+        ("PerturbedAttentionGuidance", "perturbed_guidance_scale", "perturbed_guidance"),
+        ("SmoothedEnergyGuidance", "seg_guidance_scale", "seg_guidance"),
+        ("SkipLayerGuidance", "skip_layer_guidance_scale", "skip_layer_guidance"),
+    ],
+)
+def test_a_third_stream_is_that_of_diffusers(kind, scaled, name):
     """PAG, SEG and SLG are one formula there; alone, their scale counts one more."""
     c, u, third = random(3)
     perturbed = ds.Perturbed(2.0, cond={"k": "p"})
-    layers = {"skip_layer_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    layers = {f"{name}_layers": [0], f"{name}_start": 0.0, f"{name}_stop": 1.0}
     for w, scale in ((5.0, 2.0), (1.0, 3.0)):
         ours = guided(c, u, ds.Guidance(w, perturbed=perturbed), 2, third)
-        options = {"guidance_scale": w, "skip_layer_guidance_scale": scale, **layers}
-        other = theirs("SkipLayerGuidance", c, u, 2, third, **options)  # which leaves out the first call
+        other = theirs(kind, c, u, 2, third, guidance_scale=w, **{scaled: scale}, **layers)  # not in the first call
         torch.testing.assert_close(ours[1], other[1], rtol=1e-6, atol=1e-6)
     (near,) = guided(c, u, ds.Guidance(-1.0, perturbed=perturbed), third=third)  # where the two scales make 1
     torch.testing.assert_close(near, u - (c - u) + 2 * (c - third))
+
+
+def test_a_weaker_network_is_the_auto_guidance_of_diffusers():
+    """There the same network with layers dropped; here any other."""
+    c, weak = random(2)
+    model = ds.adapt(outputs_net({"u": c}), "condot", "velocity")
+    guidance = ds.Guidance(3.0, weak=outputs_net({"u": weak}))
+    outputs = guidance.outputs(model, ds.plan(model, "euler", steps=1))
+    ours = outputs(0, torch.zeros_like(c), torch.zeros(len(c), dtype=torch.float64), {})
+    (other,) = theirs("AutoGuidance", c, weak, guidance_scale=3.0, auto_guidance_layers=[0], dropout=0.5)
+    torch.testing.assert_close(ours if isinstance(ours, torch.Tensor) else ours.tensor(), other, rtol=1e-6, atol=1e-6)
 
 
 def test_a_pyramid_is_its_image():
