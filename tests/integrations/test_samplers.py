@@ -319,9 +319,7 @@ def test_the_wrapper_of_torchcfm():
 
 def test_a_network_with_a_learned_variance_is_told_how():
     net = lambda x, t: torch.cat([x, x], 1)  # noqa: E731
-    with pytest.raises(
-        ValueError, match=r"shape of x, \(2, 3, 4, 4\), got shape \(2, 6, 4, 4\); of a network that also"
-    ):
+    with pytest.raises(ValueError, match=r"shape of x, \(2, 3, 4, 4\), got shape \(2, 6, 4, 4\); a network that also"):
         ds.sample(ds.adapt(net, "ddpm", "noise"), (2, 3, 4, 4), solver="ddim", steps=2, seed=0)
     half = ds.adapt(lambda x, t: net(x, t)[:, :3], "ddpm", "noise")
     assert ds.sample(half, (2, 3, 4, 4), solver="ddim", steps=2, seed=0).isfinite().all()
