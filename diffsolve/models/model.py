@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsolve.common.checks import described
 from diffsolve.common.deprecation import deprecated_alias
 from diffsolve.models.conditions import told
 from diffsolve.paths import Path, Position
@@ -185,7 +184,10 @@ class Model:
         times = (network_time,) if self.jumps is None else network_time.unbind(-1)
         out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), *times, **cond)
         if not isinstance(out, Tensor):
-            raise TypeError(f"output of net must be a tensor of shape {tuple(x.shape)}, got {described(out)}")
+            raise TypeError(
+                f"output of net must be a tensor of shape {tuple(x.shape)}, got {type(out).__name__}; output= of ds.adapt "
+                "takes the prediction out of what a network returns"
+            )
         if out.shape != x.shape:
             both = out.shape[1:2] == (2 * x.shape[1],) if x.dim() > 1 else False
             hint = (

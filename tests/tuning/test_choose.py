@@ -9,6 +9,7 @@ import diffsolve as ds
 from diffsolve.models.guidance import Guidance
 from diffsolve.reference.mixture import GaussianMixture
 from diffsolve.tableau.theory import distance
+from diffsolve.tuning import choosing
 from diffsolve.tuning.linear import FLAT, World, measured
 from diffsolve.tuning.runs import Noises
 from diffsolve.tuning.space import OWN, space
@@ -193,3 +194,23 @@ def test_all_of_the_space_can_be_planned():
     assert pairs[0] == OWN
     for solver, grid in pairs[::7]:
         assert ds.plan("condot", solver, grid=grid, nfe=8).nfe <= 8
+
+
+def test_the_search_says_what_is_tried_after_the_first(monkeypatch):
+    """It is told the errors so far; here it asks for the last on paper, one after another."""
+    told = []
+
+    class Last(choosing.Search):
+        def next(self, errors):
+            told.append(dict(errors))
+            return max(set(range(len(self.covariance))) - set(errors))
+
+    monkeypatch.setattr(choosing, "ORDERED", 1)
+    every = ds.choose(ds.load("mixture-2d"), (16, 2), **{**SMALL, "trials": 100})[6].trials
+    monkeypatch.setattr(choosing, "Search", Last)
+    some = ds.choose(ds.load("mixture-2d"), (16, 2), **{**SMALL, "trials": 3})[6].trials
+    order = sorted((t for t in every if (t.solver, t.grid) != OWN), key=lambda t: t.expected)
+    pairs = [(t.solver, t.grid) for t in (order[0], *order[-2:])]
+    assert {(t.solver, t.grid) for t in some} == {OWN, *pairs}
+    assert [len(errors) for errors in told] == [2, 3]
+    assert all(math.isfinite(error) for error in told[-1].values())

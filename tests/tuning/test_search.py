@@ -36,6 +36,13 @@ def test_paper_orders_what_was_not_tried():
     assert Search(pairs, [1.0, math.inf, math.nan]).next({0: 1.0}) in (1, 2)
 
 
+def test_an_error_is_judged_by_what_paper_led_to_expect():
+    """Euler errs e times as much where e^1.2 was expected, the other as expected: what is like Euler promises more."""
+    pairs = [("ab-1", "karras"), ("ab-1", "uniform-t"), ("unipc-2", "karras"), ("unipc-2", "uniform-t")]
+    assert Search(pairs, [math.exp(4), 1.0, 1.0, 1.0]).next({0: math.e, 2: 1.0}) == 1
+    assert Search(pairs, [1.0, 1.0, 1.0, 1.0]).next({0: math.e, 2: 1.0}) == 3
+
+
 def test_a_family_that_errs_less_is_gone_on_with():
     """From two families' first members on two grids, the other member of the better one on the better grid."""
     pairs = [
