@@ -185,8 +185,8 @@ class Model:
         out = self.net(x if self.dtype in (None, x.dtype) else x.to(self.dtype), *times, **cond)
         if not isinstance(out, Tensor):
             raise TypeError(
-                f"output of net must be a tensor of shape {tuple(x.shape)}, got {type(out).__name__}; output= of ds.adapt "
-                "takes the prediction out of what a network returns"
+                f"output of net must be a tensor of shape {tuple(x.shape)}, got {type(out).__name__}; output= of "
+                "ds.adapt takes the prediction out of what a network returns"
             )
         if out.shape != x.shape:
             both = out.shape[1:2] == (2 * x.shape[1],) if x.dim() > 1 else False

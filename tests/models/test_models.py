@@ -210,7 +210,7 @@ def test_raw_edm_network_is_its_denoiser(mixture):
         ),
         (
             lambda: ds.adapt(lambda x, t: (x,), "edm", "noise").noise(torch.ones(3, 2), 1.0),
-            r"output of net must be a tensor of shape \(3, 2\), got tuple; output= of ds.adapt takes the prediction out",
+            r"output of net must be a tensor of shape \(3, 2\), got tuple; output= of ds.adapt takes the pred",
         ),
         (
             lambda: ds.adapt(lambda x, t: x.int(), "edm", "noise").noise(torch.ones(3, 2), 1.0),
