@@ -7,6 +7,7 @@ each Python; an index of CPU wheels, where there is one, goes into PIP_EXTRA_IND
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -28,16 +29,17 @@ def tests(session: nox.Session, torch: str) -> None:
 
 
 @nox.session(python="3.11")
-@nox.parametrize("kind", ["wheel", "sdist"])
+@nox.parametrize("kind", ["wheel", "sdist", "built"])
 def package(session: nox.Session, kind: str) -> None:
-    """The built wheel or sdist, installed in a new environment and used from outside the repository."""
+    """The wheel, the sdist or the wheel with compiled loops, in a new environment, from outside the repository."""
     scratch = Path(session.create_tmp()).resolve()
     shutil.rmtree(scratch / "dist", ignore_errors=True)
     session.install("build", "twine")
-    session.run("python", "-m", "build", "--outdir", str(scratch / "dist"), str(ROOT))
+    env = {"DIFFSOLVE_BUILT": platform.machine()} if kind == "built" else {}
+    session.run("python", "-m", "build", "--outdir", str(scratch / "dist"), str(ROOT), env=env)
     built = [str(file) for file in sorted((scratch / "dist").iterdir())]
     session.run("twine", "check", "--strict", *built)
-    (file,) = (file for file in built if file.endswith(".whl") == (kind == "wheel"))
+    (file,) = (file for file in built if file.endswith(".whl") == (kind != "sdist"))
     session.install("-c", str(ROOT / "constraints.txt"), f"diffsolve[dev] @ {Path(file).as_uri()}")
     away = scratch / "away"  # the repository but for the package: what its tests import is what was installed
     shutil.rmtree(away, ignore_errors=True)
@@ -45,6 +47,8 @@ def package(session: nox.Session, kind: str) -> None:
     session.chdir(away)
     session.run("python", "-c", COMPLETE, str(ROOT))
     session.run("diffsolve", "sample")
+    if kind == "built":
+        session.run("python", "-W", "error", "-c", LOOPS, env={"CC": "no-compiler"})
     session.run("pytest", *(session.posargs or ["-n", "auto", *INSTALLED]), env={"OMP_NUM_THREADS": "1"})
 
 
@@ -58,6 +62,9 @@ assert not lacking, f"the package lacks {lacking}"
 print(f"{here} has all {len(files.split())} files")
 """
 """Whether what is installed has every file of the repository's package."""
+
+LOOPS = "import torch; from diffsolve.native import loader; assert all(map(loader.found, loader.REAL)); print('loops')"
+"""Whether the wheel's compiled loops are used where there is no compiler."""
 
 INSTALLED = ["tests/api", "tests/native", "tests/reference", "tests/cli"]
 """Tests of what a package can lack: data files, the C source, the command, the entry points."""

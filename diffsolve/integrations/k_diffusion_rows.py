@@ -190,7 +190,7 @@ class Singlestep(OnSigmas):
 
     def step(self, draft: Draft, i: int) -> None:
         inner = {1: Multistep(1, "noise"), 2: ExponentialRK(dpm2(), "noise"), 3: ExponentialRK(dpm3(), "noise")}
-        piece = Draft(draft.path, draft.grid.t[i : i + 2])
+        piece = Draft(draft.path, draft.grid[i : i + 2])
         inner[self.orders[i]].write(piece, True)
         splice(draft, piece, (i, i + 1))
 

@@ -3,7 +3,8 @@
 They are compiled on first use, in less than a second, by the compiler that CC names (`cc` by default),
 and kept in the user's cache ($XDG_CACHE_HOME or ~/.cache, diffsolve/), under a name made of all that the machine code
 depends on; every later process loads the file and starts no compiler. Where the cache cannot be written, or others
-could write to it, they are compiled into a temporary folder, once per process.
+could write to it, they are compiled into a temporary folder, once per process. Where there is no compiler, a wheel may
+have brought loops that run on most processors of the kind, in one thread (`flags`, hatch_build.py).
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsolve.native.flags import FLAGS, LEVELS, NEEDED, REALS, file_name
+
 __all__ = ["INPUTS", "RESULTS", "found", "is_plain", "library", "mark_mutated", "record", "threads"]
 
 INPUTS, RESULTS = 32, 12
 """The most inputs and results of one update, as loops.c has them."""
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
 ATTEMPTS = (("-fopenmp",), ())  # one thread where the compiler has no OpenMP
-REAL = {torch.float32: "float", torch.float64: "double"}
+REAL = dict(zip((torch.float32, torch.float64), REALS, strict=True))
 PATIENCE = 60.0
 """Seconds after which the compiler is stopped."""
 PARALLEL = 2**16
@@ -128,11 +130,32 @@ def threads(elements: int) -> int:
 
 
 def _load(dtype: torch.dtype) -> Any:
-    """The library for a dtype: from the cache, or compiled.
+    """The library for a dtype: from the cache, compiled, or as the wheel brought it.
 
     Raises:
-        OSError, RuntimeError: if it cannot be compiled or loaded, with what the compiler said.
+        OSError, RuntimeError: if there is none that can be loaded, with what the compiler said.
     """
+    try:
+        return _made_here(dtype)
+    except (OSError, RuntimeError):
+        file = _brought(dtype)
+        if file is None:
+            raise
+        return _opened(file)
+
+
+def _brought(dtype: torch.dtype) -> Path | None:
+    """The file that the wheel brought for this processor, if there is one."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in LEVELS:
+        return None
+    file = Path(__file__).with_name(file_name(machine, REAL[dtype]))
+    has = {word for line in _processor().splitlines() if line.startswith("flags") for word in line.split()}
+    return file if file.is_file() and has >= NEEDED[machine] else None
+
+
+def _made_here(dtype: torch.dtype) -> Any:
+    """From the cache, or compiled; errors as of `_load`."""
     source = Path(__file__).with_name("loops.c")
     given = os.environ.get("CC", "")
     try:
@@ -142,7 +165,7 @@ def _load(dtype: torch.dtype) -> Any:
     compiler = shutil.which(command[0])
     if compiler is None:
         raise RuntimeError(f"there is no compiler {command[0]}")
-    command = [compiler, *command[1:], *FLAGS, f"-DREAL={REAL[dtype]}"]
+    command = [compiler, *command[1:], *FLAGS, "-march=native", f"-DREAL={REAL[dtype]}"]
     parts = [source.read_text(), *command, str(ATTEMPTS), *_identity(compiler), _processor()]
     name = f"native-{_digest(repr(parts).encode())}"
     folder = _cache()

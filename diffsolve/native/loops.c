@@ -1,4 +1,4 @@
-/* Noise and the update on a CPU, block by block through the caches. Compiled by native.py, once for REAL = float and
+/* Noise and the update on a CPU, block by block through the caches. Compiled by loader.py, once for REAL = float and
    once for REAL = double. Every element is computed alike, wherever it stands in a block and however large the batch.
    All functions take one record of 64-bit words, since one argument is what a call from Python costs least with. */
 
@@ -15,7 +15,7 @@
 #endif
 #define WIDE 4     /* vectors in registers at once */
 #define CHUNK (WIDE * BYTES / (int)sizeof(REAL))
-#define INPUTS 32  /* as native.py has them */
+#define INPUTS 32  /* as loader.py has them */
 #define RESULTS 12
 
 typedef REAL vec __attribute__((vector_size(BYTES), aligned(__alignof__(REAL)), may_alias));

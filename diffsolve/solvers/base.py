@@ -80,7 +80,7 @@ class Solver(ABC):
             )
         if call_last is None:
             call_last = may_call(path, float(times[-1]))
-        draft = Draft(path, times)
+        draft = Draft(path, path.nodes(times))
         self.write(draft, call_last)
         return draft.build(str(self), self.order)
 

@@ -11,6 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -69,9 +70,11 @@ class Renoised(Solver):
         path, g = draft.path, draft.grid
         if not (np.diff(g.lam) > 0).all():
             raise ValueError(f"{self}: noise is added on the way from the noise to the data only")
-        level = g[0]
-        for stretch in self.stretches(path, g):
-            piece = Draft(path, stretch.times)
+        level, stretches = g[0], list(self.stretches(path, g))
+        nodes = path.nodes(np.concatenate([stretch.times for stretch in stretches]))  # at once: a call costs 0.1 ms
+        ends = np.cumsum([0] + [len(stretch.times) for stretch in stretches])
+        for stretch, (begin, end) in zip(stretches, pairwise(ends), strict=True):
+            piece = Draft(path, nodes[begin:end])
             _add_noise(draft, level, piece.grid[0], stretch.factor, stretch.nodes[0])
             self.inner.write(piece, call_last if stretch.nodes[-1] == draft.steps else True)
             splice(draft, piece, stretch.nodes)
@@ -104,10 +107,10 @@ class Churn(Renoised):
     def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
         steps = len(grid.t) - 1
         gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
-        for i in range(steps):
-            t, rho = grid.t[i], math.exp(-grid.lam[i])
-            if gamma and self.s_min <= rho <= self.s_max and grid.alpha[i] > 0:
-                t = _time(path, rho * (1 + gamma))
+        start, rho = grid.t[:-1].copy(), np.exp(-grid.lam[:-1])
+        churned = (self.s_min <= rho) & (rho <= self.s_max) & (grid.alpha[:-1] > 0) & (gamma > 0)
+        start[churned] = _time(path, rho[churned] * (1 + gamma))
+        for i, t in enumerate(start):
             yield Stretch(np.array([t, grid.t[i + 1]]), (i if t == grid.t[i] else -1, i + 1), self.s_noise)
 
 
@@ -129,13 +132,12 @@ class Ancestral(Renoised):
         number("eta", self.eta, low=0, high=1)
 
     def stretches(self, path: Path, grid: Position[np.ndarray]) -> Iterator[Stretch]:
-        for i in range(len(grid.t) - 1):
-            down, end = grid.t[i + 1], i + 1
-            if self.eta and grid.sigma[i + 1] > 0:
-                up = self.eta**2 * -math.expm1(2 * (grid.lam[i] - grid.lam[i + 1]))
-                down = path.t_data if up == 1 else _time(path, math.exp(-grid.lam[i + 1]) * math.sqrt(1 - up))
-                end = -1
-            yield Stretch(np.array([grid.t[i], down]), (i, end))
+        lam, down = grid.lam, grid.t[1:].copy()
+        noised = (grid.sigma[1:] > 0) & (self.eta > 0)
+        up = self.eta**2 * -np.expm1(2 * (lam[:-1] - lam[1:])[noised])
+        down[noised] = _time(path, np.exp(-lam[1:][noised]) * np.sqrt(1 - up))
+        for i, t in enumerate(down):
+            yield Stretch(np.array([grid.t[i], t]), (i, -1 if noised[i] else i + 1))
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,12 @@ def _add_noise(draft: Draft, low: Position[float], high: Position[float], factor
     draft.rows[-1] = replace(last, s=y, y=y, node=node)
 
 
-def _time(path: Path, rho: float) -> float:
-    """The clock at rho = sigma / alpha, or the noise end where that is beyond it."""
-    return float(path.time(max(-math.log(rho), float(path.lam(path.t_noise)))))
+def _time(path: Path, rho: np.ndarray) -> np.ndarray:
+    """The clock at rho = sigma / alpha, 0 at the data, or the noise end where that is beyond it."""
+    with np.errstate(divide="ignore"):
+        lam = np.maximum(-np.log(rho), float(path.lam(path.t_noise)))
+    times: np.ndarray = path.time(lam).numpy()
+    return times
 
 
 def splice(draft: Draft, piece: Draft, nodes: Sequence[int]) -> None:

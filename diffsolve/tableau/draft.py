@@ -35,8 +35,8 @@ class Call:
 class Draft:
     """A tableau being written: a solver adds its network calls one by one."""
 
-    def __init__(self, path: Path, times: np.ndarray) -> None:
-        self.path, self.grid = path, path.nodes(times)
+    def __init__(self, path: Path, grid: Position[np.ndarray]) -> None:
+        self.path, self.grid = path, grid
         self.entry = (1.0, 0.0)
         """What s and y are made of before the first call: x and z."""
         self.rows: list[Call] = []

@@ -74,7 +74,7 @@ def flattened(tableau: Tableau) -> np.ndarray:
 
 def written(path: Path, times: np.ndarray, B: np.ndarray, name: str, history: int | None = None) -> Tableau:
     """The inverse of `flattened`: step i has the weights of row i less row i - 1 of B (N, N), over nodes (N + 1,)."""
-    draft, n = Draft(path, times), len(B)
+    draft, n = Draft(path, path.nodes(times)), len(B)
     g = draft.grid
     steps = np.diff(B, axis=0, prepend=0.0) * STRAIGHT.c(g)[1:, None]
     for i in range(n):

@@ -265,10 +265,9 @@ def test_weights_of_ones_own():
     assert "file must be a safetensors file, got 'none.safetensors'" in refused
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["plan", "--nfe", "2"]])
-def test_the_package_runs_as_a_module(arguments):
-    made = subprocess.run([sys.executable, "-m", "diffsolve", *arguments], capture_output=True, text=True, check=True)
-    assert made.stdout == run(*arguments)
+def test_the_package_runs_as_a_module():
+    made = subprocess.run([sys.executable, "-m", "diffsolve", "--version"], capture_output=True, text=True, check=True)
+    assert made.stdout == run("--version")
     wrong = subprocess.run([sys.executable, "-m", "diffsolve", "smple"], capture_output=True, text=True, check=False)
     assert "Usage: diffsolve" in wrong.stderr
 
@@ -330,12 +329,12 @@ def test_what_is_missing_is_found_by_its_index():
 
 
 def test_a_learned_run_is_saved_and_sampled_with():
-    how = ("--model", "mixture-2d", "--num", 40, "--teacher", 20, "--iterations", 20, "--batch", 16, "--seed", 3)
+    how = ("--model", "mixture-2d", "--num", 24, "--teacher", 8, "--iterations", 3, "--batch", 8, "--seed", 3)
     text = run("tune", *how, "--nfe", 3, "--out", "mine.json")
     assert "method   tuned(" in text
     assert os.listdir() == ["mine.json"]
     model, table = ds.load("mixture-2d"), ds.Tableau.load("mine.json")
-    assert table == ds.tune(model, (40, 2), nfe=3, teacher=20, iterations=20, batch=16, seed=3)
+    assert table == ds.tune(model, (24, 2), nfe=3, teacher=8, iterations=3, batch=8, seed=3)
     text = run("sample", "--model", "mixture-2d", "--solver", "mine.json", "--num", 5, "--seed", 1, "--out", "x.npy")
     assert "mine.json, 3 steps, 3 network calls" in text
     np.testing.assert_array_equal(np.load("x.npy"), ds.sample(model, (5, 2), solver=table, seed=1).numpy())
@@ -351,6 +350,7 @@ def test_a_learned_run_is_saved_and_sampled_with():
     ).replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_learned_run_of_digits():
     run("tune", "--num", 4, "--nfe", 2, "--teacher", 3, "--iterations", 1, "--batch", 2, "--class", 7)
     label = {"label": torch.full((4,), 7)}

@@ -113,14 +113,13 @@ def test_refused(options, says):
 DETERMINISTIC, STOCHASTIC = ("euler", "dpmpp-2m", "unipc-2", "heun"), ("ddim(eta=1.0)", "seeds-2", "sa-2")
 
 
-@pytest.mark.parametrize(
-    ("solver", "seed"),
-    [
-        *((solver, 0) for solver in DETERMINISTIC + STOCHASTIC),
-        ("ddpm", [7, 2**64 - 1, 0]),
-        ("ddpm", ds.Key(3, antithetic=True)),
-    ],
-)
+TRACES = [
+    *((solver, 0) for solver in DETERMINISTIC + STOCHASTIC),
+    *(("ddpm", seed) for seed in ([7, 2**64 - 1, 0], ds.Key(3, antithetic=True))),
+]
+
+
+@pytest.mark.product({"solver, seed": TRACES}, some={"solver, seed": TRACES[2::2] + TRACES[7:8]})
 def test_a_run_traces_as_one_graph(solver, seed, monkeypatch):
     """torch.compile(fullgraph=True) takes a whole run, noise and all, and does not compile again for another start."""
     torch._dynamo.reset()

@@ -170,7 +170,7 @@ NAMES = [*(name for name in ds.solvers.names() if name not in NEW), *NEW]
 RUNS = [(name, *NETWORKS[i % 3]) for i, name in enumerate(NAMES)]
 
 
-SOME = [run for run in RUNS if run[0] in KINDS]
+SOME = [run for run in RUNS if run[0] in KINDS][::2]
 
 
 @pytest.mark.product({"runs": shares(RUNS, 5)}, some={"runs": shares(SOME, 5)})
@@ -343,8 +343,8 @@ def test_gradients(per_sample, monkeypatch, choice):
     draw = Draw(Key(3), 1, Stream.ROW)
     work = lambda w, *x: kernels.combine(x, w, draw=draw)  # noqa: E731
     monkeypatch.setenv("DIFFSOLVE_KERNELS", choice)
-    assert torch.autograd.gradcheck(work, (weights, *xs))
-    assert torch.autograd.gradgradcheck(work, (weights, *xs))
+    assert torch.autograd.gradcheck(work, (weights, *xs), fast_mode=True)
+    assert torch.autograd.gradgradcheck(work, (weights, *xs), fast_mode=True)
     single = [x.detach().float().requires_grad_() for x in xs]
     ours, theirs = both(
         monkeypatch,

@@ -40,8 +40,9 @@ def turns(size, dtype, calls=5, history=4):
 
 
 @pytest.mark.parametrize("choice", ["triton", pytest.param("native", marks=compiler)])
-@pytest.mark.parametrize(("size", "dtype"), [(64, torch.float32), (1500, torch.float32), (7, torch.float64)])
-@pytest.mark.parametrize("calls", [4, 5, 7])
+@pytest.mark.product(
+    {"size, dtype": [(64, torch.float32), (1500, torch.float32), (7, torch.float64)], "calls": [4, 5, 7]}
+)
 def test_it_is_the_chain_of_each(choice, size, dtype, calls, monkeypatch):
     """The loop to the last bit where nothing is drawn (as `test_native` says of noise); a launch to rounding."""
     monkeypatch.setenv("DIFFSOLVE_KERNELS", "torch")

@@ -54,7 +54,7 @@ def test_the_integral_over_the_plane_is_one():
 
 @pytest.mark.product(
     {"frame": ["trig", "straight", "noise", "lambda", "native", "denoised"], "path": list(PREDICTS)},
-    some={"frame": ["trig", "noise", "denoised"]},
+    some={"frame": ["trig", "noise"]},
 )
 def test_every_frame(path, frame, mixture):
     model = mixture_model(mixture, path, "v")
@@ -68,7 +68,8 @@ def test_every_frame(path, frame, mixture):
     {
         "solver": ["rk4", "unipc-2", "deis-2", "dpmpp-2m", "res-3s", "heun(frame='trig')"],
         "path": list(PREDICTS),
-    }
+    },
+    some={"solver": ["rk4", "unipc-2", "heun(frame='trig')"]},
 )
 def test_any_fixed_solver_converges_to_the_truth(path, solver, mixture):
     model = mixture_model(mixture, path, "v")
@@ -305,7 +306,7 @@ def test_gradients():
     mixture = ring(3, 1.0, 0.5)
     model = mixture_model(mixture, "condot", "velocity")
     x = mixture.sample(4, seed=0).requires_grad_()
-    for solver, options in ((Adaptive(rtol=1e-7, atol=1e-7), {}), ("rk4", {"steps": 40, "grid": "angle"})):
+    for solver, options in ((Adaptive(rtol=1e-6, atol=1e-6), {}), ("rk4", {"steps": 30, "grid": "angle"})):
         found = ds.log_prob(model, x, solver=solver, gradient=True, **options)
         (score,) = torch.autograd.grad(found.value.sum(), x)
         torch.testing.assert_close(score, mixture.score(x.detach()), rtol=1e-3, atol=1e-3)
@@ -447,7 +448,7 @@ def test_the_solver_error_has_that_of_the_latent(path):
     model = mixture_model(mixture, path, PREDICTS[path])
     x = torch.tensor([[10.0, 0.0], [0.0, -6.0], [4.0, 4.0]], dtype=torch.float64)
     found = ds.log_prob(model, x)
-    error = (found.value - ds.log_prob(model, x, solver=Adaptive("dopri8", rtol=1e-8, atol=1e-8)).value).abs().numpy()
+    error = (found.value - ds.log_prob(model, x, solver=Adaptive("dopri8", rtol=1e-7, atol=1e-7)).value).abs().numpy()
     assert error[0] > 1e-3
     assert (error <= found.solver_error).all()
     assert (found.solver_error < 0.3).all()

@@ -130,8 +130,7 @@ def columns(model, x, **options):
     return ds.log_prob(model, x, trace=Plain(), **options).value
 
 
-@pytest.mark.parametrize("net", [Attention(), with_function, with_branch], ids=["attention", "function", "branch"])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.product({"net": [Attention(), with_function, with_branch], "solver": SOLVERS})
 def test_networks_without_forward_derivatives(net, solver):
     x = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)) / 2
     expected = columns(adapted(net), x, **solver)

@@ -34,8 +34,8 @@ def model(bias=0.0, path="condot"):
 def labels():
     return {"label": torch.arange(4)}
 
-def guide(rows=1):
-    return ds.Guidance(2.0, {"label": torch.full((rows,), 7)})
+def guide(times=1):
+    return ds.Guidance(2.0, {"label": torch.tensor([7, 3]).repeat(times)})
 
 def images():
     generator = torch.Generator().manual_seed(0)
@@ -173,7 +173,7 @@ def test_the_command_is_the_library(command, stranger):
     table = metrics.sweep(
         mine.toy.model(0.25, "edm"), (3, 4, 4), reference=Statistics.of(stranger, mine.toy.features(), keep=2000),
         solvers={f"heun, {grid}": {"solver": "heun", "grid": grid} for grid in ("karras", "exponential")},
-        nfe=3, num=20, exact=4, cond={"label": torch.arange(4)}, guidance=mine.toy.guide(),
+        nfe=3, num=20, exact=4, cond={"label": torch.arange(4)}, guidance=mine.toy.guide(2),
     )  # fmt: skip
     assert text == f"{table}\n"
     assert table.measures == ["FD", "FD inf", "KID", "endpoint error"]
@@ -197,17 +197,17 @@ def test_data_in_files_and_without_any(command, stranger, tmp_path):
 
 
 def test_the_command_chooses(command):
+    asked = ("--cond", "mine.toy:labels", "--guidance", "mine.toy:guide")
     options = ("--shape", "3,4,4", "--nfe", 3, "--num", 8, "--trials", 2, "--teacher", 20)
-    text = command("choose", "--model", "mine.toy:model", *options, "--cond", "mine.toy:labels", "--out", "run.json")
-    assert "| 3 | " in text
+    text = command("choose", "--model", "mine.toy:model", *options, *asked, "--out", "run.json")
     assert ds.Tableau.load("run.json").nfe <= 3
     import mine.toy
 
-    guided = command("choose", "--model", "mine.toy:model", *options, "--guidance", "mine.toy:guide")
     found = ds.choose(
-        mine.toy.model(), (8, 3, 4, 4), nfe=3, trials=2, teacher=20, guidance=mine.toy.guide(8), seed=0
+        mine.toy.model(), (8, 3, 4, 4), nfe=3, trials=2, teacher=20, seed=0,
+        cond={"label": mine.toy.labels()["label"].repeat(2)}, guidance=mine.toy.guide(4),
     )  # fmt: skip
-    assert guided.splitlines()[2] == str(found).splitlines()[2] != text.splitlines()[2]
+    assert "| 3 | " in text.splitlines()[2] == str(found).splitlines()[2]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from diffsolve.tableau.frames import FRAMES, PREDICTIONS, STRAIGHT
 
 def run_of(path, shares, frame="denoised"):
     """A tableau of one exact step of a frame for each stretch, told where it ends."""
-    draft = Draft(path, path.t_noise + np.array(shares) * (path.t_last - path.t_noise))
+    draft = Draft(path, path.nodes(path.t_noise + np.array(shares) * (path.t_last - path.t_noise)))
     for i in range(draft.steps):
         ratio, gain = FRAMES[frame].step(draft.grid[i], draft.grid[i + 1])
         draft.call(draft.grid[i], frame, y={"y": ratio, i: gain}, node=i + 1, to=draft.grid[i + 1])
@@ -98,7 +98,7 @@ def test_the_network_is_told_both_times_on_its_clock():
 
     path = paths.EDM()
     model = ds.adapt(net, path, "denoised", clock="c_noise", jumps="denoised")
-    draft = Draft(path, np.array([80.0, 1.0, 0.0]))
+    draft = Draft(path, path.nodes([80.0, 1.0, 0.0]))
     for i in range(2):
         ratio, gain = FRAMES["denoised"].step(draft.grid[i], draft.grid[i + 1])
         draft.call(draft.grid[i], "denoised", y={"y": ratio, i: gain}, node=i + 1, to=draft.grid[i + 1])

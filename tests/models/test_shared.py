@@ -46,8 +46,7 @@ def test_a_shared_condition_of_the_batch_size_in_a_density():
     assert found[1] == pytest.approx(-8.7292, abs=1e-4)
 
 
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("guided", [None, "plain", "batched"])
+@pytest.mark.product({"run": list(RUNS), "guided": [None, "plain", "batched"]})
 def test_a_shared_condition_stays_whole(run, guided):
     guidance = {}
     if guided:

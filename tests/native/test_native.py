@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -24,6 +25,7 @@ import diffsolve as ds
 from diffsolve.execute import Executor
 from diffsolve.kernels import Guided, Row, loop, update
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
+from diffsolve.native import flags
 from diffsolve.native import loader as native
 from diffsolve.noise import Draw, Key, Stream
 
@@ -523,6 +525,21 @@ def test_without_a_compiler(cc, why, elsewhere):
         assert not elsewhere.find()
     with pytest.warns(RuntimeWarning, match=why):
         assert not elsewhere.find(asked=True)
+
+
+@pytest.mark.skipif(platform.machine() not in flags.LEVELS or sys.platform != "linux", reason="no wheel brings loops")
+def test_loops_that_a_wheel_brought(elsewhere, monkeypatch, tmp_path):
+    """Used where there is no compiler and the processor has what they need; they draw the noise of this machine's."""
+    machine, source = platform.machine(), Path(native.__file__).with_name("loops.c")
+    built = tmp_path / flags.file_name(machine, "float")
+    command = ["cc", *flags.FLAGS, f"-march={flags.LEVELS[machine]}", "-DREAL=float", str(source), "-o", str(built)]
+    subprocess.run(command, check=True, env={**os.environ, "PATH": os.defpath})
+    elsewhere.set(CC="/nowhere/cc")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "loader.py"))
+    assert elsewhere.find()
+    assert elsewhere.compilations == 0
+    monkeypatch.setitem(flags.NEEDED, machine, frozenset({"a flag of tomorrow"}))
+    assert not elsewhere.find()
 
 
 @pytest.mark.parametrize("cc", [" ", "\t"])

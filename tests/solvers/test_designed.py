@@ -242,7 +242,7 @@ def test_better_than_every_named_solver_at_few_calls(predicts):
     """On a mixture and a field of their own; named solvers on the designed ones' grid and on their own."""
     model = imperfect_model(random_means(6, modes=4, std=0.2, seed=5), CASES[predicts], predicts, delta=0.05, seed=3)
     x = torch.randn((64, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * model.path.prior_std()
-    exact = ds.sample(model, noise=x, solver="unipc-3", grid=STEPS[predicts].arc, nfe=400)
+    exact = ds.sample(model, noise=x, solver="unipc-3", grid=STEPS[predicts].arc, nfe=200)
 
     def error(**options):
         return float((ds.sample(model, noise=x, nfe=6, **options) - exact).norm(dim=1).mean())

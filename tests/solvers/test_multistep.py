@@ -96,7 +96,7 @@ STARTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.product({"solver": [*sorted(POINTS), *STARTED]}, some={"solver": [*sorted(POINTS)[::5], *STARTED[::2]]})
+@pytest.mark.product({"solver": [*sorted(POINTS), *STARTED]}, some={"solver": [*sorted(POINTS)[::8], *STARTED[::4]]})
 def test_order_as_declared(solver, mixture):
     start, stop, predicts = INTERIOR["vp"]
     declared = ds.solvers.named(solver).order

@@ -63,7 +63,7 @@ def test_agrees_with_the_loop_of_its_paper(specs, path, mixture):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("spec", list(LOOPS))
+@pytest.mark.product({"spec": list(LOOPS)}, some={"spec": list(LOOPS)[::3]})
 def test_mutants_die(spec, mixture):
     """A relative change of 1e-4 in any one weight is caught, by the tableau's own check or by the plain loop.
 
@@ -183,7 +183,7 @@ DECLARED = [
 ]
 
 
-FEW = [solver for solver in DECLARED if solver in KINDS or "(" in solver][::2]  # the order conditions are held for all
+FEW = [solver for solver in DECLARED if solver in KINDS or "(" in solver][::4]  # the order conditions are held for all
 
 
 @pytest.mark.product({"solver": DECLARED, "path": list(INTERIOR)}, some={"solver": FEW})
@@ -271,7 +271,7 @@ def test_finite_for_any_number_of_steps_in_both_directions(specs, path):
     for spec in shown(specs):
         solver = ds.solvers.named(spec)
         stochastic = spec in (*STOCHASTIC, "ddim(eta=1.0)")
-        for steps in (*range(1, 10), 16, 30):
+        for steps in (1, 2, 3, 4, 5, 8, 17):
             tableau = ds.plan(path, solver, steps=steps)
             tables = [tableau]
             if not stochastic and steps in (1, 2, 3, 8):
@@ -352,6 +352,6 @@ BUDGETS = ["edm", "condot", "ddpm"]
 def test_the_budget_of_calls_is_kept_and_used(solvers, path):
     for solver in shown(solvers):
         step = ds.solvers.named(solver).calls
-        for nfe in (*range(max(4, step), 12), 17, 23):
+        for nfe in (*range(max(4, step), 9), 17):
             made = ds.plan(path, solver, nfe=nfe).nfe
             assert nfe - step < made <= nfe or (solver in ("repaint", "restart") and made <= nfe)

@@ -130,7 +130,7 @@ def test_a_bad_file_is_an_error(change, says):
 def test_a_tableau_by_hand():
     """What a new solver writes: Euler in ten lines."""
     path = paths.EDM()
-    draft = Draft(path, np.array([80.0, 3.0, 0.0]))
+    draft = Draft(path, path.nodes([80.0, 3.0, 0.0]))
     g = draft.grid
     for i in range(draft.steps):
         s, t = g[i], g[i + 1]
