@@ -64,6 +64,16 @@ def test_with_exact_jumps_noise_keeps_the_marginals(path, solver):
         assert torch.allclose(variance, std(model.path, t) ** 2, rtol=1e-9)
 
 
+@pytest.mark.parametrize("path", ["edm", "vp", "ve"])
+def test_a_node_at_the_last_time_is_jumped_to(path):
+    """Where a consistency network is the identity there is no noise to add: the step is that of gamma = 0."""
+    p = paths.named(path)
+    grid = [p.t_noise, (p.t_noise + p.t_last) / 2, p.t_last, p.t_data]
+    part, none = (ds.plan(path, f"consistency(gamma={gamma})", grid=grid) for gamma in (0.3, 0.0))
+    assert part.weights[0, 1, -1] > 0
+    np.testing.assert_array_equal(part.weights[1:], none.weights[1:])
+
+
 def test_how_far_a_call_jumps():
     grid = [1.0, 0.5, 0.0]
     for gamma, by, down in ((0.0, "noise", 0.5), (1.0, "noise", 0.0), (0.3, "time", 0.35), (1.0, "time", 0.0)):
