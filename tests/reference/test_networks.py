@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.reference.dit import DiT
-from diffsolve.reference.embedding import Conditioned
+from diffsolve.reference.embedding import Conditioned, fourier
 from diffsolve.reference.mlp import MLP
 from diffsolve.reference.unet import UNet
 
@@ -86,6 +86,17 @@ def test_two_times_begin_as_one(name):
     assert not left.unexpected_keys
     assert {key.partition(".")[0] for key in left.missing_keys} == {"until"}
     torch.testing.assert_close(two(x, t, s), one(x, t), rtol=0, atol=0)
+
+
+def test_the_second_time_has_frequencies_of_its_own():
+    """t at angles up to `highest`, s up to `until`."""
+    told, (x, t, s) = [], inputs()
+    net = UNet(2, 8, (1, 2), heads=2, groups=4, times=2, until=6.0)
+    for layers in (net.time, net.until):
+        layers.register_forward_pre_hook(lambda _, given: told.append(given[0]))
+    net(x, t, s)
+    wanted = torch.stack([fourier(t, net.features, 100.0), fourier(s, net.features, 6.0)])
+    torch.testing.assert_close(torch.stack(told), wanted)
 
 
 @every
