@@ -85,7 +85,9 @@ def test_a_perturbed_optimum_descends_back(path, predicts):
     assert closure().item() < before
 
 
-@pytest.mark.parametrize(("predicts", "weight"), itertools.product(["noise", "v", "denoised", "velocity"], WEIGHTS[1:]))
+@pytest.mark.parametrize(
+    ("predicts", "weight"), [*itertools.product(["noise", "v", "denoised", "velocity"], WEIGHTS[1:])]
+)
 def test_one_weight_is_one_loss_for_every_prediction(predicts, weight):
     """Of x_0's error: networks that are off by the same in x_0 have the same loss."""
     path = ds.paths.named("vp")
