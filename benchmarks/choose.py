@@ -4,7 +4,7 @@ r"""`ds.choose` beside `auto` at every budget, on noises that had no part in the
     python -m benchmarks choose --network fashion --nfe 4 5 6 8   # a part of another; --resume adds it
 
 One call of `ds.choose` for all budgets. Then the run chosen and that of `auto` go from `--fresh` other noises, with
-labels at random: the mean over samples of |x - end| over the root mean square of |end|, where the ends are those of 400
+labels at random: the mean over samples of |x - end| over the root mean square of |end|, where the ends are those of 200
 calls of `auto`. "in deviations" is the mean of the differences, sample by sample, over its standard error: the bar is
 that it be nowhere above 2. The time of the call is that of the processor, as for one idle core.
 """
@@ -25,7 +25,7 @@ from diffsolve.tableau import Tableau
 
 SHAPES = {"digits": (1, 8, 8), "fashion": (1, 28, 28)}
 BUDGETS = tuple(range(4, 21))
-CALLS, BATCH = 400, 64
+CALLS, BATCH = 200, 64
 """Calls of the ends."""
 SEED = 1000
 """Of the other noises; the pilot's are none of `ds.sample` with any seed."""
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=BUDGETS)
     parser.add_argument("--noises", type=int, default=64, help="of the pilot")
     parser.add_argument("--seed", type=int, default=0, help="of the pilot")
-    parser.add_argument("--fresh", type=int, default=512, help="noises to judge by")
+    parser.add_argument("--fresh", type=int, default=256, help="noises to judge by")
     parser.add_argument("--resume", action="store_true", help="keep the records that are there")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
