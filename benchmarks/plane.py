@@ -15,8 +15,8 @@ flow or diffusion is `ds.log_prob`; of the VAE it is the importance-weighted bou
 - VAE: two numbers of latents, a Gaussian decoder whose variance is learned (Kingma and Welling, 1312.6114).
 - RealNVP: eight affine couplings (Dinh et al., 1605.08803).
 - GAN: the non-saturating loss (Goodfellow et al., 1406.2661).
-- diffusion: the noise on the path "vp"; flow matching: the velocity on "condot"; times where the modes part, by a law of
-  sigma / alpha. `ds.sample` with 20 calls.
+- diffusion: the noise on the path "vp"; flow matching: the velocity on "condot"; times by a law of sigma / alpha, most of
+  them where the modes part. `ds.sample` with 20 calls.
 - CNF: a velocity trained by its likelihood, `ds.log_prob(.., gradient=True)` (Chen et al., 1806.07366).
 """
 
@@ -51,6 +51,7 @@ plt.style.use("diffsolve.common.look")
 HERE = Path(__file__).resolve().parent
 PICTURE, CACHE = HERE.parent / "docs" / "plane.png", HERE / ".cache" / "plane"
 POINTS, BATCH, SEEDS = 2000, 256, (0, 1, 2)
+TIMES = "log-normal(mean=0, std=1.3)"
 DATA = ring(radius=4 / math.sqrt(2), std=math.sqrt(0.1))
 Sampler = Callable[[int, int], Tensor]
 Density = Callable[[Tensor], Tensor]
@@ -195,10 +196,10 @@ def solved(model: Model) -> Fitted:
     )
 
 
-def regressed(path: str, predicts: str, times: str) -> Callable[[Tensor, int, int], Fitted]:
+def regressed(path: str, predicts: str) -> Callable[[Tensor, int, int], Fitted]:
     def train(x: Tensor, steps: int, seed: int) -> Fitted:
         model = ds.adapt(MLP(2, 128, 3), path, predicts)
-        how = {"steps": 3 * steps // 2, "batch": BATCH, "lr": 2e-3, "ema": 0.998, "objective": {"times": times}}
+        how = {"steps": 3 * steps // 2, "batch": BATCH, "lr": 2e-3, "ema": 0.998, "objective": {"times": TIMES}}
         with tempfile.TemporaryDirectory() as folder:
             ds.training.fit(model, x, Path(folder) / "w", seed=seed, **how)
         return solved(model)
@@ -218,9 +219,8 @@ def cnf(x: Tensor, steps: int, seed: int) -> Fitted:
 
 
 MODELS: dict[str, Callable[[Tensor, int, int], Fitted]] = {
-    "GMM": gmm, "VAE": vae, "RealNVP": realnvp, "GAN": gan,
-    "diffusion": regressed("vp", "noise", "log-normal(mean=0, std=1.3)"),
-    "flow matching": regressed("condot", "velocity", "log-normal(mean=0, std=1.3)"), "CNF": cnf,
+    "GMM": gmm, "VAE": vae, "RealNVP": realnvp, "GAN": gan, "diffusion": regressed("vp", "noise"),
+    "flow matching": regressed("condot", "velocity"), "CNF": cnf,
 }  # fmt: skip
 
 
