@@ -1,7 +1,9 @@
 r"""Seven kinds of generative model on 2000 points of eight Gaussians in the plane, by the KL divergence from the data.
 
-    python benchmarks/plane.py           # results/plane.jsonl and docs/plane.png
-    python benchmarks/plane.py --quick   # short trainings and one seed, nothing written
+    python -m benchmarks plane                                  # results/plane.jsonl and docs/plane.png
+    python -m benchmarks plane --resume                         # goes on from where it was stopped
+    python -m benchmarks plane --resume --names CNF --seeds 2   # a part of it
+    python -m benchmarks plane --quick                          # short trainings and one seed, nothing written
 
 The means are on a circle of radius 4 / sqrt 2, the covariance is 0.1 I. Each model gets the same 2000 points, with
 three seeds. "KDE" is KL(p, q) = sum p log(p / q) on a grid of 100 x 100 over [-5, 5]^2, where p and q are densities of
@@ -13,7 +15,8 @@ flow or diffusion is `ds.log_prob`; of the VAE it is the importance-weighted bou
 - VAE: two numbers of latents, a Gaussian decoder whose variance is learned (Kingma and Welling, 1312.6114).
 - RealNVP: eight affine couplings (Dinh et al., 1605.08803).
 - GAN: the non-saturating loss (Goodfellow et al., 1406.2661).
-- diffusion: the noise on the path "vp"; flow matching: the velocity on "condot". `ds.sample` with 20 calls.
+- diffusion: the noise on the path "vp"; flow matching: the velocity on "condot"; times by a law of sigma / alpha, most of
+  them where the modes part. `ds.sample` with 20 calls.
 - CNF: a velocity trained by its likelihood, `ds.log_prob(.., gradient=True)` (Chen et al., 1806.07366).
 """
 
@@ -21,9 +24,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -42,8 +48,10 @@ from diffsolve.reference.mixture import ring
 from diffsolve.reference.mlp import MLP
 
 plt.style.use("diffsolve.common.look")
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "plane.png"
+HERE = Path(__file__).resolve().parent
+PICTURE, CACHE = HERE.parent / "docs" / "plane.png", HERE / ".cache" / "plane"
 POINTS, BATCH, SEEDS = 2000, 256, (0, 1, 2)
+TIMES = "log-normal(mean=0, std=1.3)"
 DATA = ring(radius=4 / math.sqrt(2), std=math.sqrt(0.1))
 Sampler = Callable[[int, int], Tensor]
 Density = Callable[[Tensor], Tensor]
@@ -191,8 +199,9 @@ def solved(model: Model) -> Fitted:
 def regressed(path: str, predicts: str) -> Callable[[Tensor, int, int], Fitted]:
     def train(x: Tensor, steps: int, seed: int) -> Fitted:
         model = ds.adapt(MLP(2, 128, 3), path, predicts)
+        how = {"steps": 3 * steps // 2, "batch": BATCH, "lr": 2e-3, "ema": 0.998, "objective": {"times": TIMES}}
         with tempfile.TemporaryDirectory() as folder:
-            ds.training.fit(model, x, Path(folder) / "w", steps=steps, batch=BATCH, lr=2e-3, ema=0.998, seed=seed)
+            ds.training.fit(model, x, Path(folder) / "w", seed=seed, **how)
         return solved(model)
 
     return train
@@ -230,42 +239,67 @@ def divergence(x: Tensor, y: Tensor) -> float:
     return float((p * ((p + tiny) / (q + tiny)).log()).sum())
 
 
-def summary(scores: Tensor) -> tuple[float | None, float | None]:
-    """The mean and the standard deviation over seeds, where there are any and enough."""
-    if scores.isnan().any():
-        return None, None
-    return float(scores.mean()), float(scores.std()) if len(scores) > 1 else None
+def trained(name: str, seed: int, steps: int) -> tuple[Tensor, float]:
+    """Samples of one model, and the mean of log p - log q, NaN where there is no density."""
+    torch.manual_seed(seed)
+    fitted = MODELS[name](points(POINTS, seed), steps, seed)
+    with torch.no_grad():
+        x = fitted.sample(POINTS, 50 + seed)
+        if fitted.log_prob is None:
+            return x, math.nan
+        fresh = points(POINTS, 101)
+        return x, float((DATA.log_prob(fresh.double()).float() - fitted.log_prob(fresh)).mean())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short trainings and one seed, nothing written")
-    quick = parser.parse_args(argv).quick
-    torch.set_num_threads(1)
-    recorder = Recorder("plane", None if quick else "")
-    columns = {f"{kind}, {of}": ".4f" for kind in ("KDE", "exact") for of in ("mean", "std")}
-    table = recorder.table("2000 points", ["model"], columns)
-    judge, fresh = points(POINTS, 100), points(2000, 101)
-    truth = DATA.log_prob(fresh.double()).float()
-    floors = torch.tensor([divergence(judge, points(POINTS, 200 + k)) for k in range(20)])
-    table.add(["floor"], [float(floors.mean()), float(floors.std()), 0.0, None])
+def picture(seen: dict[str, Tensor], file: Path) -> None:
     figure, axes = plt.subplots(2, 4, figsize=(12, 6.4))
-    seen: dict[str, Tensor] = {"data": judge}
-    for name, train in MODELS.items():
-        scores: list[tuple[float, float]] = []
-        for seed in SEEDS[:1] if quick else SEEDS:
-            torch.manual_seed(seed)
-            fitted = train(points(POINTS, seed), 400 if quick else 4000, seed)
-            with torch.no_grad():
-                seen[name] = fitted.sample(POINTS, 50 + seed)
-                exact = math.nan if fitted.log_prob is None else float((truth - fitted.log_prob(fresh)).mean())
-            scores.append((divergence(judge, seen[name]), exact))
-        table.add([name], [number for column in torch.tensor(scores).unbind(1) for number in summary(column)])
     for axis, (name, x) in zip(axes.flat, seen.items(), strict=True):
         axis.plot(*x.T, ".", ms=1.5, alpha=0.5)
         axis.set(title=name, xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), xticks=[], yticks=[], aspect="equal")
-    if not quick:
-        figure.savefig(PICTURE, dpi=100)
+    figure.savefig(file, dpi=100)
+
+
+def summary(scores: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """The mean and the standard deviation over seeds, where there are any and enough."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores) or not known:
+        return None, None
+    return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Seven kinds of generative model in the plane.")
+    parser.add_argument("--names", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    parser.add_argument("--resume", action="store_true", help="keep what is there, and do what is missing")
+    parser.add_argument("--quick", action="store_true", help="short trainings and one seed, nothing written")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    recorder = Recorder("plane", None if options.quick else "", resume=options.resume)
+    judge = points(POINTS, 100)
+    single = recorder.table("one training", ["model", "seed"], {"KDE": ".4f", "exact": ".4f", "training": (".0f", "s")})
+    for name, seed in product(options.names, SEEDS[:1] if options.quick else options.seeds):
+        if single.value([name, seed], "KDE") is not None:
+            continue
+        began = time.process_time()
+        x, exact = trained(name, seed, 400 if options.quick else 4000)
+        cost = time.process_time() - began
+        kl = divergence(judge, x)
+        if not options.quick and seed == SEEDS[0]:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            torch.save(x, CACHE / f"{name}.pt")
+        single.add([name, seed], [kl, None if math.isnan(exact) else exact, cost])
+    columns = {f"{kind}, {of}": ".4f" for kind in ("KDE", "exact") for of in ("mean", "deviation")}
+    table = recorder.table("three trainings", ["model"], columns)
+    floors = [divergence(judge, points(POINTS, 200 + k)) for k in range(20)]
+    table.add(["floor"], [*summary(floors), 0.0, None])
+    for name in MODELS:
+        if all(single.value([name, seed], "KDE") is not None for seed in SEEDS):
+            kinds = ([single.value([name, seed], kind) for seed in SEEDS] for kind in ("KDE", "exact"))
+            table.add([name], [number for scores in kinds for number in summary(scores)])
+    files = {name: CACHE / f"{name}.pt" for name in MODELS}
+    if not options.quick and all(file.exists() for file in files.values()):
+        picture({"data": judge} | {name: torch.load(file) for name, file in files.items()}, PICTURE)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,12 @@ class Table:
             print("\n".join(lines[2:] if self._begun else lines), flush=True)
             self._begun = True
 
+    def put(self, case: Sequence[Any], metric: str, value: Any) -> None:
+        """One value of a row, where they do not come together."""
+        form, unit = self.columns[metric]
+        self.recorder.add(self.title, dict(zip(self.labels, case, strict=True)), metric, value, unit, form)
+        print(f"{self.title}, {' '.join(map(str, case))}, {metric}: {shown(self.recorder.records[-1])}", flush=True)
+
     def value(self, case: Sequence[Any], metric: str) -> Any:
         """What is recorded, or None."""
         labelled = dict(zip(self.labels, case, strict=True))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffsolve.cli.options import Force, Label, ModelSpec, Progress, bar, check_out, plain_errors
+from diffsolve.cli.options import Force, Label, ModelSpec, Progress, bar, check_out, first_rank, plain_errors
 from diffsolve.cli.options import report as show_lines
 from diffsolve.cli.subject import Cond, Data, Decode, FeaturesSpec, ModelArgs, Shape, reference_of, subject_of
 
@@ -86,7 +85,7 @@ def bench(
         guidance=subject.guidance(guidance), exact=exact, out=out, force=force, progress=bar(progress),
         decode=subject.decode, strip=0 if page is None else strip,
     )  # fmt: skip
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first_rank():
         _show(table, f"{model}: which solver, how many calls?", plot, page)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ __all__ = [
     "batch_of",
     "budget",
     "check_out",
+    "first_rank",
     "plain_errors",
     "report",
 ]
@@ -119,9 +121,15 @@ def bar(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
+def first_rank() -> bool:
+    """Whether this process is the one of `torchrun`'s that speaks; of one alone, yes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def report(**lines: object) -> None:
-    for name, value in lines.items():
-        typer.echo(f"{name:8} {value}")
+    if first_rank():
+        for name, value in lines.items():
+            typer.echo(f"{name:8} {value}")
 
 
 def check_out(out: Path, *accepted: str) -> None:
