@@ -16,6 +16,7 @@ from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import World
 from diffsolve.tuning import gits
 from diffsolve.tuning.adam import Adam
 from diffsolve.tuning.least_squares import LeastSquares
@@ -83,8 +84,8 @@ class Work(NamedTuple):
     checkpoint: Checkpoint
 
 
-def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = None) -> Work:
-    """Learn a tableau; after a run of fewer calls, whose teacher's ends are taken over.
+def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: Work | None = None) -> Work:
+    """Learn a tableau, all ranks together; after a run of fewer calls, whose teacher's ends are taken over.
 
     Runs that begin with calls of no weight are as near as that one, but learn slowly: they are begun with only where
     the solvers lead to nothing better.
@@ -94,9 +95,9 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     _check(settings, starts[0].tableau, problem.model)
     noises = Noises(drawn(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
     checkpoint = Checkpoint(settings["checkpoint"], about(problem, noises.x, settings))
-    saved = None if settings["force"] else checkpoint.read()
+    saved = ranks.shared(ranks.once(lambda: None if settings["force"] else checkpoint.read()))
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
-    task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings)
+    task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings, ranks)
     if settings["method"] == "gits":
         timed = _timed(task, problem, settings)
         return Work(_result(task, ranked(task, starts)[0].tableau, timed.tableau), task, checkpoint)
@@ -125,7 +126,7 @@ def _learn(
     from tqdm.auto import tqdm
 
     progress = Progress(student, kind.moments(student), task, begin, checkpoint, saved)
-    iterations, shown = task.settings["iterations"], task.settings["progress"]
+    iterations, shown = task.settings["iterations"], task.settings["progress"] and task.ranks.first
     with tqdm(total=iterations, initial=progress.iteration, disable=not shown, unit="iteration") as bar:
         progress.bar = bar
         kind(task, student, progress).learn(iterations)
@@ -143,7 +144,7 @@ def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
         )
     task.calls += teacher.nfe * len(few.x)
     runs = gits.starts(problem.model, few, teacher, settings["nfe"], gits.SOLVERS if solver is None else (solver,))
-    return min(runs, key=lambda run: task.verdict(run.tableau))
+    return task.ranks.shared(min(runs, key=lambda run: task.verdict(run.tableau)))
 
 
 def _result(
@@ -177,18 +178,21 @@ def _task(
     ends: Tensor | None,
     about: Mapping[str, Any],
     settings: Mapping[str, Any],
+    ranks: World,
 ) -> Task:
     """The task, with the teacher's ends if they are known, or else made."""
     calls = 0
     if ends is None:
         known = Ends(settings["cache"], {name: about[name] for name in SAME_ENDS})
-        ends = known.read(noises.x)
+        kept = ranks.shared(ranks.once(lambda: known.read(noises.x)))
+        ends = None if kept is None else kept.to(noises.x)
     if ends is None:
-        ends, calls = run_teacher(problem.model, noises, settings["teacher"], begin, settings["batch"])
-        known.write(ends)
+        made, calls = run_teacher(problem.model, noises, settings["teacher"], begin, settings["batch"], ranks)
+        ranks.once(lambda: known.write(made))
+        ends = made
     loss, seed = scaled(settings["loss"], ends), problem.key.seed
     assert isinstance(seed, int)
-    return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls)
+    return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls=calls, ranks=ranks)
 
 
 def _student(task: Task, start: Start) -> Student:
