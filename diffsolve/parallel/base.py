@@ -24,7 +24,7 @@ __all__ = ["Calls", "Parallel", "in_order"]
 
 
 class Parallel(ABC):
-    """A way to make many of a run's network calls at once: `Picard` or `Parareal`. Immutable."""
+    """A way to make many of a run's network calls at once: `Picard`, `Parareal` or `Independent`. Immutable."""
 
     tol: float
     atol: float

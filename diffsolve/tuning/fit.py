@@ -109,6 +109,10 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             precomputed ends (n, ...) of `noise`.
         history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
         times: learn the times of the calls too; False for a network that rounds its clock or looks it up.
+        also: what is learned beside times and weights, of "told": the times that the network is told, apart from those
+            of the states; and "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1).
+        together: M: after the first, calls are made in groups of M that do not depend on each other, which
+            `parallel=ds.Independent()` makes as one batch. Then `nfe` is 1 more than a multiple of M.
         loss: a `diffsolve.tuning.Distance`, of features perhaps; or (x, ends) -> a number, or one per sample. By
             default |x - end| over the root mean square of |end|, one per sample; not squared, since the few samples
             that end in another mode would then dominate.

@@ -14,7 +14,6 @@ from torch import Tensor
 from diffsolve.common.checks import integer, required
 from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
-from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 from diffsolve.training.distributed import World
 from diffsolve.tuning import gits
@@ -92,7 +91,7 @@ def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: 
     """
     starts = candidates(problem, settings)
     bind(starts[0].tableau, problem.model)
-    _check(settings, starts[0].tableau, problem.model)
+    _check(settings, starts[0].tableau, problem)
     noises = Noises(drawn(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
     checkpoint = Checkpoint(settings["checkpoint"], about(problem, noises.x, settings))
     saved = ranks.shared(ranks.once(lambda: None if settings["force"] else checkpoint.read()))
@@ -105,7 +104,7 @@ def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: 
     begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
     progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
     if fewer is not None and settings["times"]:
-        more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe)
+        more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe, together=settings["together"])
         every = torch.cat([task.learning, task.choosing])  # the plain means, which so many noises can tell apart
         better = task.error(progress.student.tableau(), every) < task.error(fewer.tuning.tableau, every)
         if not better and begin.tableau != more.tableau:  # which a checkpoint may have begun with
@@ -197,8 +196,12 @@ def _task(
 
 def _student(task: Task, start: Start) -> Student:
     n, settings = start.tableau.nfe, task.settings
+    also, together = settings["also"], settings["together"]
     history = min(n, LONGEST if settings["history"] is None else settings["history"])
-    return Student(task.model, start.tableau, history, settings["times"], f"tuned({start.name}, nfe={n})")
+    more = f", also={'+'.join(also)}" if also else ""
+    more += f", together={together}" if together > 1 else ""
+    name = f"tuned({start.name}, nfe={n}{more})"
+    return Student(task.model, start.tableau, history, settings["times"], name, also, together)
 
 
 def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam]) -> tuple[Start, Student]:
@@ -221,16 +224,21 @@ def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam
     return start, student
 
 
-def _check(settings: Mapping[str, Any], begin: Tableau, model: Model) -> None:
+def _check(settings: Mapping[str, Any], begin: Tableau, problem: Problem) -> None:
     """Check that the accurate run has at least the calls of the one that learns from it, and that times can be learned.
 
     Raises:
-        ValueError: if it has fewer, or the network knows whole rows of its table only.
+        ValueError: if it has fewer, the network knows whole rows of its table only, or there is no guidance to learn.
     """
-    if settings["times"] and model.clock == "index" and settings["method"] != "gits":
+    timed = (settings["times"] or "told" in settings["also"]) and settings["method"] != "gits"
+    if timed and problem.model.clock == "index":
         raise ValueError(
             "net must have a derivative in its time, got none with clock='index'; times=False learns the weights alone"
         )
+    if "guides" in settings["also"]:
+        guidance = problem.guidance
+        guided = not isinstance(guidance.scale, Tensor) and bool((guidance.schedule(begin) != 1).any())
+        required(guided, "guidance", guidance.scale, "a scale other than 1, of all samples, with also='guides'")
     teacher = settings["teacher"]
     calls = teacher.nfe if isinstance(teacher, Tableau) else teacher
     if not isinstance(calls, Tensor):

@@ -210,7 +210,7 @@ class Student:
             return self._still
         shares = LEAST / self.calls + (1 - LEAST) * self.logits.softmax(0)
         left = shares.flip(0).cumsum(0).flip(0)[1:]
-        first, last = torch.tensor([self._first, self._last], dtype=torch.float64).split(1)
+        first, last = (torch.tensor([end], dtype=torch.float64) for end in (self._first, self._last))
         return torch.cat([first, self._last + (self._first - self._last) * left, last])
 
     def _times_at(self, theta: Tensor) -> Tensor:
