@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diffsolve.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob, transition_log_prob
     from diffsolve.models import Guidance, Model, Perturbed, Shared, adapt
     from diffsolve.noise import Brownian, Key
-    from diffsolve.parallel import Anderson, Parareal, Picard, Ranks
+    from diffsolve.parallel import Anderson, Independent, Parareal, Picard, Ranks
     from diffsolve.reference import load
     from diffsolve.serving import Stepper
     from diffsolve.solvers.skip import skip
@@ -61,7 +61,7 @@ _HOME = {
     "likelihood": ("BitsPerDim", "LogProb", "bits_per_dim", "log_prob", "transition_log_prob"),
     "models": ("Guidance", "Model", "Perturbed", "Shared", "adapt"),
     "noise": ("Brownian", "Key"),
-    "parallel": ("Anderson", "Parareal", "Picard", "Ranks"),
+    "parallel": ("Anderson", "Independent", "Parareal", "Picard", "Ranks"),
     "reference": ("load",),
     "serving": ("Stepper",),
     "solvers.skip": ("skip",),
@@ -99,6 +99,7 @@ __all__ = [
     "Executor",
     "Family",
     "Guidance",
+    "Independent",
     "Key",
     "Langevin",
     "LogProb",

@@ -89,7 +89,8 @@ def check_values(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         required(value is None or callable(value), name, value, "callable", TypeError)
     kinds = {"corrector": Langevin, "parallel": Parallel, "state": State}
-    accepted = {"corrector": "a ds.Langevin", "parallel": "a ds.Picard or a ds.Parareal", "state": "a ds.State"}
+    together = "a ds.Picard, a ds.Parareal or a ds.Independent"
+    accepted = {"corrector": "a ds.Langevin", "parallel": together, "state": "a ds.State"}
     for name, kind in kinds.items():
         instance(name, options.get(name), (kind, type(None)), accepted[name])
     if options.get("max_calls") is not None:

@@ -99,7 +99,7 @@ def solve(
             must support recording, and the tensors in `cond` must have the recorded shapes; the seed may change between
             replays of a deterministic solver, but is part of the recording of a stochastic one.
         state: the `Run.state` to continue from, with the solver (or tableau) of that run.
-        parallel: make many calls at once: `ds.Picard(...)` or `ds.Parareal(...)`.
+        parallel: make many calls at once: `ds.Picard(...)`, `ds.Parareal(...)`, `ds.Independent(...)`.
         gradient: "direct", "checkpoint" or "adjoint": x is differentiable in `noise`, `cond` and the network's
             parameters; see `diffsolve.gradients`. So is the trajectory of an adaptive solver, except with "adjoint".
         dtype: of the state. By default float32, or float64 if the noise, the network or torch's default dtype is.

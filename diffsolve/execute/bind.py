@@ -50,7 +50,7 @@ class Program:
         return {
             "solver": tableau.solver,
             "path": tableau.path,
-            "grid": rounded(tableau.times, tableau.calls, *tableau.second, digits=9),
+            "grid": rounded(tableau.times, tableau.calls, *tableau.unusual.values(), digits=9),
             "weights": rounded(tableau.entry, tableau.weights, tableau.clock, digits=9),
             "prediction": self.prediction,
         }

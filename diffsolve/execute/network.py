@@ -63,7 +63,7 @@ def network_times(model: Model, at: Tableau | Tensor, like: Tensor) -> Tensor:
     In the dtype and on the device for states such as `like`.
     """
     if isinstance(at, Tableau):
-        t, s = (torch.tensor(times, device="cpu") for times in (at.calls[:, 0], at.to))
+        t, s = (torch.tensor(times, device="cpu") for times in (at.told, at.to))
         times = model.network_time(t, s)
     else:
         times = model.network_time(at)

@@ -290,8 +290,10 @@ def planned(
         tableau = plan(model, method, grid=rows.times, guidance=guidance)
     if (tableau.entry != [[1, 0], [1, 0]]).any():
         raise ValueError(f"solver must add no noise before its first call, got {method}")
+    own_scales = "without scales of guidance of its own: the pipeline guides"
+    required("guides" not in tableau.unusual, "solver", tableau.solver, own_scales)
     clock = tableau.calls[:, 0]
-    told = model.network_time(torch.from_numpy(clock.copy())).cpu().double().numpy().copy()
+    told = model.network_time(torch.from_numpy(tableau.told.copy())).cpu().double().numpy().copy()
     if rows is not None:
         told = _told(model, rows, clock, told)
     whole = bool((told % 1 == 0).all())

@@ -191,7 +191,10 @@ class _Host:
         """The model of a run, and its executor at y."""
         path = _path(self.flow and not run.in_sigma, run.levels)
         model = adapt(self.inside, path, "denoised", dtype=y.dtype, learned=_learned(self.model))
-        return model, begin(model, noise=y, seed=seed, **run.plan)
+        ex = begin(model, noise=y, seed=seed, **run.plan)
+        own_scales = "without scales of guidance of its own: the host guides"
+        required("guides" not in ex.tableau.unusual, "solver", ex.tableau.solver, own_scales)
+        return model, ex
 
     def run(self, y: Tensor, run: Run, above: int, seed: SeedLike | None, bar: Any) -> Tensor:
         """The result of a run from y, which is at the node `above` of the given sigmas."""

@@ -183,20 +183,27 @@ class Guidance:
     def kinds(self, tableau: Tableau) -> np.ndarray:
         """(N,): what each call of a run evaluates: 0 the condition alone, else 1 with the other, and 2 the third."""
         rho = _levels(tableau)
-        kinds: np.ndarray = (self.scales(rho) != 1).astype(np.int64)
+        kinds: np.ndarray = (self.schedule(tableau) != 1).astype(np.int64)
         if isinstance(self.rule, Rule):
             kinds[: self.rule.forced] = 1
         kinds[self._perturbs(rho)] += 2
         return kinds
 
-    @property
-    def scheduled(self) -> bool:
-        """Whether calls have scales of their own."""
-        return callable(self.scale)
+    def scheduled(self, tableau: Tableau) -> bool:
+        """Whether calls of a run have scales of their own."""
+        return callable(self.scale) or "guides" in tableau.unusual
 
     def schedule(self, tableau: Tableau) -> np.ndarray:
-        """(N,): the scale of each call of a run."""
-        return self.scales(_levels(tableau))
+        """(N,): the scale of each call of a run.
+
+        Raises:
+            ValueError: if the tableau has scales of its own, and samples too.
+        """
+        if "guides" not in tableau.unusual:
+            return self.scales(_levels(tableau))
+        own = f"one for all samples with {tableau.solver}, which has a scale for each call"
+        required(not isinstance(self.scale, Tensor), "scale", self.scale, own)
+        return np.asarray(1 + tableau.guides * (self.scales(_levels(tableau)) - 1))
 
     def scales(self, rho: np.ndarray) -> np.ndarray:
         """The scale at each noise level; 1, no guidance, outside the interval; NaN where samples have their own."""

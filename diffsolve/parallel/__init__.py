@@ -10,9 +10,10 @@ from diffsolve.execute.results import Rounds
 from diffsolve.parallel.anderson import Anderson
 from diffsolve.parallel.base import Parallel
 from diffsolve.parallel.distributed import Ranks
+from diffsolve.parallel.independent import Independent
 from diffsolve.parallel.parareal import Parareal
 from diffsolve.parallel.picard import Picard
 
-__all__ = ["Anderson", "Parallel", "Parareal", "Picard", "Ranks", "Rounds"]
+__all__ = ["Anderson", "Independent", "Parallel", "Parareal", "Picard", "Ranks", "Rounds"]
 
 __getattr__ = deprecated_names(__name__, {"Statistics": "diffsolve.execute.results:Rounds"})

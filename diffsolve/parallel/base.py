@@ -24,7 +24,7 @@ __all__ = ["Calls", "Parallel", "in_order"]
 
 
 class Parallel(ABC):
-    """A way to make many of a run's network calls at once: `Picard` or `Parareal`. Immutable."""
+    """A way to make many of a run's network calls at once: `Picard`, `Parareal` or `Independent`. Immutable."""
 
     tol: float
     atol: float
@@ -84,7 +84,9 @@ class Calls:
         self.tableau, self._network = tableau, Network.of(self.model, tableau, self._guidance, like)
         kinds = torch.from_numpy(self._guidance.kinds(tableau))
         self._mixed = None if bool((kinds == kinds[0]).all()) else kinds.to(like.device)
-        self._scales = torch.from_numpy(self._guidance.schedule(tableau)).to(like) if self._guidance.scheduled else None
+        self._scales = (
+            torch.from_numpy(self._guidance.schedule(tableau)).to(like) if self._guidance.scheduled(tableau) else None
+        )
 
     def of(self, tableau: Tableau, like: Tensor) -> Calls:
         """The same network at the calls of another tableau, with a count of its own."""

@@ -128,7 +128,7 @@ def _parts(ex: Executor, problem: Problem, parallel: Any) -> dict[str, Any]:
         "shape": [*ex.y.shape, str(ex.y.dtype)],
         "seed": repr(ex.key),
         "start": weights_of(ex.start),
-        "solver": [tableau.solver, tableau.calls, tableau.weights, tableau.entry, tableau.clock],
+        "solver": [tableau.solver, tableau.calls, tableau.weights, tableau.entry, tableau.clock, tableau.unusual],
         "path": [tableau.path, model.path],
         "prediction": [ex.program.prediction, model.predicts, model.clock, model.dtype],
         "guidance": problem.guidance,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import required
 from diffsolve.execute import network_times
 from diffsolve.execute.options import ModelLike, Shape
 from diffsolve.execute.start import begin
@@ -56,6 +57,8 @@ class StepExecution:
             scale = 4.0 if getattr(asked, "true_cfg_scale", None) is None else asked.true_cfg_scale  # the engine's own
         ex = begin(self.model, self.shape(state), steps=asked.num_inference_steps, seed=asked.seed, guidance=scale,
                    **self.options)  # fmt: skip
+        own_scales = "without scales of guidance of its own: the engine guides"
+        required("guides" not in ex.tableau.unusual, "solver", ex.tableau.solver, own_scales)
         state.scheduler, state.step_index, state.latents = ex, 0, ex.inputs()[0]
         state.timesteps = network_times(self.model, ex.tableau, ex.y)
         return state

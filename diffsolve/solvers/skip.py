@@ -114,6 +114,8 @@ def skipped(tableau: Tableau, calls: int | Sequence[int], order: int) -> Tableau
         entry=tableau.entry,
         weights=weights,
         clock=np.zeros((k, 2)),
+        told=tableau.told[places],
+        guides=tableau.guides[places],
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffsolve.common.checks import required
 from diffsolve.kernels.terms import in_order, weighted_sum
-from diffsolve.tableau import Tableau
+from diffsolve.tableau.tableau import USUAL, Tableau
 
 __all__ = ["Augmented", "augmented", "drop_final_denoise"]
 
@@ -76,6 +76,8 @@ def augmented(tableau: Tableau) -> Augmented:
     """
     required(not tableau.stochastic, "solver", tableau.solver, "deterministic")
     required(not tableau.jumps.any(), "solver", tableau.solver, "one that tells the network one time here")
+    own = (tableau.told == tableau.calls[:, 0]).all() and (tableau.guides == 1).all()
+    required(own, "solver", tableau.solver, "one that tells the network the state's own time, and guides evenly, here")
     n, K = tableau.nfe, tableau.history
     unit, units = tableau.entry[:, 0].copy(), np.ones(n + 1)
     weights, given, d = np.zeros((n, 2, K + 2)), tableau.weights.copy(), tableau.d.copy()
@@ -105,5 +107,5 @@ def drop_final_denoise(tableau: Tableau) -> tuple[Tableau, bool]:
     """(the tableau without its last call, True) if that puts the denoised estimate for the state, else (it, False)."""
     if tableau.nfe < 2 or tableau.weights[-1, 1, :2].any():
         return tableau, False
-    rows = ("grid", "calls", "frame", "d", "node", "weights", "clock", "to")
+    rows = ("grid", "calls", "frame", "d", "node", "weights", "clock", *USUAL)
     return replace(tableau, **{name: getattr(tableau, name)[:-1] for name in rows}), True

@@ -5,6 +5,7 @@ A general linear method with one row per network call (i = 0..N-1):
     entry:  [s, y_0] = entry @ [x, z]
     d_i     = a_i x_0 + b_i eps                      from the network at (y_i, t_i), see `frames.convert`
                                                      or at (y_i, t_i, s_i), averaged from t_i to s_i (`frames.landing`)
+                                                     or at y_i, told another time than t_i (`Tableau.told`)
     [s', y_{i+1}] = weights[i] @ [s, y_i, d_i, d_{i-1}, .., d_{i-K+1}, z_i]
 
 s is the state, y the next network input (in the end, the result), z standard normals. K is the history.
@@ -33,6 +34,8 @@ __all__ = ["DRIFT", "Tableau"]
 FORMAT = "diffsolve.tableau/1"
 DRIFT = "drift"
 """In the place of a frame: d is the drift of an SDE on the path's clock, c = 1, v = t."""
+USUAL = ("to", "told", "guides")
+"""Columns that most tableaux have the usual values of, and files leave out then."""
 _STEPS = {**FRAMES, DRIFT: FRAMES["native"]}
 
 
@@ -69,12 +72,18 @@ class Tableau:
     (0, 0) for a z of its own."""
     to: np.ndarray = field(default_factory=lambda: np.empty(0))
     """(N,): the time s that a network told two times is told at each call, where its d is averaged to; by default t."""
+    told: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(N,): the time that the network is told at each call, whatever time the state is at; by default t."""
+    guides: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(N,): what guidance counts for at each call, of scale 1 + guides (scale - 1); by default 1."""
 
     def __post_init__(self) -> None:
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
                             ("entry", (2, 2)), ("weights", (self.nfe, 2, None)), ("clock", (self.nfe, 2)),
-                            ("to", (self.nfe,))):  # fmt: skip
-            given = self.calls[:, 0] if name == "to" and not np.size(self.to) else getattr(self, name)
+                            *((name, (self.nfe,)) for name in USUAL)):  # fmt: skip
+            given = getattr(self, name)
+            if name in USUAL and not np.size(given):
+                given = self._usual(name)
             array = np.array(given, dtype=np.int64 if name == "node" else np.float64)
             fits = array.ndim == len(shape) and all(
                 want in (None, got) for want, got in zip(shape, array.shape, strict=True)
@@ -82,7 +91,7 @@ class Tableau:
             wanted = ", ".join("*" if size is None else str(size) for size in shape)
             required(fits, name, array, f"of shape ({wanted}) for {self.nfe} calls")
             # Only a clock such as log sigma ends at infinity, at the data.
-            levels = array[:, 1:] if name in ("grid", "calls") else array[:0] if name == "to" else array
+            levels = array[:, 1:] if name in ("grid", "calls") else array[:0] if name in ("to", "told") else array
             finite = np.isfinite(levels).all() and not np.isnan(array).any()
             required(bool(finite), name, array, "of finite numbers")
             array.flags.writeable = False
@@ -123,6 +132,9 @@ class Tableau:
     def stochastic(self) -> bool:
         """Whether noise enters after the start."""
         return bool(self.entry[:, 1].any() or self.weights[:, :, -1].any())
+
+    def _usual(self, name: str) -> np.ndarray:
+        return np.ones(self.nfe) if name == "guides" else self.calls[:, 0]
 
     @property
     def jumps(self) -> np.ndarray:
@@ -268,12 +280,12 @@ class Tableau:
         return hash((self.solver, self.path, self.weights.tobytes(), self.calls.tobytes()))
 
     def __fingerprint__(self) -> list[str]:
-        return [rounded(numbers) for numbers in (self.times, self.entry, self.weights, *self.second)]
+        return [rounded(numbers) for numbers in (self.times, self.entry, self.weights, *self.unusual.values())]
 
     @property
-    def second(self) -> tuple[np.ndarray, ...]:
-        """The second times, if there are any."""
-        return (self.to,) if self.jumps.any() else ()
+    def unusual(self) -> dict[str, np.ndarray]:
+        """Second times, times told and scales of guidance by their names, as far as they are not the usual ones."""
+        return {name: value for name in USUAL if ((value := getattr(self, name)) != self._usual(name)).any()}
 
     def to_json(self) -> str:
         """The tableau as JSON text; floats survive bit for bit."""
@@ -281,10 +293,10 @@ class Tableau:
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
         for name in ("grid", "calls"):
             plain[name] = [[t if math.isfinite(t) else str(t), *levels] for t, *levels in plain[name]]
-        if self.second:
-            plain["to"] = [t if math.isfinite(t) else str(t) for t in plain["to"]]
-        else:
-            del plain["to"]
+        for name in USUAL:
+            values = plain.pop(name)
+            if name in self.unusual:
+                plain[name] = [t if math.isfinite(t) else str(t) for t in values]
         return dumps({"format": FORMAT, **plain})
 
     @classmethod
@@ -299,7 +311,8 @@ class Tableau:
             names = [f.name for f in fields(cls)]
             choice("format", plain.get("format"), [FORMAT])
             known = {"format", *names}
-            required(set(plain) in (known, known - {"to"}), "its entries", sorted(plain), f"format, {', '.join(names)}")
+            complete = known - {*USUAL} <= set(plain) <= known
+            required(complete, "its entries", sorted(plain), f"format, {', '.join(names)}")
             arrays = {
                 name: numbers(name, instance(name, plain[name], list, "a list"))
                 for name in names

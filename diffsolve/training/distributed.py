@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffsolve.common.checks import required
+from diffsolve.common.fingerprint import describe
 
 __all__ = ["World", "sharded_as", "together", "unsynchronised", "whole", "world"]
 
@@ -55,6 +56,36 @@ class World:
         with together():
             dist.all_reduce(total)
         return (total / self.size).tolist()
+
+    def summed(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """The sum over all ranks; `device` is where the group can add.
+
+        Raises:
+            ConnectionError: if a rank is gone.
+        """
+        if self.size == 1:
+            return tensor
+        total = tensor.to(device)
+        with together():
+            dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    def agree(self, parts: Mapping[str, Any]) -> None:
+        """Check that all ranks make the same call, by what its parts are.
+
+        Raises:
+            RuntimeError: if they do not, naming what differs.
+            ConnectionError: if a rank is gone.
+        """
+        if self.size == 1:
+            return
+        found: list[Any] = [None] * self.size
+        with together():
+            dist.all_gather_object(found, describe(parts))
+        names = dict.fromkeys(name for part in found for name in part)
+        odd = [name for name in names if any(part.get(name) != found[0].get(name) for part in found)]
+        if odd:
+            raise RuntimeError(f"the ranks differ in {', '.join(odd)}; each must make the same call, got others")
 
     def once(self, work: Callable[[], T]) -> T | None:
         """The result of work that the first rank alone does, and None on the others; what it raises, all raise.

@@ -71,10 +71,7 @@ class Adam:
         task, parameters = self.task, list(self.student.parameters.values())
         order = np.random.default_rng([task.seed, k]).permutation(len(task.learning))
         index = task.learning[torch.from_numpy(order[: task.batch])]
-        some = task.noises.some(index)
-        x = self.student(some.x, some.cond, some.guidance, self.gradient)
-        loss = task.loss(x, task.ends[index.to(x.device)]).mean()
-        gradients = torch.autograd.grad(loss, parameters)
+        loss, gradients = self.gradients(index, parameters)
         if not math.isfinite(loss.item()) or not all(bool(g.isfinite().all()) for g in gradients):
             raise FloatingPointError(
                 f"the loss became {loss.item()}, or its gradient not finite, in iteration {k}: a smaller lr may help"
@@ -87,6 +84,28 @@ class Adam:
         self.optimiser.step()
         task.calls += len(index) * self.student.calls * (2 if self.gradient == "checkpoint" else 1)
         self.progress.advance(loss.item())
+
+    def gradients(self, index: Tensor, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch and its gradients; each rank runs a part of it, and all see all ends.
+
+        A loss need not be a mean over samples, so it is taken of the whole batch, and its gradient by the ends of each
+        rank's own part.
+        """
+        task, ranks = self.task, self.task.ranks
+        mine = slice(*(len(index) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)))
+        some = task.noises.some(index[mine])
+        x = self.student(some.x, some.cond, some.guidance, self.gradient)
+        ends = task.ends[index.to(x.device)]
+        if ranks.size == 1:
+            loss = task.loss(x, ends).mean()
+            return loss, list(torch.autograd.grad(loss, parameters))
+        whole = torch.zeros_like(ends)
+        whole[mine] = x.detach()
+        whole = ranks.summed(whole, x.device).requires_grad_()
+        loss = task.loss(whole, ends).mean()
+        (slope,) = torch.autograd.grad(loss, whole)
+        own = torch.autograd.grad(x, parameters, slope[mine])
+        return loss, [ranks.summed(g, x.device) for g in own]
 
 
 def _check_derivatives(student: Student, noises: Noises) -> None:

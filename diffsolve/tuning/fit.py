@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, overload
 
@@ -18,6 +19,7 @@ from diffsolve.common.options import given, refuse_unknown, shows
 from diffsolve.execute.options import ModelLike, Shape
 from diffsolve.execute.start import Problem
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import World, world
 from diffsolve.tuning.family import Family, Provenance
 from diffsolve.tuning.learning import Tuning, Work, learned
 from diffsolve.tuning.options import DEFAULTS, OneOptions, TuneOptions, checked
@@ -89,6 +91,9 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
     (`diffsolve.tuning.least_squares`) or Adam move its ends towards the teacher's ends from the same noise; the iterate
     with the least loss on held-out noises is returned.
 
+    Under `torchrun`, or in a group of `torch.distributed`, the ranks make the same call and share the noises, batch by
+    batch; the first one writes. What comes out is what one process gives, so there should be a batch for each rank.
+
     Args:
         model: as in `solve`. Least squares take derivatives of its network along directions, exactly or by differences;
             Adam differentiates it in its input, and in its time unless `times` is False.
@@ -104,6 +109,10 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             precomputed ends (n, ...) of `noise`.
         history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
         times: learn the times of the calls too; False for a network that rounds its clock or looks it up.
+        also: what is learned beside times and weights, of "told": the times that the network is told, apart from those
+            of the states; and "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1).
+        together: M: after the first, calls are made in groups of M that do not depend on each other, which
+            `parallel=ds.Independent()` makes as one batch. Then `nfe` is 1 more than a multiple of M.
         loss: a `diffsolve.tuning.Distance`, of features perhaps; or (x, ends) -> a number, or one per sample. By
             default |x - end| over the root mean square of |end|, one per sample; not squared, since the few samples
             that end in another mode would then dominate.
@@ -141,6 +150,7 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
         TypeError: if an option is unknown, or of the wrong type.
         FloatingPointError: if the loss or its gradient is not finite.
         BlockingIOError: while another run has the checkpoint.
+        RuntimeError, ConnectionError: if the ranks make different calls; if another one ended or does not answer.
     """
     return _fit(model, shape, options)
 
@@ -150,32 +160,56 @@ def _fit(model: ModelLike, shape: Shape | None, options: Mapping[str, Any]) -> T
     settings = checked(options)
     problem = Problem.of(model, shape, settings)
     required(isinstance(problem.key.seed, int), "seed", settings["seed"], "one for all noises")
-    with exclusive(settings["checkpoint"]):
+    where = problem.model.device if problem.noise is None else problem.noise.device
+    with world(where if problem.device is None else torch.device(problem.device)) as ranks, ExitStack() as stack:
+        _agree(problem, shape, options, ranks)
+        if settings["seed"] is None:
+            problem = replace(problem, key=ranks.shared(problem.key))
+        ranks.once(lambda: stack.enter_context(exclusive(settings["checkpoint"])))
         if isinstance(settings["nfe"], int | None):
-            return _one(problem, settings)
-        return _several(problem, settings, options)
+            return _one(problem, settings, ranks)
+        return _several(problem, settings, options, ranks)
 
 
-def _one(problem: Problem, settings: Mapping[str, Any]) -> Tuning:
-    work = learned(problem, settings)
-    if settings["out"] is not None:
+def _agree(problem: Problem, shape: Shape | None, options: Mapping[str, Any], ranks: World) -> None:
+    """Check that all ranks make the same call, with the same network.
+
+    Raises:
+        RuntimeError: if they do not, naming what differs.
+    """
+    model = problem.model
+    about = {"path": str(model.path), "predicts": model.predicts, "clock": model.clock, "net": weights_of(model.net)}
+    ranks.agree({"shape": shape, **about, **{name: value for name, value in options.items() if name != "device"}})
+
+
+def _one(problem: Problem, settings: Mapping[str, Any], ranks: World) -> Tuning:
+    work = learned(problem, settings, ranks)
+
+    def write() -> None:
         work.tuning.tableau.save(settings["out"])
         work.checkpoint.remove()  # no earlier: one of the two files always has the result
+
+    if settings["out"] is not None:
+        ranks.once(write)
     return work.tuning
 
 
-def _several(problem: Problem, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Tunings:
+def _several(problem: Problem, settings: Mapping[str, Any], options: Mapping[str, Any], ranks: World) -> Tunings:
     works: dict[int, Work] = {}
     file, last = settings["checkpoint"], None
     for nfe in settings["nfe"]:
         own = {**settings, "nfe": nfe, "checkpoint": None if file is None else f"{os.fspath(file)}.{nfe}"}
-        last = works[nfe] = learned(problem, own, last)
+        last = works[nfe] = learned(problem, own, ranks, last)
     tunings = {nfe: work.tuning for nfe, work in works.items()}
     family = Family({nfe: tuning.tableau for nfe, tuning in tunings.items()}, _provenance(problem, settings, options))
-    if settings["out"] is not None:
+
+    def write() -> None:
         family.save(settings["out"])
         for work in works.values():
             work.checkpoint.remove()
+
+    if settings["out"] is not None:
+        ranks.once(write)
     return Tunings(tunings, family)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffsolve.common.checks import integer, required
 from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
-from diffsolve.models import Model
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import World
 from diffsolve.tuning import gits
 from diffsolve.tuning.adam import Adam
 from diffsolve.tuning.least_squares import LeastSquares
@@ -83,20 +83,20 @@ class Work(NamedTuple):
     checkpoint: Checkpoint
 
 
-def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = None) -> Work:
-    """Learn a tableau; after a run of fewer calls, whose teacher's ends are taken over.
+def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: Work | None = None) -> Work:
+    """Learn a tableau, all ranks together; after a run of fewer calls, whose teacher's ends are taken over.
 
     Runs that begin with calls of no weight are as near as that one, but learn slowly: they are begun with only where
     the solvers lead to nothing better.
     """
     starts = candidates(problem, settings)
     bind(starts[0].tableau, problem.model)
-    _check(settings, starts[0].tableau, problem.model)
+    _check(settings, starts[0].tableau, problem)
     noises = Noises(drawn(problem, float(starts[0].tableau.times[0])), problem.cond, problem.guidance)
     checkpoint = Checkpoint(settings["checkpoint"], about(problem, noises.x, settings))
-    saved = None if settings["force"] else checkpoint.read()
+    saved = ranks.shared(ranks.once(lambda: None if settings["force"] else checkpoint.read()))
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
-    task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings)
+    task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings, ranks)
     if settings["method"] == "gits":
         timed = _timed(task, problem, settings)
         return Work(_result(task, ranked(task, starts)[0].tableau, timed.tableau), task, checkpoint)
@@ -104,7 +104,7 @@ def learned(problem: Problem, settings: Mapping[str, Any], fewer: Work | None = 
     begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
     progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
     if fewer is not None and settings["times"]:
-        more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe)
+        more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe, together=settings["together"])
         every = torch.cat([task.learning, task.choosing])  # the plain means, which so many noises can tell apart
         better = task.error(progress.student.tableau(), every) < task.error(fewer.tuning.tableau, every)
         if not better and begin.tableau != more.tableau:  # which a checkpoint may have begun with
@@ -125,7 +125,7 @@ def _learn(
     from tqdm.auto import tqdm
 
     progress = Progress(student, kind.moments(student), task, begin, checkpoint, saved)
-    iterations, shown = task.settings["iterations"], task.settings["progress"]
+    iterations, shown = task.settings["iterations"], task.settings["progress"] and task.ranks.first
     with tqdm(total=iterations, initial=progress.iteration, disable=not shown, unit="iteration") as bar:
         progress.bar = bar
         kind(task, student, progress).learn(iterations)
@@ -143,7 +143,7 @@ def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
         )
     task.calls += teacher.nfe * len(few.x)
     runs = gits.starts(problem.model, few, teacher, settings["nfe"], gits.SOLVERS if solver is None else (solver,))
-    return min(runs, key=lambda run: task.verdict(run.tableau))
+    return task.ranks.shared(min(runs, key=lambda run: task.verdict(run.tableau)))
 
 
 def _result(
@@ -177,24 +177,31 @@ def _task(
     ends: Tensor | None,
     about: Mapping[str, Any],
     settings: Mapping[str, Any],
+    ranks: World,
 ) -> Task:
     """The task, with the teacher's ends if they are known, or else made."""
     calls = 0
     if ends is None:
         known = Ends(settings["cache"], {name: about[name] for name in SAME_ENDS})
-        ends = known.read(noises.x)
+        kept = ranks.shared(ranks.once(lambda: known.read(noises.x)))
+        ends = None if kept is None else kept.to(noises.x)
     if ends is None:
-        ends, calls = run_teacher(problem.model, noises, settings["teacher"], begin, settings["batch"])
-        known.write(ends)
+        made, calls = run_teacher(problem.model, noises, settings["teacher"], begin, settings["batch"], ranks)
+        ranks.once(lambda: known.write(made))
+        ends = made
     loss, seed = scaled(settings["loss"], ends), problem.key.seed
     assert isinstance(seed, int)
-    return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls)
+    return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls=calls, ranks=ranks)
 
 
 def _student(task: Task, start: Start) -> Student:
     n, settings = start.tableau.nfe, task.settings
+    also, together = settings["also"], settings["together"]
     history = min(n, LONGEST if settings["history"] is None else settings["history"])
-    return Student(task.model, start.tableau, history, settings["times"], f"tuned({start.name}, nfe={n})")
+    more = f", also={'+'.join(also)}" if also else ""
+    more += f", together={together}" if together > 1 else ""
+    name = f"tuned({start.name}, nfe={n}{more})"
+    return Student(task.model, start.tableau, history, settings["times"], name, also, together)
 
 
 def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam]) -> tuple[Start, Student]:
@@ -217,16 +224,21 @@ def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam
     return start, student
 
 
-def _check(settings: Mapping[str, Any], begin: Tableau, model: Model) -> None:
+def _check(settings: Mapping[str, Any], begin: Tableau, problem: Problem) -> None:
     """Check that the accurate run has at least the calls of the one that learns from it, and that times can be learned.
 
     Raises:
-        ValueError: if it has fewer, or the network knows whole rows of its table only.
+        ValueError: if it has fewer, the network knows whole rows of its table only, or there is no guidance to learn.
     """
-    if settings["times"] and model.clock == "index" and settings["method"] != "gits":
+    timed = (settings["times"] or "told" in settings["also"]) and settings["method"] != "gits"
+    if timed and problem.model.clock == "index":
         raise ValueError(
             "net must have a derivative in its time, got none with clock='index'; times=False learns the weights alone"
         )
+    if "guides" in settings["also"]:
+        guidance = problem.guidance
+        guided = not isinstance(guidance.scale, Tensor) and bool((guidance.schedule(begin) != 1).any())
+        required(guided, "guidance", guidance.scale, "a scale other than 1, of all samples, with also='guides'")
     teacher = settings["teacher"]
     calls = teacher.nfe if isinstance(teacher, Tableau) else teacher
     if not isinstance(calls, Tensor):

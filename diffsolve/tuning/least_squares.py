@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffsolve.tuning.losses import Distance
 from diffsolve.tuning.progress import Progress
+from diffsolve.tuning.runs import dealt
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.tangents import differences, linearised
 from diffsolve.tuning.task import MOST, Task
@@ -112,8 +113,10 @@ class LeastSquares:
     def equations(self) -> tuple[Tensor, Tensor, Tensor]:
         """A (P, P), g (P,), and the distances (n,) of the noises to learn from."""
         task, size = self.task, len(self.place())
-        A, g, distances = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), []
-        for index in torch.split(task.learning, task.batch):
+        # One part for each batch, summed in their order: the same bits whichever rank has which.
+        parts = torch.zeros(-(-len(task.learning) // task.batch), size, size + 1, dtype=torch.float64)
+        distances = torch.zeros(len(task.learning), dtype=torch.float64)
+        for number, place, index in dealt(task.learning, task.batch, task.ranks):
             x, J = linearised(self.student, task.noises.some(index))
             r, J = self._residual(x, J, task.ends[index.to(x.device)])
             far = r.norm(dim=1)
@@ -122,11 +125,13 @@ class LeastSquares:
             weight = (MOST * median / bounded).clamp(max=1) ** 2 / bounded / len(task.learning)
             J = J.flatten(2)
             weighted = (J * weight[:, None]).flatten(1)
-            A += (weighted @ J.flatten(1).T).cpu().double()
-            g += (weighted @ r.flatten()).cpu().double()
-            distances.append(far.cpu().double())
+            parts[number, :, :size] = (weighted @ J.flatten(1).T).cpu().double()
+            parts[number, :, size] = (weighted @ r.flatten()).cpu().double()
+            distances[place] = far.cpu().double()
         task.calls += len(task.learning) * self.student.cost
-        return A, g, torch.cat(distances)
+        parts, distances = (task.ranks.summed(found, task.ends.device) for found in (parts, distances))
+        both = parts.sum(0)
+        return both[:, :size], both[:, size], distances
 
     def _residual(self, x: Tensor, J: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The residual (B, M) and its derivatives (P, B, M)."""

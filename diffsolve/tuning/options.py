@@ -23,6 +23,7 @@ from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.losses import Distance, Loss
+from diffsolve.tuning.student import COLUMNS
 
 __all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOptions", "about", "checked"]
 
@@ -47,6 +48,8 @@ class OneOptions(TypedDict, total=False):
     teacher: int | Tableau | Tensor
     history: int | None
     times: bool
+    also: str | Sequence[str]
+    together: int
     loss: Loss | None
     method: Literal["least-squares", "adam", "gits"] | None
     iterations: int | None
@@ -75,6 +78,8 @@ class TuneOptions(OneOptions, total=False):
 DEFAULTS: dict[str, Any] = {
     "teacher": 100,
     "times": True,
+    "also": (),
+    "together": 1,
     "held_out": 0.25,
     "gradient": "direct",
     "force": False,
@@ -103,14 +108,19 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if method == "gits":
         for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
             required(settings[name] is None, name, settings[name], "left out with method='gits'")
+        for name in ("also", "together"):
+            required(settings[name] == DEFAULTS[name], name, settings[name], "left out with method='gits'")
         required(settings["nfe"] is not None, "nfe", None, "given with method='gits'")
         required(
             not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
         )
     for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
+    also = settings["also"]
+    settings["also"] = tuple(choice("also", name, COLUMNS) for name in ([also] if isinstance(also, str) else also))
+    together = integer("together", settings["together"], 1, LONGEST - 1)
     if settings["history"] is not None:
-        integer("history", settings["history"], 2, LONGEST)
+        integer("history", settings["history"], max(2, together + 1), LONGEST)
     settings["lr"] = RATE if settings["lr"] is None else number("lr", settings["lr"], above=0)
     number("held_out", settings["held_out"], above=0, below=1)
     choice("gradient", settings["gradient"], ("direct", "checkpoint"))
@@ -126,6 +136,7 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
     """The settings that a checkpoint must have, as JSON values."""
     guidance, solver, loss = problem.guidance, settings["solver"], settings["loss"]
     newer = [guidance.newer] if guidance.newer else []
+    more = {name: settings[name] for name in ("also", "together") if settings[name] != DEFAULTS[name]}
     return {
         "solver": solver.to_json() if isinstance(solver, Tableau) else None if solver is None else str(solver),
         "nfe": settings["nfe"],
@@ -139,6 +150,7 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
         "features": describe(loss.features) if isinstance(loss, Distance) else None,
         **{name: settings[name] for name in ("method", "history", "times", "iterations", "batch", "lr", "held_out")},
         "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
+        **describe(more),
     }
 
 

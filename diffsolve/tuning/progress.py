@@ -94,7 +94,7 @@ class Ends:
         self.file = None if folder is None else in_folder(Path(folder) / f"{name}.safetensors", "cache")
 
     def read(self, like: Tensor) -> Tensor | None:
-        """The ends, for noises such as `like`; None if they are not there.
+        """The ends, for noises such as `like`, on the CPU; None if they are not there.
 
         Raises:
             FileError: if the file is another.
@@ -103,7 +103,7 @@ class Ends:
             return None
         tensors, _ = read_tensors(self.file, accepted="the ends of a teacher's runs")
         match(self.file, tensors, {"ends": like})
-        return tensors["ends"].to(like)
+        return tensors["ends"]
 
     def write(self, ends: Tensor) -> None:
         """Keep the ends, if there is a folder."""
@@ -178,6 +178,10 @@ class Progress:
         """Write the checkpoint, if there is one."""
         if self._checkpoint is None:
             return
+        self.task.ranks.once(self._write)
+
+    def _write(self) -> None:
+        assert self._checkpoint is not None
         counted = {name: getattr(self, name) for name in ("iteration", "losses", "done")}
         counted |= {"calls": self.task.calls, "seconds": self.task.seconds}
         # null stands for a loss that was infinite, which JSON has no number for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from diffsolve.models import Model
 from diffsolve.models.conditions import picked
 from diffsolve.models.guidance import Guidance
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import World
 
-__all__ = ["Noises", "drawn", "executed", "held_out", "run_teacher", "teacher_of"]
+__all__ = ["Noises", "dealt", "drawn", "executed", "held_out", "run_teacher", "teacher_of"]
+
+ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ def executed(model: Model, tableau: Tableau, noises: Noises) -> Tensor:
     )  # fmt: skip
 
 
+def dealt(index: Tensor, batch: int, ranks: World) -> Iterator[tuple[int, slice, Tensor]]:
+    """This rank's batches of some noises: the number of each, its place among all of them, and its noises.
+
+    They are the batches of one process, dealt out in turn, so that the numbers are those of one process too.
+    """
+    for number, some in enumerate(torch.split(index, batch)):
+        if number % ranks.size == ranks.rank:
+            yield number, slice(number * batch, number * batch + len(some)), some
+
+
 def teacher_of(model: Model, calls: int, begin: Tableau, noises: Noises) -> Tableau:
     """The run of "auto" with so many calls, between the times of the run that is to learn."""
     ends = (model.path.t_noise, model.path.t_data)
@@ -67,9 +80,9 @@ def teacher_of(model: Model, calls: int, begin: Tableau, noises: Noises) -> Tabl
 
 
 def run_teacher(
-    model: Model, noises: Noises, teacher: int | Tableau | Tensor, begin: Tableau, batch: int
+    model: Model, noises: Noises, teacher: int | Tableau | Tensor, begin: Tableau, batch: int, ranks: World = ALONE
 ) -> tuple[Tensor, int]:
-    """The ends of the teacher's run, and its network calls, summed over the samples."""
+    """The ends of the teacher's run, and its network calls, summed over the samples; the ranks share the noises."""
     if isinstance(teacher, Tensor):
         if teacher.shape != noises.x.shape or not teacher.is_floating_point():
             shape = tuple(noises.x.shape)
@@ -82,8 +95,10 @@ def run_teacher(
             f"teacher must be a deterministic run from t={begin.times[0]:.6g} to {begin.times[-1]:.6g}, got "
             f"{teacher.solver!r} from t={teacher.times[0]:.6g} to {teacher.times[-1]:.6g}"
         )
-    parts = [executed(model, teacher, noises.some(i)) for i in torch.split(torch.arange(len(noises.x)), batch)]
-    return torch.cat(parts), len(noises.x) * teacher.nfe
+    ends = torch.zeros_like(noises.x)
+    for _, place, some in dealt(torch.arange(len(ends)), batch, ranks):
+        ends[place] = executed(model, teacher, noises.some(some))
+    return ranks.summed(ends, ends.device), len(ends) * teacher.nfe
 
 
 def held_out(count: int, fraction: float) -> int:

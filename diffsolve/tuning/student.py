@@ -12,11 +12,18 @@ The condition on the sums is exactness for constant v, where data and noise are 
 multistep methods.
 
 With a history of K < N the rows leave the weight of a v as it is once the v is K calls old: B_ij = B_{j+K-1, j}.
+
+Two columns of a tableau can be learned too: the time that the network is told at a call, apart from the time of the
+state (Zhu et al., 2507.14797, eq. 8, have such shifts), and what the scale of guidance counts for there. Or calls are
+made together: after the first one they stand in groups of M, and no row that makes an input of a group has weights on
+outputs of the same group, so that a group is one batch (parallel directions, ibid.).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,11 +40,14 @@ from diffsolve.paths import Path
 from diffsolve.tableau import Draft, Tableau
 from diffsolve.tableau.frames import FRAMES, convert
 
-__all__ = ["Lines", "Student", "V", "flattened", "written"]
+__all__ = ["COLUMNS", "Lines", "Student", "V", "flattened", "groups", "written"]
 
 STRAIGHT = FRAMES["straight"]
 V = (-1.0, 1.0)
 """v = eps - x_0, as a combination of the data and the noise."""
+
+COLUMNS = ("told", "guides")
+"""The columns of a tableau that can be learned beside its times and weights."""
 
 LEAST = 1e-4
 """The shortest step, as a fraction of an even one, which keeps nodes apart and before the last possible call."""
@@ -84,24 +94,30 @@ def written(path: Path, times: np.ndarray, B: np.ndarray, name: str, history: in
     return draft.build(name, 1)
 
 
-class Lines(NamedTuple):
-    """A run as what it does to its start and its velocities, and how that changes with the times and weights.
+def groups(calls: int, together: int) -> np.ndarray:
+    """(N + 1,): the group of each call, and of the end: the first call alone, then `together` in each."""
+    return np.append((np.arange(calls) + together - 1) // together, calls)
 
-    Of the P times and weights those come first that act first.
+
+class Lines(NamedTuple):
+    """A run as what it does to its start and its velocities, and how that changes along directions.
+
+    A direction is one of its times, times told, parts of the scale of guidance, or weights. Of the P directions those
+    come first that act first.
     """
 
-    times: Tensor
-    """(N,): of the calls, on the path's clock."""
+    inputs: Tensor
+    """(3, N): of the calls, the times of the states and those told, on the path's clock, and `Tableau.guides`."""
     rows: Tensor
     """(N, N + 1): row i makes y_{i+1} of x, v_0, .., v_i."""
     slopes: Tensor
     """(P, N, N + 1): their derivatives."""
-    first: Tensor
-    """(P,): the first row that each changes."""
+    begins: Tensor
+    """(P,): 2 i of what changes v_i; 2 i + 1 of what changes row i, and nothing before."""
     moves: Tensor
-    """(P,): the call whose time it is; -1 of a weight."""
+    """(3, P, N): the derivatives of `inputs`."""
     onto: Tensor
-    """(parameters, P): the derivatives of times and weights by the parameters of the student, all in a row."""
+    """(parameters, P): the derivatives of the directions by the parameters of the student, all in a row."""
 
 
 class Student:
@@ -110,72 +126,121 @@ class Student:
     The steps in the angle theta = atan(sigma / alpha), from the start to the last time at which the network may be
     called, are a softmax of logits, so that the times stay ordered. `weights` are added to those of the tableau, at
     the places `free` (M, 2) of B; the newest v of each row gets the weight that makes the sum of the row exact,
-    wherever the nodes are.
+    wherever the nodes are. The network is told the angle theta_i + offsets_i (theta_i - theta_{i+1}).
 
     Args:
         start: the initial tableau.
-        history: K >= 2, the number of v that a row may use.
+        history: K >= 2, the number of v that a row may use; more than `together`, where that is more than 1.
         times: whether the times are learned, or only the weights.
         name: of the learned tableau.
+        also: of COLUMNS, those that are learned.
+        together: how many calls make a group.
 
     Raises:
         ValueError: see `flattened`; or if the network's prediction is not determined at a call.
     """
 
-    def __init__(self, model: Model, start: Tableau, history: int, times: bool, name: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        start: Tableau,
+        history: int,
+        times: bool,
+        name: str,
+        also: Sequence[str] = (),
+        together: int = 1,
+    ) -> None:
         bind(start, model)
         self.model, self.calls, self.history, self.name = model, start.nfe, history, name
-        n, path = start.nfe, model.path
-        i, j = np.tril_indices(n, -1)
+        n = start.nfe
+        group = groups(n, together)
+        newest = np.array([int(np.flatnonzero(group[:n] < group[i + 1])[-1]) for i in range(n)])
+        i, j = np.tril_indices(n)
+        i, j = i[j < newest[i]], j[j < newest[i]]
         settled = np.minimum(i, j + history - 1)  # the row in which a weight is a parameter
         self.free, place = np.unique(np.stack([settled, j], -1), axis=0, return_inverse=True)
         spread = np.zeros((len(self.free), n, n))
         spread[place.reshape(-1), i, j] = 1
-        self._spread = torch.from_numpy(spread)
+        self._spread, self._newest = torch.from_numpy(spread), torch.from_numpy(np.eye(n)[newest])
         base = np.zeros((n, n))
         base[i, j] = flattened(start)[settled, j]
         self._base = torch.from_numpy(base)
         self._ends = float(start.times[0]), float(start.times[-1])
+        self._begin(start, times)
+        self.weights = torch.zeros(len(self.free), dtype=torch.float64, requires_grad=True)
+        self.guides = torch.tensor(start.guides).requires_grad_("guides" in also)
+        theta, told = self._theta().detach(), _angles(_nodes(model.path, start.told))
+        moved = torch.from_numpy(told - _angles(start.calls)) / (theta[:-1] - theta[1:]).clamp(min=LEAST / n)
+        self.offsets = moved.requires_grad_("told" in also)
+
+    def _begin(self, start: Tableau, times: bool) -> None:
+        """Set the times of the start."""
+        n, path = self.calls, self.model.path
         self._fixed = None if times else torch.tensor([*start.calls[:, 0], self._ends[1]], dtype=torch.float64)
         ends_on_data = self._ends[1] == path.t_data
         last = path.nodes([path.t_last if ends_on_data else self._ends[1]])[0]
         self._first, self._last = float(_angles(start.calls[0])), float(np.arctan2(last.sigma, last.alpha))
-        shares = -np.diff([*_angles(start.calls), self._last]) / (self._first - self._last)
+        self._still = torch.tensor([*_angles(start.calls), self._last], dtype=torch.float64)
+        shares = -np.diff(self._still.numpy()) / (self._first - self._last)
         # A last call at the last possible time (on paths that stop before the data) must be free to move too.
         shares = np.maximum(shares, 100 * LEAST / n)
         shares = (shares / shares.sum() - LEAST / n) / (1 - LEAST)
         self.logits = torch.from_numpy(np.log(shares)).requires_grad_(times)
-        self.weights = torch.zeros(len(self.free), dtype=torch.float64, requires_grad=True)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """What is learned, by name."""
-        named = {"logits": self.logits, "weights": self.weights}
+        named = {"logits": self.logits, "weights": self.weights, "offsets": self.offsets, "guides": self.guides}
         return {name: p for name, p in named.items() if p.requires_grad}
+
+    @property
+    def apart(self) -> bool:
+        """Whether the times told are others than those of the states."""
+        return self.offsets.requires_grad or bool(self.offsets.any())
 
     @property
     def cost(self) -> int:
         """Calls of a sample for a run with its derivatives, of which each direction counts as one."""
-        n = self.calls
-        acted = [i * (self._fixed is None) + int((self.free[:, 0] < i).sum()) for i in range(n)]
-        return n + sum(acted)
+        begins = self._begins()
+        return self.calls + sum(int((begins <= 2 * i).sum()) for i in range(self.calls))
+
+    def _theta(self) -> Tensor:
+        """(N + 1,): the angles of the calls, and the last one that may be called at."""
+        if self._fixed is not None:
+            return self._still
+        shares = LEAST / self.calls + (1 - LEAST) * self.logits.softmax(0)
+        left = shares.flip(0).cumsum(0).flip(0)[1:]
+        first, last = (torch.tensor([end], dtype=torch.float64) for end in (self._first, self._last))
+        return torch.cat([first, self._last + (self._first - self._last) * left, last])
+
+    def _times_at(self, theta: Tensor) -> Tensor:
+        """The path's times at angles, differentiable in them."""
+        t = self.model.path.time(-theta.detach().tan().log())
+        p = self.model.path.at(t)
+        slope = (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)  # dtheta/dt: `time` has none
+        return t + (theta - theta.detach()) / slope
 
     def times(self) -> Tensor:
         """(N + 1,): the nodes on the path's clock, float64, differentiable in the logits."""
         if self._fixed is not None:
             return self._fixed
-        shares = LEAST / self.calls + (1 - LEAST) * self.logits.softmax(0)
-        theta = self._last + (self._first - self._last) * shares.flip(0).cumsum(0).flip(0)[1:]
-        t = self.model.path.time(-theta.detach().tan().log())
-        p = self.model.path.at(t)
-        slope = (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)  # dtheta/dt: `time` has none
         first, last = (torch.tensor([end], dtype=torch.float64) for end in self._ends)
-        return torch.cat([first, t + (theta - theta.detach()) / slope, last])
+        return torch.cat([first, self._times_at(self._theta()[1:-1]), last])
+
+    def told(self) -> Tensor:
+        """(N,): the times that the network is told, on the path's clock."""
+        t = self.times()[:-1]
+        if not self.apart:
+            return t
+        theta = self._theta()
+        moved = theta[:-1] + self.offsets * (theta[:-1] - theta[1:])
+        # A difference, so that what is not moved is told the very time of the state, an infinite lambda's too.
+        return t + self._times_at(moved.clamp(self._last, self._first)) - self._times_at(theta[:-1])
 
     def matrix(self, u: Tensor) -> Tensor:
         """B (N, N) for nodes at u (N + 1,)."""
         older = self._base + torch.tensordot(self.weights, self._spread, 1)
-        B: Tensor = older + torch.diag(u[1:] - u[0] - older.sum(1))
+        B: Tensor = older + self._newest * (u[1:] - u[0] - older.sum(1))[:, None]
         return B
 
     def tableau(self) -> Tableau:
@@ -183,16 +248,17 @@ class Student:
         with torch.no_grad():
             times = self.times().numpy()
             u = STRAIGHT.v(self.model.path.nodes(times))
-            return written(self.model.path, times, self.matrix(torch.from_numpy(u)).numpy(), self.name, self.history)
+            B = self.matrix(torch.from_numpy(u)).numpy()
+            table = written(self.model.path, times, B, self.name, self.history)
+            return replace(table, told=self.told().numpy(), guides=self.guides.numpy())
 
     def lines(self) -> Lines:
         """The present run, and its derivatives by the times and weights."""
         n, count = self.calls, len(self.free)
         with torch.enable_grad():
-            t = self.times()
-            if self._fixed is None:
-                # One row for each time that is learned, by the logits; the ends are not.
-                rows = [torch.autograd.grad(t[k], self.logits, retain_graph=True)[0] for k in range(1, n)]
+            t, told = self.times(), self.told()
+            inputs = torch.stack([t[:-1], told, self.guides]).detach()
+            onto = self._onto(t, told)
             t = t.detach().requires_grad_()
             p = self.model.path.at(t)
             c, u = STRAIGHT.c(p), STRAIGHT.v(p)
@@ -200,21 +266,51 @@ class Student:
         with torch.no_grad():
             c, u, after = c.detach(), u.detach(), c.detach()[1:, None]
             table = torch.cat([after / c[0], after * self.matrix(u)], 1)
-            newest = torch.diag_embed(-self._spread.sum(2))
-            slopes = torch.cat([self._spread.new_zeros(count, n, 1), after * (self._spread + newest)], 2)
-            first, moves = torch.from_numpy(self.free[:, 0]), torch.full((count,), -1)
-            onto = torch.eye(count, dtype=torch.float64)
+            slopes, moves = table.new_zeros(len(onto.T), n, n + 1), table.new_zeros(3, len(onto.T), n)
+            newest = -self._spread.sum(2)[..., None] * self._newest
+            slopes[:count, :, 1:] = after * (self._spread + newest)
+            at = count
             if self._fixed is None:
                 k = torch.arange(1, n)
-                by_time = slopes.new_zeros(n - 1, n, n + 1)
-                by_time[k - 1, k - 1] = (dc / c)[k, None] * table[k - 1]
-                by_time[k - 1, k - 1, k] += (c * du)[k]
-                slopes, first, moves = torch.cat([by_time, slopes]), torch.cat([k - 1, first]), torch.cat([k, moves])
-                whole = torch.zeros(n + count, n - 1 + count, dtype=torch.float64)
-                whole[:n, : n - 1], whole[n:, n - 1 :] = torch.stack(rows, 1), onto
-                onto = whole
-            order = torch.argsort(first, stable=True)
-        return Lines(t.detach()[:-1], table, slopes[order], first[order], moves[order], onto[:, order])
+                here = at + k - 1
+                slopes[here, k - 1] = (dc / c)[k, None] * table[k - 1]
+                slopes[here[:, None], (k - 1)[:, None], 1 + torch.arange(n)] += (c * du)[k, None] * self._newest[k - 1]
+                moves[: 1 if self.apart else 2, here, k] = 1
+                at += n - 1
+            for column, part in ((1, self.apart), (2, self.guides.requires_grad)):
+                if part:
+                    moves[column, at + torch.arange(n), torch.arange(n)] = 1 if column == 2 else self._toward
+                    at += n
+            begins = self._begins()
+            order = torch.argsort(begins, stable=True)
+        return Lines(inputs, table, slopes[order], begins[order], moves[:, order], onto[:, order])
+
+    @property
+    def _toward(self) -> float:
+        """The sign of the clock's way to the data, in which every call has room to be told another time."""
+        return math.copysign(1.0, self.model.path.t_data - self.model.path.t_noise)
+
+    def _begins(self) -> Tensor:
+        """`Lines.begins` of weights, times, times told and guidance, before they are sorted."""
+        calls = torch.arange(self.calls)
+        parts = [2 * torch.from_numpy(self.free[:, 0]) + 1]
+        parts += [2 * calls[1:] - 1] if self._fixed is None else []
+        parts += [2 * calls] * (self.apart + self.guides.requires_grad)
+        return torch.cat(parts)
+
+    def _onto(self, t: Tensor, told: Tensor) -> Tensor:
+        """(parameters, P): `Lines.onto` in the order of `_begins`."""
+        parts = [self.weights]
+        parts += [t[1:-1]] if self._fixed is None else []
+        parts += [self._toward * told] if self.apart else []
+        parts += [self.guides] if self.guides.requires_grad else []
+        parameters = list(self.parameters.values())
+        columns = []
+        for value in torch.cat(parts):
+            slopes = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, slopes, strict=True)]
+            columns.append(torch.cat(filled))
+        return torch.stack(columns, 1)
 
     def __call__(self, x: Tensor, cond: Mapping[str, Any], guidance: Guidance, gradient: str = "direct") -> Tensor:
         """The end of the run from x, with a graph back to the parameters.
@@ -222,26 +318,42 @@ class Student:
         Args:
             gradient: "checkpoint" keeps no graph of the network, and calls it again in the backward pass.
         """
-        model, outputs = self.model, guidance.around(self.model, self.tableau())
+        model, tableau = self.model, self.tableau()
+        outputs = guidance.around(model, tableau)
         if gradient == "checkpoint":
             outputs = partial(checkpoint, outputs, use_reentrant=False)
         t = self.times()
         p = model.path.at(t)
         c, at = STRAIGHT.c(p), p[: self.calls]
-        network = Network(outputs, network_times(model, t[:-1], x), model.input_scale(at))
+        network = Network(outputs, network_times(model, self.told(), x), model.input_scale(at))
         to_v = torch.stack(convert(V, model.coefficients(at), at.alpha, at.sigma), -1)
         B = self.matrix(STRAIGHT.v(p))
         steps = torch.cat([B[:1], B.diff(dim=0)]) * c[1:, None]
+        scales = self.scales(guidance, tableau)
         y, history = x, tuple[Tensor, ...]()  # of v, newest first
         for i in range(self.calls):
-            out = network(i, y, cond, guidance.given)
+            given = guidance.given if scales is None else {**guidance.given, "scale": scales[i].expand(len(x)).to(x)}
+            out = network(i, y, cond, given)
             (v,) = combine([y, out], to_v[i : i + 1], dtypes=[y.dtype])
             history = (v, *history)[: self.history]
             back = steps[i, max(0, i - self.history + 1) : i + 1].flip(0)
             (y,) = combine([y, *history], torch.cat([c[i + 1 : i + 2] / c[i : i + 1], back])[None])
         return y
 
+    def scales(self, guidance: Guidance, tableau: Tableau) -> Tensor | None:
+        """(N,): the scale of guidance at each call, differentiable in `guides`; None if these are not learned."""
+        if not self.guides.requires_grad:
+            return None
+        own = torch.from_numpy(guidance.schedule(replace(tableau, guides=np.ones(self.calls))))
+        return 1 + self.guides * (own - 1)
+
 
 def _angles(calls: np.ndarray) -> np.ndarray:
     angles: np.ndarray = np.arctan2(calls[..., 2], calls[..., 1])
     return angles
+
+
+def _nodes(path: Path, times: np.ndarray) -> np.ndarray:
+    """(n, 3): t, alpha, sigma."""
+    at = path.nodes(times)
+    return np.stack([at.t, at.alpha, at.sigma], -1)

@@ -5,6 +5,8 @@ moves rows, times or both, so that
 
     dy_{i+1} = sum_j dR_ij (x, v)_j + sum_j R_{i,j+1} dv_j,    dv_j = v(y_j, t_j)'(dy_j, dt_j).
 
+The time that the network is told, and the scale of its guidance, are inputs of v beside the time of the state.
+
 Only the last is the network's: its directional derivative in as many directions as parameters have acted so far, a
 third of all of them on average. It is taken by differences, of states that are moved a little: any network has them,
 without a graph, in what a batch of that many calls costs. Forward-mode differentiation gives the same to four digits
@@ -14,8 +16,10 @@ and more, but takes 1.2 to 2.2 times as long on the networks here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +51,7 @@ def differences(
     value = f(*primals)
     kinds = (primals[0].dtype, dtype or primals[0].dtype)
     K, rounding = len(tangents[0]), max(torch.finfo(kind).eps for kind in kinds)
-    moves = sum(_size(t.flatten(1)) / _size(p.flatten()) for p, t in zip(primals, tangents, strict=True))
+    moves = sum(_size(t.flatten(1)) / _unit(p.flatten()) for p, t in zip(primals, tangents, strict=True))
     step = rounding**0.5 / torch.as_tensor(moves).clamp(min=rounding)
     slopes = []
     for some in torch.split(torch.arange(K), TOGETHER):
@@ -65,26 +69,40 @@ def _size(x: Tensor) -> Tensor:
     return x.float().square().mean(-1).sqrt().cpu()
 
 
+def _unit(x: Tensor) -> Tensor:
+    """The size of what is moved; 1 of a time at 0."""
+    size = _size(x)
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
 class _Velocity:
-    """v = eps - x_0 as the guided network says it, at a call's states y (B, ...) and times t (B,) of the path."""
+    """v = eps - x_0 as the guided network says it, at a call's states y (B, ...) and times t (B,) of the path.
+
+    The network is told the times `told` (B,), and guided by the part `guides` (B,) of the scale.
+    """
 
     def __init__(self, student: Student, noises: Noises) -> None:
         self.model, self.noises = student.model, noises
-        self.outputs = noises.guidance.around(student.model, student.tableau())
+        tableau = student.tableau()
+        self.outputs = noises.guidance.around(student.model, tableau)
+        plain = replace(tableau, guides=np.ones(tableau.nfe))
+        self.scales = noises.guidance.schedule(plain) if student.guides.requires_grad else None
 
     def at(self, i: int) -> Callable[..., Tensor]:
-        """The function of (y, t) at call i; for `copies` of the noises one after another."""
+        """The function of (y, t, told, guides) at call i; for `copies` of the noises one after another."""
         model, size = self.model, len(self.noises.x)
 
-        def velocity(y: Tensor, t: Tensor, copies: int = 1) -> Tensor:
+        def velocity(y: Tensor, t: Tensor, told: Tensor, guides: Tensor, copies: int = 1) -> Tensor:
             given: tuple[Any, Any] = (self.noises.cond, self.noises.guidance.given)
             if copies > 1:
                 given = picked(given, torch.arange(size).repeat(copies), size)
+            if self.scales is not None:
+                given = given[0], {**given[1], "scale": (1 + guides * (self.scales[i] - 1)).to(y)}
             at = model.path.at(t)
             scale = model.input_scale(at)
             x = y if scale is None else y * column(scale, y)
-            told = model.network_time(t).to(y.device, model.time_dtype(y.dtype))
-            out = self.outputs(i, x, told, *given).to(y.dtype)
+            network_time = model.network_time(told).to(y.device, model.time_dtype(y.dtype))
+            out = self.outputs(i, x, network_time, *given).to(y.dtype)
             p, q = convert(V, model.coefficients(at), at.alpha, at.sigma)
             return column(p, y) * y + column(q, y) * out
 
@@ -99,15 +117,17 @@ def linearised(student: Student, noises: Noises) -> tuple[Tensor, Tensor]:
     known, slopes = [x], list[Tensor]()
     y, dy = x, x.new_zeros(0, *x.shape)
     for i, row in enumerate(lines.rows.tolist()):
-        t = lines.times[i].repeat(len(x))
-        if len(dy):
-            dt = (lines.moves[: len(dy)] == i).to(t)[:, None].repeat(1, len(x))
-            v, dv = differences(velocity.at(i), (y, t), (dy, dt), student.model.dtype)
+        primals = (y, *lines.inputs[:, i, None].repeat(1, len(x)))
+        acting = int((lines.begins <= 2 * i).sum())
+        if acting:
+            dy = torch.cat([dy, x.new_zeros(acting - len(dy), *x.shape)])
+            moves = lines.moves[:, :acting, i, None].repeat(1, 1, len(x))
+            v, dv = differences(velocity.at(i), primals, (dy, *moves), student.model.dtype)
         else:
-            v, dv = velocity.at(i)(y, t), dy
+            v, dv = velocity.at(i)(*primals), dy
         known.append(v)
         slopes.append(dv)
-        active = int((lines.first <= i).sum())
+        active = int((lines.begins <= 2 * i + 1).sum())
         dy = torch.tensordot(lines.slopes[:active, i, : i + 2].to(x), torch.stack(known), 1)
         for weight, slope in zip(row[1:], slopes, strict=False):
             dy[: len(slope)].add_(slope, alpha=weight)

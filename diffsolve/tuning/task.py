@@ -13,8 +13,9 @@ from torch import Tensor
 
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
+from diffsolve.training.distributed import World
 from diffsolve.tuning.losses import Loss
-from diffsolve.tuning.runs import Noises, executed, held_out
+from diffsolve.tuning.runs import Noises, dealt, executed, held_out
 
 __all__ = ["Measured", "Task"]
 
@@ -55,6 +56,8 @@ class Task:
     seed: int
     settings: Mapping[str, Any]
     """The options of `ds.tune`; here only `held_out`."""
+    ranks: World = field(default_factory=World)
+    """The processes that share the noises."""
     learning: Tensor = field(init=False)
     """The indices of the noises to learn from;"""
     choosing: Tensor = field(init=False)
@@ -79,13 +82,12 @@ class Task:
 
     def errors(self, tableau: Tableau, index: Tensor) -> Tensor:
         """The loss of each of these noises, float64, infinite where it is not a number."""
-        parts = []
-        for some in torch.split(index, self.batch):
+        found = torch.zeros(len(index), dtype=torch.float64)
+        for _, place, some in dealt(index, self.batch, self.ranks):
             x = executed(self.model, tableau, self.noises.some(some))
-            found = self.loss(x, self.ends[some.to(x.device)]).detach().cpu().double()
-            parts.append(found.expand(len(some)))
+            found[place] = self.loss(x, self.ends[some.to(x.device)]).detach().cpu().double()
         self.calls += tableau.nfe * len(index)
-        return torch.cat(parts).nan_to_num(nan=math.inf, posinf=math.inf)
+        return self.ranks.summed(found, self.ends.device).nan_to_num(nan=math.inf, posinf=math.inf)
 
     def error(self, tableau: Tableau, index: Tensor) -> float:
         """Their mean."""

@@ -275,7 +275,7 @@ def test_guidance_of_every_kind_is_honoured_or_refused(driver):
         ({"check": 1}, r"check must be True or False, got 1"),
         ({"hook": 3}, r"hook must be callable, got 3"),
         ({"corrector": 0.1}, r"corrector must be a ds.Langevin, got 0.1"),
-        ({"parallel": 4}, r"parallel must be a ds.Picard or a ds.Parareal, got 4"),
+        ({"parallel": 4}, r"parallel must be a ds.Picard, a ds.Parareal or a ds.Independent, got 4"),
         ({"max_calls": 0}, r"max_calls must be an integer >= 1, got 0"),
         ({"stepps": 3}, r"solve\(\) got an unknown option 'stepps'; did you mean 'steps'\?"),
     ],

@@ -6,6 +6,7 @@ import diffsolve as ds
 from diffsolve.reference import mixture_model
 from diffsolve.reference.mixture import ring
 from diffsolve.tuning.family import Family, Provenance
+from diffsolve.tuning.pilot import spread
 from diffsolve.tuning.student import Student
 
 RING = mixture_model(ring(), "condot")
@@ -27,9 +28,12 @@ def noise(n=4, size=3, seed=1):
     return torch.randn(n, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def moved(model, nfe=5, history=5, solver="auto", scale=0.1, times=True, **options):
+def moved(model, nfe=5, history=5, solver="auto", scale=0.1, times=True, also=(), together=1, **options):
     """A student somewhere else than at its start."""
-    student = Student(model, ds.plan(model, solver, nfe=nfe, **options), history, times, "moved")
+    start = ds.plan(model, solver, nfe=nfe, **options)
+    if together > 1:
+        start = spread(model, start, together)
+    student = Student(model, start, history, times, "moved", also, together)
     generator = torch.Generator().manual_seed(0)
     for p in student.parameters.values():
         p.data += scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)

@@ -1,14 +1,12 @@
 """`fit` on two gloo ranks, forks of this process: the weights of one rank, and nothing lost with a rank."""
 
-import json
 import os
-from datetime import timedelta
 from functools import partial
 
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
+from support.ranks import FORKS, ranks
 from torch.nn.parallel import DistributedDataParallel
 
 import diffsolve as ds
@@ -16,12 +14,7 @@ from diffsolve import training
 from diffsolve.training import trainer as trainers
 from diffsolve.training.distributed import World, world
 
-pytestmark = [
-    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="the ranks are forks of this process"),
-    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="a CUDA build's autograd does not work in a fork"),
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
+pytestmark = FORKS
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
 LABEL = torch.arange(40) % 3
@@ -47,28 +40,6 @@ def sharded(net):
     from torch.distributed.fsdp import fully_shard
 
     return fully_shard(net)
-
-
-def ranks(folder, work):
-    """What the work of each of two ranks returned, or how it failed."""
-    store = f"file://{folder}/store{len(os.listdir(folder))}"
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            found = None
-            try:
-                dist.init_process_group(
-                    "gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=30)
-                )
-                found = work(rank)
-            except BaseException as error:
-                found = f"{type(error).__name__}: {error}"
-            (folder / f"found{rank}").write_text(json.dumps(found))
-            os._exit(0)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    return [json.loads((folder / f"found{rank}").read_text()) for rank in range(2)]
 
 
 def same(one, two):

@@ -38,17 +38,19 @@ def ends_moved(student, noises, h=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("path", "predicts", "history", "times"),
+    ("path", "predicts", "history", "times", "more"),
     [
-        ("condot", "v", 2, True),
-        ("edm", "edm", 4, True),
-        ("ddpm", "noise", 4, False),
-        ("vp", "score", 3, True),
+        ("condot", "v", 2, True, {}),
+        ("edm", "edm", 4, True, {"also": ("told",)}),
+        ("ddpm", "noise", 4, False, {"also": ("told", "guides")}),
+        ("vp", "score", 3, True, {}),
+        ("condot", "velocity", 5, True, {"also": ("told", "guides"), "together": 2}),
+        ("edm", "denoised", 4, False, {"also": ("guides",), "together": 3}),
     ],
 )
-def test_the_derivative_carried_along_is_that_of_the_executors_run(path, predicts, history, times):
+def test_the_derivative_carried_along_is_that_of_the_executors_run(path, predicts, history, times, more):
     model = ds.adapt(Net(), path, predicts)
-    student = moved(model, nfe=4, history=history, times=times)
+    student = moved(model, nfe=3 if more.get("together") else 4, history=history, times=times, **more)
     shift = torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None]
     guidance = Guidance(3.0, {"shift": 0.5}, rescale=0.3)
     noises = Noises(noise() * model.path.prior_std(), {"shift": shift}, guidance)
