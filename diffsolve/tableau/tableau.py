@@ -26,7 +26,7 @@ from diffsolve.common.files import dumps, numbers, parsed, reading, write_whole
 from diffsolve.common.fingerprint import rounded
 from diffsolve.paths import Path, Position, named
 from diffsolve.tableau.frames import FRAMES, check_prediction
-from diffsolve.tableau.theory import SPECTRUM, distance, response
+from diffsolve.tableau.theory import SPECTRUM, distance, frechet, response
 
 __all__ = ["DRIFT", "Tableau"]
 
@@ -213,19 +213,41 @@ class Tableau:
                 its covariance) or leave the usual: 12 of them, even in the logarithm from 0.001 to 2.
             delta: the root mean square of the network's error, in units of what it predicts.
             predicts: what the network predicts, and so what it errs on; a key of `PREDICTIONS`.
-            path: the path of this run; needed where its text (`Tableau.path`) does not name it, as for tables.
+            path: the path of this run; needed where its text does not name it, as for tables.
             rate: how fast the error varies: the standard deviation of its frequencies in lambda = log(alpha / sigma).
 
         Returns:
             The root mean square over directions, starts and errors, in units of the data.
 
         Raises:
-            ValueError: for a stochastic run, whose end is not one point, or a path that is not this run's.
+            ValueError: for a stochastic run, or a path that is not this run's.
         """
-        required(not self.stochastic, "the run", self.solver, "deterministic: a stochastic one has no one end")
+        required(not self.stochastic, "the run", self.solver, "deterministic: for others see expected_frechet")
         path, spectrum = self._theory(path, predicts, spectrum)
         delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
         return float(np.sqrt(np.mean(distance(self, path, predicts, spectrum, delta, rate) ** 2)))
+
+    def expected_frechet(
+        self,
+        spectrum: Sequence[float] = SPECTRUM,
+        delta: float = 0.03,
+        *,
+        predicts: str = "v",
+        path: Path | str | None = None,
+        rate: float = 0.5,
+    ) -> float:
+        """How far the law of this run's ends is expected to be from the data's, on Gaussian data, on paper.
+
+        For runs with fresh noise, and to compare others with them. Arguments and errors are those of `expected_error`,
+        but half of the network's error is in proportion to the state here.
+
+        Returns:
+            The root mean square over directions and errors of the 2-Wasserstein distance of the two normal laws, in
+            units of the data: squared, times the directions, a Frechet distance. What no run can undo is in it.
+        """
+        path, spectrum = self._theory(path, predicts, spectrum)
+        delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
+        return float(np.sqrt(np.mean(frechet(self, path, predicts, spectrum, delta, rate) ** 2)))
 
     def amplification(
         self, spectrum: Sequence[float] = SPECTRUM, *, predicts: str = "v", path: Path | str | None = None
@@ -345,7 +367,7 @@ class Tableau:
         return self.table()
 
     def table(self, extra: tuple[str, Sequence[float] | np.ndarray] | None = None) -> str:
-        """All of the weights as text, call by call; with a further column, if given: its title and a number a call."""
+        """All of the weights as text, call by call; `extra` is one more column: its title and a number a call."""
         frames = ", ".join(dict.fromkeys(self.frame))
         head = (
             f"{self.solver} on {self.path}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
