@@ -63,7 +63,7 @@ def run(
 ) -> Study:
     """Every configuration on one course, the family's if a shortlist is given; auto, and what is not known yet."""
     began = time.perf_counter()
-    study = {"auto": measure(course, ours.RULE, budgets, problems, "auto")}
+    study = {"auto": ours.auto(course, budgets, problems)}
     wanted = {
         "points": ours.POINTS,
         "named": ours.named(course.name),
@@ -79,14 +79,17 @@ def run(
 
 
 def record(recorder: Recorder, studies: dict[str, Study], budgets: Sequence[int]) -> None:
-    """The best peer, the best of ours and auto, of every cell."""
-    columns = {"best peer": ".2e", "which peer": "", "best of ours": ".2e", "which": "", "auto": ".2e"}
+    """The best peer and the best of ours of every cell, and auto for every prediction."""
+    columns = {"best peer": ".2e", "which peer": "", "best of ours": ".2e", "which": ""}
     table = recorder.table("cells", ["path", "target", "NFE"], columns)
+    rules = recorder.table("auto", ["path", "rule", "target", "NFE"], {"error": ".2e", "over the best peer": ".2f"})
     for name, study in studies.items():
         for target, by_budget in cells(study, budgets).items():
             for nfe, cell in by_budget.items():
                 (peer, error), (own, least) = cell["peer"], cell["ours"]
-                table.add([name, target, nfe], [error, peer, least, own, cell["auto"]], live=False)
+                table.add([name, target, nfe], [error, peer, least, own], live=False)
+                for rule in study["auto"][target]:
+                    rules.add([name, rule, target, nfe], [cell[rule], cell[rule] / error], live=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
-from endpoint.runner import Pair
+from endpoint.problems import Course, Problem
+from endpoint.runner import OWN_GRID, Pair, Table, measure
 
 TWINS = [
     "ddim", *(f"lms-{k}" for k in (2, 3, 4)), *(f"ipndm-{k}" for k in (3, 4)), "pndm", "plms",
@@ -82,8 +85,20 @@ def family_grids(course: str) -> list[str]:
     return [*common, *own[course]]
 
 
-RULE: list[Pair] = [("auto", grid) for grid in ("angle", "angle(scale=2)", "angle(scale=5)", "uniform-u")]
-"""auto on its own grid, and on others to compare."""
+PREDICTIONS = {"ve": ("denoised", "score", "edm"), "vp": ("noise", "v"), "flow": ("velocity",)}
+"""What networks of each path predict. An exact one predicts all of them; the rule behind `auto` asks which."""
+
+
+def auto(course: Course, budgets: Sequence[int], problems: Sequence[Problem]) -> Table:
+    """`auto` as who names no solver gets it: by prediction and size of a sample, on its own grid, to the data."""
+    course = replace(course, stop=None)
+    table: Table = {}
+    for problem in problems:
+        rules = {f"auto, {p}": f"auto(predicts={p!r}, size={problem.dim})" for p in PREDICTIONS[course.name]}
+        found = measure(course, [(rule, OWN_GRID) for rule in rules.values()], budgets, [problem], problem.name)
+        table[problem.name] = dict(zip(rules, found[problem.name].values(), strict=True))
+    return table
+
 
 POINTS: list[Pair] = [(abm(p, "straight", "theta"), "angle") for p in range(1, 7)]
-"""What auto chooses among, and more points yet."""
+"""Adams in the angle, which is what is best without an error: what `auto` was once, by the number of points."""

@@ -42,7 +42,8 @@ def plot(studies: Mapping[str, Study], budgets: Sequence[int], file: FilePath) -
                     axis.loglog(budgets, peers[name], "o-", ms=2, lw=0.8, alpha=0.7, label=title)
             axis.loglog(budgets, [best(peers, b)[0] for b in columns], "k--", lw=1.2, label="best peer of each cell")
             axis.loglog(budgets, [ours(study, target, b)[0] for b in columns], "C1:", lw=1.2, label="best of ours")
-            axis.loglog(budgets, study["auto"][target]["auto @ angle"], "C1.-", lw=1.8, label="diffsolve auto")
+            for rule, errors in study["auto"][target].items():
+                axis.loglog(budgets, errors, ".-", lw=1.8, label=f"diffsolve {rule}")
             axis.set_title(f"{path}, {target}", fontsize=9)
             axis.set_xticks(budgets, map(str, budgets), fontsize=7)
             axis.minorticks_off()

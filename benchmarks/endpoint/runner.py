@@ -19,6 +19,9 @@ from endpoint.problems import Course, Problem
 Pair = tuple[str, str]
 """A solver and a grid, by the names and options that a user would type."""
 
+OWN_GRID = "own"
+"""In the place of a grid: the solver's own."""
+
 Table = dict[str, dict[str, list[float]]]
 """target -> configuration -> an error per budget; nan where it has no such run."""
 
@@ -27,7 +30,8 @@ def planned(course: Course, pair: Pair, nfe: int) -> Tableau | None:
     """The longest run of at most `nfe` calls; None if there is none."""
     solver, grid = pair
     try:
-        return planning.plan(course.path, solvers.named(solver), nfe=nfe, grid=grids.named(grid), stop=course.stop)
+        where = None if grid == OWN_GRID else grids.named(grid)
+        return planning.plan(course.path, solvers.named(solver), nfe=nfe, grid=where, stop=course.stop)
     except ValueError:
         return None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from endpoint.ours import POINTS, RULE
+from endpoint.ours import POINTS, PREDICTIONS
 from endpoint.problems import REPORT, TARGETS, TUNE, Course
-from endpoint.runner import Pair, Table, named
+from endpoint.runner import Table, named
 
 Study = dict[str, Table]
 """kind ("auto", "points", "named", "family", "peers") -> table; of one course."""
@@ -54,8 +55,11 @@ def summary(study: Study, budgets: Sequence[int]) -> dict[str, object]:
     }
     for role, names in ROLES.items():
         among = [t for t in names if t in study["peers"]]
-        per = {n: mean_log(ratio(study, t, b, "auto", "auto @ angle") for t in among) for b, n in enumerate(budgets)}
-        found[f"auto / best peer, {role}"] = {**per, "all": mean_log(per.values())}
+        for rule in dict.fromkeys(name for t in among for name in study["auto"][t]):
+            every = {n: [ratio(study, t, b, "auto", rule) for t in among] for b, n in enumerate(budgets)}
+            per = {n: mean_log(ratios) for n, ratios in every.items()}
+            worst = max(itertools.chain.from_iterable(every.values()))
+            found[f"{rule} / best peer, {role}"] = {**per, "all": mean_log(per.values()), "worst": worst}
     return found
 
 
@@ -66,7 +70,7 @@ def cells(study: Study, budgets: Sequence[int]) -> dict[str, dict[int, dict[str,
             nfe: {
                 "peer": best(study["peers"][target], b)[::-1],
                 "ours": ours(study, target, b)[::-1],
-                "auto": study["auto"][target]["auto @ angle"][b],
+                **{rule: errors[b] for rule, errors in study["auto"][target].items()},
             }
             for b, nfe in enumerate(budgets)
         }
@@ -91,21 +95,20 @@ def markdown(course: Course, study: Study, budgets: Sequence[int]) -> str:
         per = [mean_log(ratio(study, t, b, kind, name) for t in roles[role]) for b in range(len(budgets))]
         return [title, role, *(f"{r:.2f}" for r in [*per, mean_log(per)])]
 
-    def compared(kind: str, pairs: Iterable[Pair]) -> list[list[str]]:
-        return [line(f"`{name}`", role, kind, name) for name in map(named, pairs) for role in roles]
-
     text = [f"# {course.name}: {course.path}, (alpha, sigma) from {course.start} to {course.end}", ""]
     text += ["## Error over that of the best peer of each cell: geometric means over targets, by network calls", ""]
-    text += rows(heads, [*(line("best of ours", role) for role in roles), *compared("auto", RULE)])
-    text += ["## The same for each number of points that auto chooses among", ""]
-    text += rows(heads, compared("points", POINTS))
+    rules = [f"auto, {predicts}" for predicts in PREDICTIONS[course.name]]
+    by_rule = [line(f"`{rule}`", role, "auto", rule) for rule in rules for role in roles]
+    text += rows(heads, [*(line("best of ours", role) for role in roles), *by_rule])
+    text += ["## The same for Adams in the angle, by the number of points", ""]
+    text += rows(heads, [line(f"`{n}`", role, "points", n) for n in map(named, POINTS) for role in roles])
     for target in targets:
         text += [f"## {target} ({TARGETS[target][1]})", ""]
         body = []
         for b, nfe in enumerate(budgets):
             (peer, peer_name), (own, name) = best(study["peers"][target], b), ours(study, target, b)
-            auto = study["auto"][target]["auto @ angle"][b]
             cells = [f"{peer:.2e}", peer_name, f"{own:.2e}", f"`{name}`", f"{own / peer:.2f}"]
-            body.append([str(nfe), *cells, f"{auto:.2e}", f"{auto / peer:.2f}"])
-        text += rows(["NFE", "best peer", "", "best of ours", "", "ours / peer", "auto", "auto / peer"], body)
+            body.append([str(nfe), *cells, *(f"{study['auto'][target][rule][b] / peer:.2f}" for rule in rules)])
+        heads = ["NFE", "best peer", "", "best of ours", "", "ours / peer", *(f"{rule} / peer" for rule in rules)]
+        text += rows(heads, body)
     return "\n".join(text)

@@ -26,6 +26,7 @@ from diffsolve.solvers.butcher import (
     Butcher,
 )
 from diffsolve.solvers.designed import Designed
+from diffsolve.solvers.designed_sde import DesignedSDE
 from diffsolve.solvers.exponential import ExponentialRK, Scheme, dpm2, dpm3, etdrk4, res2, res3, res5
 from diffsolve.solvers.flow_map import FlowMap
 from diffsolve.solvers.multistep import Multistep
@@ -52,6 +53,7 @@ __all__ = [
     "DPMpp",
     "DanceSDE",
     "Designed",
+    "DesignedSDE",
     "Diffusion",
     "ExponentialRK",
     "FlowMap",
@@ -194,6 +196,7 @@ registry: Registry[Solver] = Registry(
         "ddim": DDIM,
         "ddpm": DDPM,
         "designed": Designed,
+        "designed-sde": DesignedSDE,
         "dopri5": _runge_kutta(DOPRI5),
         "dopri8": _runge_kutta(DOPRI8),
         "dpm-2s": _dpm2s("noise"),

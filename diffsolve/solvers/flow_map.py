@@ -38,8 +38,8 @@ class FlowMap(Solver):
         by: what it is a share of. "noise": rho_d = sqrt(1 - gamma^2) rho_t, as in CTM. "time": of the clock's way from
             t to the data, as in TCD; on a table from t to row 0, rounded down.
         floor: whether what the network calls data is x at the path's last time, as in 2303.01469, whose networks are
-            the identity there. The noise is then less by as much: sqrt(sigma_t^2 - sigma_last^2) on EDM's path; to a node
-            at that time there is none, and with gamma < 1 the jump is to the node itself.
+            the identity there. The noise is then less by as much: sqrt(sigma_t^2 - sigma_last^2) on EDM's path; to a
+            node at that time there is none, and with gamma < 1 the jump is to the node itself.
         grid: that goes with it: a name, a Grid, or None for the path's own.
     """
 

@@ -43,6 +43,7 @@ from diffsolve.paths import Path, Position
 from diffsolve.paths.base import Array
 
 __all__ = [
+    "DRIFT",
     "FRAMES",
     "PREDICTIONS",
     "STRAIGHT",
@@ -254,6 +255,9 @@ _FRAMES = (
     ),
 )
 FRAMES: dict[str, Frame] = {frame.name: frame for frame in _FRAMES}
+
+DRIFT = "drift"
+"""In the place of a frame: d is the drift of an SDE on the path's clock, c = 1, v = t."""
 
 STRAIGHT = frozenset({"denoised", "noise", "straight"})
 """Frames in which a constant d is constant data and noise."""

@@ -25,18 +25,16 @@ import numpy as np
 from diffsolve.common.checks import choice, instance, integer, number, required
 from diffsolve.common.files import dumps, numbers, parsed, reading, write_whole
 from diffsolve.common.fingerprint import rounded
-from diffsolve.paths import Path, Position, named
-from diffsolve.tableau.frames import FRAMES, check_prediction
-from diffsolve.tableau.theory import SPECTRUM, distance, response
+from diffsolve.paths import Path, named
+from diffsolve.tableau.exactness import check_exact
+from diffsolve.tableau.frames import DRIFT, FRAMES, check_prediction
+from diffsolve.tableau.theory import SPECTRUM, distance, frechet, response
 
 __all__ = ["DRIFT", "Tableau"]
 
 FORMAT = "diffsolve.tableau/1"
-DRIFT = "drift"
-"""In the place of a frame: d is the drift of an SDE on the path's clock, c = 1, v = t."""
 USUAL = ("to", "told", "guides")
 """Columns that most tableaux have the usual values of, and files leave out then."""
-_STEPS = {**FRAMES, DRIFT: FRAMES["native"]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,61 +151,7 @@ class Tableau:
             ValueError: naming the first call whose input is wrong by more than `tolerance`, and what the clock's own
                 rounding is worth near sigma = 0.
         """
-        sigma = np.append(self.calls[:, 2], self.grid[-1, 2])
-        # Near the data a clock like 1 - sigma does not tell positions apart that a step in lambda does.
-        allowed = tolerance + 2.0**-51 * np.maximum.accumulate(1 / np.where(sigma > 0, sigma, 1.0))
-        traces = [self._trace_constant()]
-        if self.stochastic and set(self.frame) <= {"denoised", "noise", "straight"}:
-            traces.append(self._trace_mean())
-        for found, wanted, size in traces:
-            # Relative to the largest term summed so far: far extrapolation has huge weights that cancel.
-            error = np.abs(found - wanted).max(-1) / np.maximum(1, np.maximum.accumulate(size))
-            bad = ~(error <= allowed)
-            if bad.any():
-                i = int(np.flatnonzero(bad)[0])
-                what = "the result" if i == self.nfe else f"the input of call {i}"
-                raise ValueError(f"weights of {self.solver}: {what} is off by {error[i]:.3g} for a constant prediction")
-
-    def _trace_constant(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every y, what it should be, and the size of the terms: vectors over x, d, d of the next frame, .."""
-        stretch = np.cumsum([0] + [f != g for f, g in zip(self.frame, self.frame[1:], strict=False)])
-        points = [_position(row) for row in (*self.calls, self.grid[-1])]
-        wanted = np.zeros((self.nfe + 1, stretch[-1] + 2))
-        anchor, start = wanted[0].copy(), points[0]
-        anchor[0] = self.entry[1, 0]
-        wanted[0] = anchor
-        d = np.eye(len(anchor))[1 + stretch]
-        found, size = self._propagate(self.entry[:, :1] * np.eye(len(anchor))[0], d)
-        for i, frame in enumerate(self.frame):
-            if i and frame != self.frame[i - 1]:
-                anchor, start = found[i], points[i]
-            if self.weights[i, 1, -1] and frame != DRIFT:  # noise was added beyond the end of a stretch
-                wanted[i + 1] = anchor = found[i + 1]
-                start = points[i + 1]
-                continue
-            ratio, gain = _STEPS[frame].step(start, points[i + 1])
-            wanted[i + 1] = ratio * anchor
-            wanted[i + 1, 1 + stretch[i]] += gain
-        return found, wanted, size
-
-    def _trace_mean(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same for a point mass at x_0 = 1: the mean of y is alpha."""
-        found, size = self._propagate(self.entry[:, :1] * self.grid[0, 1], self.d[:, :1])
-        return found, np.append(self.calls[:, 1], self.grid[-1, 1])[:, None], size
-
-    def _propagate(self, start: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Every y, and the largest sum of absolute terms of each row, for given vectors s and y_0, d_i and no noise."""
-        inputs = np.zeros((self.history + 3, start.shape[1]))
-        inputs[:2] = start
-        found, size = np.empty((self.nfe + 1, start.shape[1])), np.ones(self.nfe + 1)
-        found[0] = start[1]
-        for i, weights in enumerate(self.weights):
-            inputs[3:-1] = inputs[2:-2].copy()
-            inputs[2] = d[i]
-            size[i + 1] = (np.abs(weights) @ np.abs(inputs)).max()
-            inputs[:2] = weights @ inputs
-            found[i + 1] = inputs[1]
-        return found, size
+        check_exact(self, tolerance)
 
     def expected_error(
         self,
@@ -225,19 +169,41 @@ class Tableau:
                 its covariance) or leave the usual: 12 of them, even in the logarithm from 0.001 to 2.
             delta: the root mean square of the network's error, in units of what it predicts.
             predicts: what the network predicts, and so what it errs on; a key of `PREDICTIONS`.
-            path: the path of this run; needed where its text (`Tableau.path`) does not name it, as for tables.
+            path: the path of this run; needed where its text does not name it, as for tables.
             rate: how fast the error varies: the standard deviation of its frequencies in lambda = log(alpha / sigma).
 
         Returns:
             The root mean square over directions, starts and errors, in units of the data.
 
         Raises:
-            ValueError: for a stochastic run, whose end is not one point, or a path that is not this run's.
+            ValueError: for a stochastic run, or a path that is not this run's.
         """
-        required(not self.stochastic, "the run", self.solver, "deterministic: a stochastic one has no one end")
+        required(not self.stochastic, "the run", self.solver, "deterministic: for others see expected_frechet")
         path, spectrum = self._theory(path, predicts, spectrum)
         delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
         return float(np.sqrt(np.mean(distance(self, path, predicts, spectrum, delta, rate) ** 2)))
+
+    def expected_frechet(
+        self,
+        spectrum: Sequence[float] = SPECTRUM,
+        delta: float = 0.03,
+        *,
+        predicts: str = "v",
+        path: Path | str | None = None,
+        rate: float = 0.5,
+    ) -> float:
+        """How far the law of this run's ends is expected to be from the data's, on Gaussian data, on paper.
+
+        For runs with fresh noise, and to compare others with them. Arguments and errors are those of `expected_error`,
+        but half of the network's error is in proportion to the state here.
+
+        Returns:
+            The root mean square over directions and errors of the 2-Wasserstein distance of the two normal laws, in
+            units of the data: squared, times the directions, a Frechet distance. What no run can undo is in it.
+        """
+        path, spectrum = self._theory(path, predicts, spectrum)
+        delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
+        return float(np.sqrt(np.mean(frechet(self, path, predicts, spectrum, delta, rate) ** 2)))
 
     def amplification(
         self, spectrum: Sequence[float] = SPECTRUM, *, predicts: str = "v", path: Path | str | None = None
@@ -358,7 +324,7 @@ class Tableau:
         return self.table()
 
     def table(self, extra: tuple[str, Sequence[float] | np.ndarray] | None = None) -> str:
-        """All of the weights as text, call by call; with a further column, if given: its title and a number a call."""
+        """All of the weights as text, call by call; `extra` is one more column: its title and a number a call."""
         frames = ", ".join(dict.fromkeys(self.frame))
         head = (
             f"{self.solver} on {self.path}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
@@ -382,11 +348,6 @@ class Tableau:
                 lines.append(f"{'':36} s' " + _cells(s))
         t, alpha, sigma = self.grid[-1]
         return "\n".join([*lines, f" end {t:11.6g} {alpha:9.5g} {sigma:9.5g}"])
-
-
-def _position(row: np.ndarray) -> Position[float]:
-    t, alpha, sigma = row
-    return Position(t, alpha, sigma, math.nan, math.nan)
 
 
 def _cells(weights: np.ndarray) -> str:

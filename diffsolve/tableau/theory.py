@@ -15,6 +15,16 @@ R = sqrt((1 - u)^2 S + u^2)
     = R \Big(z + \delta \int \frac{\alpha + \sigma}{\alpha b - \sigma a} \frac{e}{R} \, du\Big).
 
 The mean square of what lies between the two ends is a quadratic form in the kernel: no network, no samples.
+
+A run with fresh noise has no one end, but a law, in each direction a normal one. Let half of the error's variance be
+constant in the state and half of it proportional to the state, the first two terms of a smooth field. To first order in
+delta the constant part moves the mean, and the other the deviation, by what the same error would move the mean times
+the correlation of the end with the state at that call: noise makes the end forget it. So the squared 2-Wasserstein
+distance of the end's law from the data's, N(0, S), is in the mean over such networks
+
+.. math::
+    \Big(\sqrt{\mathrm{var}} - \sqrt S\Big)^2
+    + \frac{1}{2} \sum_{ij} g_i g_j \, \delta_i \delta_j \, k(\lambda_i - \lambda_j) \, (1 + \rho_i \rho_j).
 """
 
 from __future__ import annotations
@@ -29,7 +39,7 @@ from diffsolve.paths import Path, Position
 from diffsolve.tableau.ends import may_call
 from diffsolve.tableau.frames import PREDICTIONS
 
-__all__ = ["FAR", "SPECTRUM", "distance", "gains", "output_unit", "response", "spread"]
+__all__ = ["FAR", "SPECTRUM", "distance", "frechet", "gains", "output_unit", "response", "spread"]
 
 FAR = 9.0
 """|lambda| beyond which the flow is taken as straight: 1e-4 of the way in u."""
@@ -62,18 +72,48 @@ def response(run: Weights, path: Path, predicts: str, spectrum: Sequence[float])
     Returns:
         (k,), of the standard normal start; (k, N), of an error of 1 in the network's output at each call.
     """
+    N, end = len(run.calls), _states(run, path, predicts, spectrum)[-1]
+    return end[:, 0], end[:, 1 : 1 + N]
+
+
+def _states(run: Weights, path: Path, predicts: str, spectrum: Sequence[float]) -> np.ndarray:
+    """(N + 1, k, 2 N + 2): every network input and the end, as sums over the normal start, errors of 1 in the outputs,
+    the noise of the entry and that of each row."""
     p, S = _calls(run, path), np.asarray(spectrum)[:, None]
     exact = (run.d[:, 0] * p.alpha * S + run.d[:, 1] * p.sigma) / (p.alpha**2 * S + p.sigma**2)
     erring = (run.d[:, 1] * p.alpha - run.d[:, 0] * p.sigma) * output_unit(predicts, p)
     N, size = len(run.calls), np.sqrt(run.grid[0, 1] ** 2 * S + run.grid[0, 2] ** 2)
-    inputs = np.zeros((run.weights.shape[2] - 1, len(S), 1 + N))
+    inputs = np.zeros((run.weights.shape[2] - 1, len(S), 2 * N + 2))
     inputs[:2, :, :1] = run.entry[:, 0, None, None] * size
+    inputs[:2, :, N + 1] = run.entry[:, 1, None]
+    states = [inputs[1].copy()]
     for i in range(N):
         inputs[3:] = inputs[2:-1].copy()
         inputs[2] = exact[:, i, None] * inputs[1]
         inputs[2, :, 1 + i] += erring[i]
         inputs[:2] = np.tensordot(run.weights[i, :, :-1], inputs, 1)
-    return inputs[1, :, 0], inputs[1, :, 1:]
+        inputs[:2, :, N + 2 + i] += run.weights[i, :, -1, None]
+        states.append(inputs[1].copy())
+    return np.array(states)
+
+
+def frechet(
+    run: Weights, path: Path, predicts: str, spectrum: Sequence[float], delta: float | np.ndarray, rate: float
+) -> np.ndarray:
+    """The root mean square 2-Wasserstein distance of the end's law from the data's, for each variance S: (k,).
+
+    Args:
+        delta: the deviation of the network's error, one or (N,) for the calls.
+    """
+    p, N, S = _calls(run, path), len(run.calls), np.asarray(spectrum)
+    states = _states(run, path, predicts, spectrum)
+    random = np.delete(states, np.s_[1 : 1 + N], 2)
+    deviation = np.sqrt(np.square(random).sum(2))
+    rho = ((random[:-1] * random[-1]).sum(2) / np.maximum(deviation[:-1] * deviation[-1], 1e-300)).T
+    gain, lam = states[-1, :, 1 : 1 + N] * delta, np.clip(p.lam, -FAR, FAR)
+    moved = np.square(_norm(gain, lam, rate)) / 2 + np.square(_norm(gain * rho, lam, rate)) / 2
+    wanted = np.sqrt(run.grid[-1, 1] ** 2 * S + run.grid[-1, 2] ** 2)
+    return np.asarray(np.sqrt(np.square(deviation[-1] - wanted) + moved))
 
 
 def distance(
@@ -101,9 +141,13 @@ def gains(
 
 def spread(start: np.ndarray, gain: np.ndarray, lam: np.ndarray, rate: float) -> np.ndarray:
     """(k,): the deviation of start z + gain e, z normal and e a Gaussian process of deviation 1 at these lambda."""
+    return np.asarray(np.hypot(start, _norm(gain, lam, rate)))
+
+
+def _norm(gain: np.ndarray, lam: np.ndarray, rate: float) -> np.ndarray:
+    """(k,): the deviation of gain e, e a Gaussian process of deviation 1 at these lambda."""
     kernel = np.exp(-((rate * (lam[:, None] - lam)) ** 2) / 2)
-    variance = np.einsum("ki,ki->k", gain @ kernel, gain)
-    return np.asarray(np.sqrt(start**2 + np.maximum(variance, 0)))
+    return np.asarray(np.sqrt(np.maximum(np.einsum("ki,ki->k", gain @ kernel, gain), 0)))
 
 
 def output_unit(predicts: str, p: Position[np.ndarray]) -> np.ndarray:

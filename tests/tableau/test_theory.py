@@ -129,7 +129,7 @@ def test_a_run_that_stops_short_is_held_to_the_flow_there():
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match=r"the run must be deterministic.* got 'DDIM\(eta=1\)'"):
+    with pytest.raises(ValueError, match=r"run must be deterministic: for others see expected_frechet, got 'DDIM"):
         ds.plan("condot", "ddim(eta=1)", nfe=3).expected_error()
     tableau = ds.plan("ddpm", "euler", nfe=3)
     with pytest.raises(ValueError, match="path must be given for this run, whose path is Discrete"):
@@ -144,6 +144,53 @@ def test_what_it_refuses():
         tableau.amplification((0.0, 1.0), path="ddpm")
     with pytest.raises(TypeError, match="spectrum must be a list of variances > 0, got 0.5"):
         tableau.amplification(0.5, path="ddpm")  # type: ignore[arg-type]
+
+
+def moments(run, path, predicts, delta, nets, rate=0.5):
+    """(nets, 3) twice: the mean and deviation of the ends, each network erring by a constant and a slope of its own.
+
+    Means and covariances of all that a row may use are followed row by row.
+    """
+    random, N, K = np.random.RandomState(0), run.nfe, run.history
+    S, (t, alpha, sigma) = np.array(SPECTRUM), run.calls.T
+    p = path.nodes(t)
+    lam = np.clip(p.lam, -9, 9)
+    kernel = np.exp(-((rate * (lam[:, None] - lam)) ** 2) / 2) + 1e-10 * np.eye(N)
+    constant, slope = (delta / 2**0.5 * np.linalg.cholesky(kernel) @ random.randn(nets, 3, N, 1) for _ in "ab")
+    unit = (run.d[:, 1] * alpha - run.d[:, 0] * sigma) * theory.output_unit(predicts, p)
+    mean, cov = np.zeros((nets, 3, K + 3)), np.zeros((nets, 3, K + 3, K + 3))
+    size = np.sqrt(run.grid[0, 1] ** 2 * S + run.grid[0, 2] ** 2)
+    cov[:, :, :2, :2] = size[:, None, None] ** 2 * np.outer(run.entry[:, 0], run.entry[:, 0])
+    for i in range(N):
+        q = alpha[i] ** 2 * S + sigma[i] ** 2
+        own = np.sqrt(cov[:, :, 1, 1])  # the error's slope is in proportion to the state's own deviation
+        push = np.zeros((nets, 3, K + 3, K + 3))
+        push[:, :, 0, 0] = push[:, :, 1, 1] = 1
+        push[:, :, range(3, K + 2), range(2, K + 1)] = 1
+        push[:, :, 2, 1] = (run.d[i, 0] * alpha[i] * S + run.d[i, 1] * sigma[i]) / q + unit[i] * slope[:, :, i, 0] / own
+        mean = (push @ mean[..., None])[..., 0]
+        mean[:, :, 2] += unit[i] * constant[:, :, i, 0]
+        cov = push @ cov @ push.swapaxes(-1, -2)
+        cov[:, :, -1, -1] = 1  # fresh noise
+        push = np.zeros((K + 3, K + 3))
+        push[:2] = run.weights[i]
+        push[range(2, K + 2), range(2, K + 2)] = 1
+        mean, cov = (push @ mean[..., None])[..., 0], push @ cov @ push.T
+    return mean[..., 1], np.sqrt(cov[:, :, 1, 1])
+
+
+@pytest.mark.parametrize(("path", "predicts"), KINDS)
+@pytest.mark.parametrize("solver", ["ddim(eta=1)", "designed-sde(tau=0.5)", "unipc-2"])
+def test_the_law_of_the_ends_is_as_far_from_the_data_as_expected(path, predicts, solver):
+    """What the errors of 3000 networks, whose moments are followed exactly, add to the squared distance."""
+    where, delta = ds.paths.named(path), 0.003
+    run = ds.plan(path, solver, nfe=6, predicts=predicts, grid="uniform-lambda")
+    mean, deviation = moments(run, where, predicts, delta, 3000)
+    _, right = moments(run, where, predicts, 0.0, 1)
+    added = float((mean**2 + (deviation - right) ** 2).mean())
+    bias, expected = (run.expected_frechet(SPECTRUM, d, predicts=predicts, path=path) for d in (0.0, delta))
+    assert bias == pytest.approx(math.sqrt(((right - np.sqrt(SPECTRUM)) ** 2).mean()), rel=1e-9)
+    assert added == pytest.approx(expected**2 - bias**2, rel=0.06)
 
 
 def test_a_stochastic_run_has_amplifications_of_its_mean():
