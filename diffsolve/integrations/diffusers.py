@@ -204,9 +204,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return None if self._plan is None else len(self._plan.times) - 1
 
     @property
-    def init_noise_sigma(self) -> float:
-        """The standard deviation of the noise at the start of a run."""
-        return self.model.path.prior_std()
+    def init_noise_sigma(self) -> float | Tensor:
+        """The standard deviation of the noise at the start of a run; a tensor where the host's is one."""
+        std, own = self.model.path.prior_std(), self.scheduler.init_noise_sigma
+        return torch.tensor(std) if isinstance(own, Tensor) else std
 
     @property
     def step_index(self) -> int | None:
@@ -287,8 +288,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         required(bool(rows), "timestep", timestep, "one of the scheduler's timesteps")
         return int(rows[0])
 
-    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The network's input: c_in times the state for a raw EDM network, else the state."""
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None, **_: Any) -> Tensor:
+        """The network's input: c_in times the state for a raw EDM network, else the state.
+
+        Other arguments are ignored, as by the hosts: pipelines give some to every scheduler.
+        """
         if self.model.predicts != "edm":
             return sample
         run, plan = self._mine.run, self._plan

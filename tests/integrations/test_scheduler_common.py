@@ -175,3 +175,17 @@ def test_thresholds_hold_the_denoised(make, solver, prediction):
     t = scheduler.timesteps[0]
     out = scheduler.step(20 * net(X, t), t, X).pred_original_sample
     assert (float(out.abs().max()) <= 1) == bool(options)
+
+
+@pytest.mark.parametrize("host", ["EulerDiscreteScheduler", "LMSDiscreteScheduler", "DDIMScheduler"])
+def test_what_pipelines_ask_of_the_start(df, host):
+    """Its size is of the host's type, and arguments of other schedulers' inputs do no harm."""
+    from diffsolve.integrations.diffusers import Scheduler
+
+    theirs = getattr(df, host)()
+    scheduler = Scheduler(theirs, "ddim")
+    scheduler.set_timesteps(4)
+    assert isinstance(scheduler.init_noise_sigma, type(theirs.init_noise_sigma))
+    assert float(scheduler.init_noise_sigma) == 1.0
+    t = scheduler.timesteps[0]
+    assert torch.equal(scheduler.scale_model_input(X, t, generator=torch.Generator()), X)
