@@ -15,8 +15,8 @@ flow or diffusion is `ds.log_prob`; of the VAE it is the importance-weighted bou
 - VAE: two numbers of latents, a Gaussian decoder whose variance is learned (Kingma and Welling, 1312.6114).
 - RealNVP: eight affine couplings (Dinh et al., 1605.08803).
 - GAN: the non-saturating loss (Goodfellow et al., 1406.2661).
-- diffusion: the noise on the path "vp"; flow matching: the velocity on "condot"; times by a law of sigma / alpha, most of
-  them where the modes part. `ds.sample` with 20 calls.
+- diffusion: the noise on the path "vp"; flow matching: the velocity on "condot"; times by a law of sigma / alpha, most
+  of them where the modes part. `ds.sample` with 20 calls.
 - CNF: a velocity trained by its likelihood, `ds.log_prob(.., gradient=True)` (Chen et al., 1806.07366).
 """
 
