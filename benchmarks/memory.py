@@ -4,8 +4,8 @@ r"""Time and memory of a sweep against the number of samples.
 
 Each row is one `metrics.sweep` of the digits network in a new process, by `auto` with 5 calls, 250 samples at a time,
 in the 32 features of a small classifier. "frechet" alone streams the features into their moments; the default scores
-have KID, for which the features of all samples are kept, 128 bytes of each. The peak is `ru_maxrss`, "before" that of a process that has
-imported and loaded everything and sampled one batch; time is the processor's after that.
+have KID, for which the features of all are kept, 128 bytes of each. The peak is `ru_maxrss`, "before" that of a process
+that has imported and loaded everything and sampled one batch; time is the processor's after that.
 """
 
 from __future__ import annotations
