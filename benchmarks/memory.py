@@ -4,8 +4,8 @@ r"""Time and memory of a sweep against the number of samples.
 
 Each row is one `metrics.sweep` of the digits network in a new process, by `auto` with 5 calls, 250 samples at a time,
 in the 32 features of a small classifier. "frechet" alone streams the features into their moments; the default scores
-have KID, which keeps the features of all samples. The peak is `ru_maxrss`, "before" that of a process that has
-imported and loaded everything and sampled one batch; time is the processor's after that.
+have KID, for which the features of all are kept, 128 bytes of each. The peak is `ru_maxrss`, "before" that of a process
+that has imported and loaded everything and sampled one batch; time is the processor's after that.
 """
 
 from __future__ import annotations
@@ -52,15 +52,17 @@ def measured(num: int, kind: str) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time and memory of a sweep against the number of samples.")
+    parser.add_argument("--scores", nargs="+", choices=list(SCORES), default=list(SCORES))
+    parser.add_argument("--resume", action="store_true", help="beside the records of other scores")
     parser.add_argument("--one", nargs=2, metavar=("NUM", "SCORES"), help="one sweep in this process, as JSON")
     options = parser.parse_args(argv)
     if options.one is not None:
         print(json.dumps(measured(int(options.one[0]), options.one[1])))
         return
-    recorder = Recorder("memory")
+    recorder = Recorder("memory", resume=options.resume)
     columns = {"before": (".0f", "MB"), "peak": (".0f", "MB"), "a sample": (".2f", "ms")}
     table = recorder.table("a sweep of the digits network", ["scores", "samples"], columns)
-    for kind in SCORES:
+    for kind in options.scores:
         for num in NUMS:
             command = [sys.executable, __file__, "--one", str(num), kind]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from diffsolve.common.checks import integer, number, required
 from diffsolve.metrics.distances import Estimate, check_sizes
-from diffsolve.metrics.statistics import Statistics
+from diffsolve.metrics.statistics import Statistics, blocks
 
 __all__ = ["Accuracy", "cmmd", "coverage", "density", "kl", "kl_kde", "precision", "recall", "vendi"]
-
-BLOCK = 1024  # rows of a matrix of distances at once
 
 
 def precision(found: Statistics, reference: Statistics, *, k: int = 5) -> Estimate:
@@ -149,12 +147,13 @@ def _log_kde(at: Tensor, rows: Tensor, own: bool) -> Tensor:
     covariance = torch.cov(rows.T).reshape(d, d) * factor**2
     root = torch.linalg.cholesky(covariance)
     points, centres = (torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (at, rows))
-    parts = []
-    for start, far in zip(range(0, len(at), BLOCK), _distances(points, centres), strict=True):
+    parts, start = [], 0
+    for far in _distances(points, centres):
         logs = -(far**2) / 2
         if own:
             logs[torch.arange(len(far)), torch.arange(start, start + len(far))] = -math.inf
         parts.append(logs.logsumexp(1))
+        start += len(far)
     count = m - 1 if own else m
     norm = math.log(count) + float(root.diagonal().log().sum()) + d / 2 * math.log(2 * math.pi)
     return torch.cat(parts) - norm
@@ -170,7 +169,7 @@ def _rows(found: Statistics, reference: Statistics, k: int) -> tuple[Tensor, Ten
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """|x_i - y_j|, block of rows by block of rows."""
-    for block in torch.split(x, BLOCK):
+    for block in blocks(x, len(y)):
         yield torch.cdist(block, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 

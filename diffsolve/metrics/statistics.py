@@ -31,7 +31,7 @@ Features = Callable[[Tensor], Tensor]
 """Images (B, ...) -> features (B, F): any callable, such as an nn.Module on the images' device."""
 
 SUFFIXES = (".npz", ".safetensors")
-BLOCK = 1024  # rows of a kernel matrix computed at once
+ENTRIES = 2**20  # of a matrix between two sets of rows, at once
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -234,10 +234,15 @@ def extract(features: Features, images: Any, *, finite: bool = True) -> Tensor:
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
+def blocks(x: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """x in blocks of rows, of which a matrix with so many columns has at most `ENTRIES`, or one row."""
+    return torch.split(x, max(1, ENTRIES // columns))
+
+
 def kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The sums over rows and over columns of k(x_i, y_j) = (x_i . y_j / F + 1)^3, float64, in blocks."""
     over_y, over_x = [], torch.zeros(len(y), dtype=torch.float64)
-    for block in torch.split(x, BLOCK):
+    for block in blocks(x, len(y)):
         kernel = (block @ y.T / x.shape[1] + 1) ** 3
         over_y.append(kernel.sum(1))
         over_x += kernel.sum(0)

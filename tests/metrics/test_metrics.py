@@ -234,7 +234,7 @@ def plain_kid(x, y):
 
 @pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 3), (9, 6), (4, 11)])
 def test_kid_is_the_plain_double_loop_and_its_error_the_plain_jackknife(m, n, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "ENTRIES", 20)
     x, y = draw(m, 3) - 5, draw(n, 3, 1) - 4
     found = kid(Statistics.of(x), Statistics.of(y))
     assert found.value == pytest.approx(plain_kid(x, y), rel=1e-10)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffsolve import metrics
-from diffsolve.metrics import Statistics
+from diffsolve.metrics import Statistics, statistics
 
 
 def normal(n, d, seed, mean=0.0, std=1.0):
@@ -24,6 +24,22 @@ def test_precision_recall_density_coverage_are_prdcs(k):
     theirs = prdc.compute_prdc(Y.numbers.numpy(), X.numbers.numpy(), k)
     for name, value in theirs.items():
         assert metrics.named(f"{name}(k={k})")(X, Y).value == pytest.approx(value), name
+
+
+def test_matrices_between_rows_come_in_blocks_of_bounded_size(monkeypatch):
+    """Whatever the number of columns, so that memory does not grow with that of samples; the scores are the same."""
+    names = ["precision", "recall", "density", "coverage", "kid", "cmmd", "kl-kde"]
+    whole = [metrics.named(name)(X, Y).value for name in names]
+    monkeypatch.setattr(statistics, "ENTRIES", 200)
+    for columns in (1, 3, 70, 200, 500):
+        parts = statistics.blocks(X.numbers, columns)
+        assert max(len(part) for part in parts) == min(70, max(1, 200 // columns))
+        assert torch.equal(torch.cat(parts), X.numbers)
+    sizes = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda x, y, **how: sizes.append(len(x) * len(y)) or cdist(x, y, **how))
+    assert [metrics.named(name)(X, Y).value for name in names] == pytest.approx(whole, rel=1e-12)
+    assert max(sizes) <= 200
 
 
 @pytest.mark.parametrize("k", [1, 4])
