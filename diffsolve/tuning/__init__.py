@@ -2,6 +2,7 @@
 
 from diffsolve.tuning.choosing import Choice, Choices, choose
 from diffsolve.tuning.compare import compare
+from diffsolve.tuning.distributions import Distribution, Frechet, SlicedWasserstein
 from diffsolve.tuning.family import Family
 from diffsolve.tuning.fit import Tunings, fit, tune
 from diffsolve.tuning.learning import Tuning
@@ -12,8 +13,11 @@ __all__ = [
     "Choice",
     "Choices",
     "Distance",
+    "Distribution",
     "Family",
+    "Frechet",
     "Measured",
+    "SlicedWasserstein",
     "Tuning",
     "Tunings",
     "choose",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.execute import Network, network_times
-from diffsolve.tuning.progress import Progress
+from diffsolve.tuning.progress import Learnable, Progress
 from diffsolve.tuning.runs import Noises
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import Task
@@ -30,16 +30,21 @@ class Adam:
         ValueError: if the network has no derivative in its input, or in its time where times are learned.
     """
 
-    def __init__(self, task: Task, student: Student, progress: Progress) -> None:
+    def __init__(self, task: Task, student: Learnable, progress: Progress) -> None:
         self.task, self.student, self.progress = task, student, progress
         self.rate, self.gradient = task.settings["lr"], task.settings["gradient"]
         self.optimiser = torch.optim.Adam(student.parameters.values(), betas=BETAS)
         for name, p in student.parameters.items():
             self.optimiser.state[p] = {key: progress.moments[f"{key}/{name}"] for key in MOMENTS}
-        _check_derivatives(student, task.noises.some(task.learning[:1]))
+        self.check()
+
+    def check(self) -> None:
+        """Check that the network has the derivatives that are needed."""
+        assert isinstance(self.student, Student)
+        _check_derivatives(self.student, self.task.noises.some(self.task.learning[:1]))
 
     @staticmethod
-    def moments(student: Student) -> dict[str, Tensor]:
+    def moments(student: Learnable) -> dict[str, Tensor]:
         """Adam's own initial state, created here so that a checkpoint can be copied into it."""
         moments: dict[str, Tensor] = {}
         for name, p in student.parameters.items():
@@ -82,7 +87,6 @@ class Adam:
             self.rate * min(1.0, (k + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * k / iterations))
         )
         self.optimiser.step()
-        task.calls += len(index) * self.student.calls * (2 if self.gradient == "checkpoint" else 1)
         self.progress.advance(loss.item())
 
     def gradients(self, index: Tensor, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -92,6 +96,8 @@ class Adam:
         rank's own part.
         """
         task, ranks = self.task, self.task.ranks
+        assert isinstance(self.student, Student)
+        task.calls += len(index) * self.student.calls * (2 if self.gradient == "checkpoint" else 1)
         mine = slice(*(len(index) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)))
         some = task.noises.some(index[mine])
         x = self.student(some.x, some.cond, some.guidance, self.gradient)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.tuning.losses import Distance
-from diffsolve.tuning.progress import Progress
+from diffsolve.tuning.progress import Learnable, Progress
 from diffsolve.tuning.runs import dealt
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.tangents import differences, linearised
@@ -43,14 +43,15 @@ ENOUGH = 1e-4  # a smaller relative gain on the noises held out is none
 class LeastSquares:
     """The iterations, on all noises to learn from."""
 
-    def __init__(self, task: Task, student: Student, progress: Progress) -> None:
-        self.task, self.student, self.progress = task, student, progress
+    def __init__(self, task: Task, student: Learnable, progress: Progress) -> None:
         assert isinstance(task.loss, Distance)
+        assert isinstance(student, Student)
+        self.task, self.student, self.progress = task, student, progress
         self.loss = task.loss
         self.damping = progress.moments["damping"]
 
     @staticmethod
-    def moments(student: Student) -> dict[str, Tensor]:
+    def moments(student: Learnable) -> dict[str, Tensor]:
         """What it carries from iteration to iteration, beside the parameters."""
         return {"damping": torch.tensor(FIRST, dtype=torch.float64)}
 

@@ -22,6 +22,7 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
+from diffsolve.tuning.distributions import Distribution
 from diffsolve.tuning.losses import Distance, Loss
 from diffsolve.tuning.student import COLUMNS
 
@@ -29,10 +30,10 @@ __all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOpt
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
-METHODS = ("least-squares", "adam", "gits")
-ITERATIONS = {"least-squares": 40, "adam": 300, "gits": 1}
-BATCH = {"least-squares": 256, "adam": 64, "gits": 256}
-RATE = 0.02
+METHODS = ("least-squares", "adam", "differences", "gits")
+ITERATIONS = {"least-squares": 40, "adam": 300, "differences": 40, "gits": 1}
+BATCH = {"least-squares": 256, "adam": 64, "differences": 256, "gits": 256}
+RATE = {"differences": 0.1}
 SAME_ENDS = ("ends", "network", "noise", "shape", "cond", "teacher", "guidance")
 """Of the settings, those that the ends of the teacher's runs depend on."""
 
@@ -51,7 +52,7 @@ class OneOptions(TypedDict, total=False):
     also: str | Sequence[str]
     together: int
     loss: Loss | None
-    method: Literal["least-squares", "adam", "gits"] | None
+    method: Literal["least-squares", "adam", "differences", "gits"] | None
     iterations: int | None
     batch: int | None
     lr: float | None
@@ -97,6 +98,8 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {**dict.fromkeys(TuneOptions.__annotations__), **DEFAULTS, **options}
     distance = settings["loss"] is None or isinstance(settings["loss"], Distance)
     default = "least-squares" if distance and settings["lr"] is None else "adam"
+    if isinstance(settings["loss"], Distribution):
+        default = "differences"
     method = settings["method"] = choice("method", settings["method"] or default, METHODS)
     if method == "least-squares":
         required(distance, "loss", settings["loss"], "a tuning.Distance with method='least-squares'")
@@ -108,20 +111,23 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if method == "gits":
         for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
             required(settings[name] is None, name, settings[name], "left out with method='gits'")
-        for name in ("also", "together"):
-            required(settings[name] == DEFAULTS[name], name, settings[name], "left out with method='gits'")
         required(settings["nfe"] is not None, "nfe", None, "given with method='gits'")
         required(
             not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
         )
     for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
+    if method in ("gits", "differences"):
+        for name in ("also", "together"):
+            required(settings[name] == DEFAULTS[name], name, settings[name], f"left out with method={method!r}")
+    if method == "differences":
+        required(settings["history"] is None, "history", settings["history"], "left out with method='differences'")
     also = settings["also"]
     settings["also"] = tuple(choice("also", name, COLUMNS) for name in ([also] if isinstance(also, str) else also))
     together = integer("together", settings["together"], 1, LONGEST - 1)
     if settings["history"] is not None:
         integer("history", settings["history"], max(2, together + 1), LONGEST)
-    settings["lr"] = RATE if settings["lr"] is None else number("lr", settings["lr"], above=0)
+    settings["lr"] = RATE.get(method, 0.02) if settings["lr"] is None else number("lr", settings["lr"], above=0)
     number("held_out", settings["held_out"], above=0, below=1)
     choice("gradient", settings["gradient"], ("direct", "checkpoint"))
     if settings["out"] is not None:
@@ -148,6 +154,7 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
         "teacher": _digest(settings["teacher"]),
         "seed": problem.key.seed,
         "features": describe(loss.features) if isinstance(loss, Distance) else None,
+        **({"loss": describe(loss)} if isinstance(loss, Distribution) else {}),
         **{name: settings[name] for name in ("method", "history", "times", "iterations", "batch", "lr", "held_out")},
         "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
         **describe(more),
