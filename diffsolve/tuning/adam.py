@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.tensors import column, flat
 from diffsolve.execute import Network, network_times
 from diffsolve.tuning.progress import Learnable, Progress
 from diffsolve.tuning.runs import Noises
@@ -100,6 +101,8 @@ class Adam:
         task.calls += len(index) * self.student.calls * (2 if self.gradient == "checkpoint" else 1)
         mine = slice(*(len(index) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)))
         some = task.noises.some(index[mine])
+        if task.settings["ball"]:
+            some = replace(some, x=self.beside(some, task.ends[index[mine].to(some.x.device)]))
         x = self.student(some.x, some.cond, some.guidance, self.gradient)
         ends = task.ends[index.to(x.device)]
         if ranks.size == 1:
@@ -112,6 +115,22 @@ class Adam:
         (slope,) = torch.autograd.grad(loss, whole)
         own = torch.autograd.grad(x, parameters, slope[mine])
         return loss, [ranks.summed(g, x.device) for g in own]
+
+    def beside(self, noises: Noises, ends: Tensor) -> Tensor:
+        """Where in the ball about each noise the present run has the least loss, to first order.
+
+        That is x - min(r, L / |g|) g / |g|, with g the derivative of the loss L by x: no further than to a loss of 0.
+        """
+        student, task = self.student, self.task
+        assert isinstance(student, Student)
+        x = noises.x.clone().requires_grad_()
+        loss = task.loss(student(x, noises.cond, noises.guidance, self.gradient), ends)
+        (slope,) = torch.autograd.grad(loss.sum(), x)
+        task.calls += len(x) * student.calls * (2 if self.gradient == "checkpoint" else 1)
+        size = flat(slope).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+        most = task.settings["ball"] * student.model.path.prior_std(float(student.tableau().times[0]))
+        step = (loss.detach() / size).clamp(max=most) if loss.dim() else torch.full_like(size, most)
+        return noises.x - column(step / size, x) * slope
 
 
 def _check_derivatives(student: Student, noises: Noises) -> None:

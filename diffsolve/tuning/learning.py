@@ -75,8 +75,9 @@ class Tuning:
 
     def __str__(self) -> str:
         return (
-            f"{self.tableau.solver}: held-out loss {self.before} -> {self.after}, {self.learning:.2e} where it "
-            f"learned, in {len(self.losses)} iterations, {self.calls} network calls, {self.seconds:.1f} seconds"
+            f"{self.tableau.solver}: held-out loss {self.before} -> {self.after}, nearer by {self.gain}, "
+            f"{self.learning:.2e} where it learned, in {len(self.losses)} iterations, {self.calls} network calls, "
+            f"{self.seconds:.1f} seconds"
         )
 
 

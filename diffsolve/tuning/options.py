@@ -52,6 +52,7 @@ class OneOptions(TypedDict, total=False):
     also: str | Sequence[str]
     together: int
     loss: Loss | None
+    ball: float
     method: Literal["least-squares", "adam", "differences", "gits"] | None
     iterations: int | None
     batch: int | None
@@ -81,6 +82,7 @@ DEFAULTS: dict[str, Any] = {
     "times": True,
     "also": (),
     "together": 1,
+    "ball": 0.0,
     "held_out": 0.25,
     "gradient": "direct",
     "force": False,
@@ -97,7 +99,8 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {**dict.fromkeys(TuneOptions.__annotations__), **DEFAULTS, **options}
     distance = settings["loss"] is None or isinstance(settings["loss"], Distance)
-    default = "least-squares" if distance and settings["lr"] is None else "adam"
+    ball = number("ball", settings["ball"], low=0)
+    default = "least-squares" if distance and settings["lr"] is None and not ball else "adam"
     if isinstance(settings["loss"], Distribution):
         default = "differences"
     method = settings["method"] = choice("method", settings["method"] or default, METHODS)
@@ -117,6 +120,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         )
     for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
+    required(not ball or method == "adam", "ball", ball, "0 but with method='adam'")
     if method in ("gits", "differences"):
         for name in ("also", "together"):
             required(settings[name] == DEFAULTS[name], name, settings[name], f"left out with method={method!r}")
@@ -142,7 +146,7 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
     """The settings that a checkpoint must have, as JSON values."""
     guidance, solver, loss = problem.guidance, settings["solver"], settings["loss"]
     newer = [guidance.newer] if guidance.newer else []
-    more = {name: settings[name] for name in ("also", "together") if settings[name] != DEFAULTS[name]}
+    more = {name: settings[name] for name in ("also", "together", "ball") if settings[name] != DEFAULTS[name]}
     return {
         "solver": solver.to_json() if isinstance(solver, Tableau) else None if solver is None else str(solver),
         "nfe": settings["nfe"],
