@@ -125,8 +125,9 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             loss). If None the first, or the second where `loss` is no distance or `lr` is given. "differences" learns
             the times of a stochastic run and the noise of its steps, tau, by differences of whole runs: the one for a
             loss of sets, if None is given. Or "gits": only the times, and without a derivative of the network: those of
-            the least sum of a first-order step's errors along the teacher's runs (`diffsolve.tuning.gits`), for the
-            best of a few solvers, or the one that is named.
+            the least sum of a first-order step's errors along the teacher's runs (`diffsolve.tuning.gits`), or of
+            the least bound on the divergence from the SDE, "ays" (`diffsolve.tuning.ays`), for the best of a few
+            solvers, or the one that is named.
         iterations: at most; 40, or 300 of method="adam".
         batch: noises at once: 256, or 64 in each of Adam's iterations.
         lr: of Adam, 0.02 if None, or 0.1 with "differences"; the parameters are weights and logits of step sizes, of

@@ -31,6 +31,7 @@ SOLVERS = ("ddim", "dpmpp-2m", "unipc-3", "ab-1(frame='straight', corrector=2)",
 """What the times are tried with, where no solver is named."""
 
 
+@torch.no_grad()
 def costs(model: Model, noises: Noises, teacher: Tableau) -> np.ndarray:
     """c (M + 1, M + 1) between the M calls of a teacher's runs and their end; infinite where j <= i."""
     straight, M = FRAMES["straight"], teacher.nfe
@@ -68,9 +69,9 @@ def cheapest(cost: np.ndarray, steps: int) -> list[int]:
     return [*places, len(cost) - 1]
 
 
-def starts(model: Model, noises: Noises, teacher: Tableau, nfe: int, solvers: tuple[str, ...] = SOLVERS) -> list[Start]:
-    """Runs of `nfe` calls at the cheapest times, by each of the solvers."""
-    with torch.no_grad():
-        places = cheapest(costs(model, noises, teacher), nfe)
-    times = np.append(teacher.calls[:, 0], teacher.times[-1])[places]
-    return [Start(plan(model, solver, grid=times), f"gits, {solver}") for solver in solvers]
+def starts(
+    model: Model, cost: np.ndarray, teacher: Tableau, nfe: int, solvers: tuple[str, ...], name: str
+) -> list[Start]:
+    """Runs of `nfe` calls at the times of a teacher that are the cheapest, by each of the solvers."""
+    times = np.append(teacher.calls[:, 0], teacher.times[-1])[cheapest(cost, nfe)]
+    return [Start(plan(model, solver, grid=times), f"{name}, {solver}") for solver in solvers]

@@ -17,13 +17,13 @@ from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
 from diffsolve.tableau import Tableau
 from diffsolve.training.distributed import World
-from diffsolve.tuning import gits
+from diffsolve.tuning import ays, gits
 from diffsolve.tuning.adam import Adam
 from diffsolve.tuning.differences import Differences
 from diffsolve.tuning.least_squares import LeastSquares
 from diffsolve.tuning.losses import scaled
 from diffsolve.tuning.noisy import NoisyStudent
-from diffsolve.tuning.options import LONGEST, SAME_ENDS, about
+from diffsolve.tuning.options import LONGEST, SAME_ENDS, TIMED, about
 from diffsolve.tuning.pilot import Start, candidates, grown, ranked
 from diffsolve.tuning.progress import Checkpoint, Ends, Learnable, Progress, Saved
 from diffsolve.tuning.runs import Noises, drawn, run_teacher, teacher_of
@@ -103,7 +103,7 @@ def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: 
     saved = ranks.shared(ranks.once(lambda: None if settings["force"] else checkpoint.read()))
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
     task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings, ranks)
-    if settings["method"] == "gits":
+    if settings["method"] in TIMED:
         timed = _timed(task, problem, settings)
         return Work(_result(task, ranked(task, starts)[0].tableau, timed.tableau), task, checkpoint)
     kind = KINDS[settings["method"]]
@@ -140,15 +140,21 @@ def _learn(
 
 
 def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
-    """The best of the solvers at the times of GITS; a few noises are enough to find these."""
-    few = task.noises.some(task.learning[: FEW[0]])
-    solver, teacher = settings["solver"], settings["teacher"]
+    """The best of the solvers at the times of GITS, or of aligned steps; a few noises are enough to find these."""
+    index, name, nfe = task.learning[: FEW[0]], settings["method"], settings["nfe"]
+    few, solver, teacher = task.noises.some(index), settings["solver"], settings["teacher"]
     if not isinstance(teacher, Tableau):
         teacher = teacher_of(
             problem.model, integer("teacher", teacher, 1), candidates(problem, settings)[0].tableau, few
         )
     task.calls += teacher.nfe * len(few.x)
-    runs = gits.starts(problem.model, few, teacher, settings["nfe"], gits.SOLVERS if solver is None else (solver,))
+    if name == "gits":
+        cost = gits.costs(problem.model, few, teacher)
+    else:
+        ends = task.ends[index.to(task.ends.device)]
+        cost = ays.bounds(problem.model, few, ends, teacher.calls[:, 0], problem.key)
+    named = gits.SOLVERS if solver is None else (solver,)
+    runs = gits.starts(problem.model, cost, teacher, nfe, named, name)
     return task.ranks.shared(min(runs, key=lambda run: task.verdict(run.tableau)))
 
 
@@ -240,7 +246,7 @@ def _check(settings: Mapping[str, Any], begin: Tableau, problem: Problem) -> Non
     Raises:
         ValueError: if it has fewer, the network knows whole rows of its table only, or there is no guidance to learn.
     """
-    timed = (settings["times"] or "told" in settings["also"]) and settings["method"] != "gits"
+    timed = (settings["times"] or "told" in settings["also"]) and settings["method"] not in TIMED
     if timed and problem.model.clock == "index":
         raise ValueError(
             "net must have a derivative in its time, got none with clock='index'; times=False learns the weights alone"

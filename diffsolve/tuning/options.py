@@ -30,9 +30,11 @@ __all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOpt
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
-METHODS = ("least-squares", "adam", "differences", "gits")
-ITERATIONS = {"least-squares": 40, "adam": 300, "differences": 40, "gits": 1}
-BATCH = {"least-squares": 256, "adam": 64, "differences": 256, "gits": 256}
+TIMED = ("gits", "ays")
+"""The methods that find times by dynamic programming, and learn nothing else."""
+METHODS = ("least-squares", "adam", "differences", *TIMED)
+ITERATIONS = {"least-squares": 40, "adam": 300, "differences": 40, **dict.fromkeys(TIMED, 1)}
+BATCH = {**dict.fromkeys(METHODS, 256), "adam": 64}
 RATE = {"differences": 0.1}
 SAME_ENDS = ("ends", "network", "noise", "shape", "cond", "teacher", "guidance")
 """Of the settings, those that the ends of the teacher's runs depend on."""
@@ -53,7 +55,7 @@ class OneOptions(TypedDict, total=False):
     together: int
     loss: Loss | None
     ball: float
-    method: Literal["least-squares", "adam", "differences", "gits"] | None
+    method: Literal["least-squares", "adam", "differences", "gits", "ays"] | None
     iterations: int | None
     batch: int | None
     lr: float | None
@@ -111,17 +113,17 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         budgets = sorted({integer("nfe", nfe, 2) for nfe in settings["nfe"]})
         required(bool(budgets), "nfe", settings["nfe"], "at least one budget")
         settings["nfe"] = budgets
-    if method == "gits":
+    if method in TIMED:
         for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
-            required(settings[name] is None, name, settings[name], "left out with method='gits'")
-        required(settings["nfe"] is not None, "nfe", None, "given with method='gits'")
+            required(settings[name] is None, name, settings[name], f"left out with method={method!r}")
+        required(settings["nfe"] is not None, "nfe", None, f"given with method={method!r}")
         required(
-            not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
+            not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], f"a run with method={method!r}"
         )
     for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
     required(not ball or method == "adam", "ball", ball, "0 but with method='adam'")
-    if method in ("gits", "differences"):
+    if method in (*TIMED, "differences"):
         for name in ("also", "together"):
             required(settings[name] == DEFAULTS[name], name, settings[name], f"left out with method={method!r}")
     if method == "differences":
