@@ -109,6 +109,11 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if method == "least-squares":
         required(distance, "loss", settings["loss"], "a tuning.Distance with method='least-squares'")
         required(settings["lr"] is None, "lr", settings["lr"], "left out with method='least-squares'")
+    nodes = distance and settings["loss"] is not None and settings["loss"].nodes
+    if nodes:
+        required(method == "least-squares", "loss", settings["loss"], f"one without nodes with method={method!r}")
+        run = not isinstance(settings["teacher"], Tensor)
+        required(run, "teacher", settings["teacher"], "a run, with a loss that has nodes")
     if settings["nfe"] is not None and isinstance(settings["nfe"], Sequence | np.ndarray):
         budgets = sorted({integer("nfe", nfe, 2) for nfe in settings["nfe"]})
         required(bool(budgets), "nfe", settings["nfe"], "at least one budget")
@@ -161,6 +166,7 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
         "seed": problem.key.seed,
         "features": describe(loss.features) if isinstance(loss, Distance) else None,
         **({"loss": describe(loss)} if isinstance(loss, Distribution) else {}),
+        **({"nodes": loss.nodes} if isinstance(loss, Distance) and loss.nodes else {}),
         **{name: settings[name] for name in ("method", "history", "times", "iterations", "batch", "lr", "held_out")},
         "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
         **describe(more),
