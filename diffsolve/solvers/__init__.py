@@ -35,7 +35,7 @@ from diffsolve.solvers.published import IPNDM, PNDM, DPMpp, UniPC
 from diffsolve.solvers.renoise import Ancestral, Churn, Renoised, Repaint, Restart
 from diffsolve.solvers.reversible import ReversibleHeun
 from diffsolve.solvers.runge_kutta import RungeKutta
-from diffsolve.solvers.sde import ERSDE, Constant, Diffusion, Interval, Tau
+from diffsolve.solvers.sde import ERSDE, Constant, Diffusion, Interval, Pieces, Tau
 from diffsolve.solvers.stochastic import DDIM, DDPM, Maruyama, ReverseDiffusion
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "Interval",
     "Maruyama",
     "Multistep",
+    "Pieces",
     "Repaint",
     "Restart",
     "ReverseDiffusion",

@@ -31,7 +31,7 @@ from diffsolve.common.checks import number, required
 from diffsolve.paths import Path, Position
 from diffsolve.tableau.frames import FRAMES, Frame
 
-__all__ = ["ERSDE", "Constant", "Diffusion", "Interval", "Reverse", "Tau", "reverse", "tau_named"]
+__all__ = ["ERSDE", "Constant", "Diffusion", "Interval", "Pieces", "Reverse", "Tau", "reverse", "tau_named"]
 
 
 class Tau(ABC):
@@ -92,6 +92,41 @@ class Interval(Tau):
     def square(self, path: Path, p: Position[Any]) -> Any:
         start, stop = self.breaks
         return np.where((p.lam >= start) & (p.lam <= stop), self.tau**2, 0.0)
+
+
+@dataclass(frozen=True)
+class Pieces(Tau):
+    """A tau of its own between any two levels lambda, as learned runs have for each step."""
+
+    taus: tuple[float, ...]
+    levels: tuple[float, ...]
+    """Rising, and finite: tau changes at each from one of `taus` to the next."""
+
+    def __post_init__(self) -> None:
+        for tau in self.taus:
+            number("taus", tau, low=0)
+        fits = len(self.taus) == len(self.levels) + 1 and np.isfinite(self.levels).all()
+        required(
+            bool(fits and (np.diff(self.levels) > 0).all()),
+            "levels",
+            self.levels,
+            "finite, rising, one fewer than taus",
+        )
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        return self.levels
+
+    def A(self, path: Path, p: Position[Any]) -> Any:
+        lam, edges = np.asarray(p.lam, dtype=np.float64), np.array([-np.inf, *self.levels, np.inf])
+        total = np.zeros_like(lam)
+        for tau, low, high in zip(self.taus, edges[:-1], edges[1:], strict=True):
+            if tau:
+                total = total + tau**2 * (np.clip(lam, low, high) - (low if np.isfinite(low) else 0.0))
+        return total[()]
+
+    def square(self, path: Path, p: Position[Any]) -> Any:
+        return np.asarray(self.taus)[np.searchsorted(self.levels, np.asarray(p.lam))] ** 2
 
 
 @dataclass(frozen=True)

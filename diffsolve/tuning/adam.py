@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.tensors import column, flat
 from diffsolve.execute import Network, network_times
-from diffsolve.tuning.progress import Progress
+from diffsolve.tuning.progress import Learnable, Progress
 from diffsolve.tuning.runs import Noises
 from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import Task
@@ -30,16 +31,21 @@ class Adam:
         ValueError: if the network has no derivative in its input, or in its time where times are learned.
     """
 
-    def __init__(self, task: Task, student: Student, progress: Progress) -> None:
+    def __init__(self, task: Task, student: Learnable, progress: Progress) -> None:
         self.task, self.student, self.progress = task, student, progress
         self.rate, self.gradient = task.settings["lr"], task.settings["gradient"]
         self.optimiser = torch.optim.Adam(student.parameters.values(), betas=BETAS)
         for name, p in student.parameters.items():
             self.optimiser.state[p] = {key: progress.moments[f"{key}/{name}"] for key in MOMENTS}
-        _check_derivatives(student, task.noises.some(task.learning[:1]))
+        self.check()
+
+    def check(self) -> None:
+        """Check that the network has the derivatives that are needed."""
+        assert isinstance(self.student, Student)
+        _check_derivatives(self.student, self.task.noises.some(self.task.learning[:1]))
 
     @staticmethod
-    def moments(student: Student) -> dict[str, Tensor]:
+    def moments(student: Learnable) -> dict[str, Tensor]:
         """Adam's own initial state, created here so that a checkpoint can be copied into it."""
         moments: dict[str, Tensor] = {}
         for name, p in student.parameters.items():
@@ -82,7 +88,6 @@ class Adam:
             self.rate * min(1.0, (k + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * k / iterations))
         )
         self.optimiser.step()
-        task.calls += len(index) * self.student.calls * (2 if self.gradient == "checkpoint" else 1)
         self.progress.advance(loss.item())
 
     def gradients(self, index: Tensor, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -92,8 +97,12 @@ class Adam:
         rank's own part.
         """
         task, ranks = self.task, self.task.ranks
+        assert isinstance(self.student, Student)
+        task.calls += len(index) * self.student.calls * (2 if self.gradient == "checkpoint" else 1)
         mine = slice(*(len(index) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)))
         some = task.noises.some(index[mine])
+        if task.settings["ball"]:
+            some = replace(some, x=self.beside(some, task.ends[index[mine].to(some.x.device)]))
         x = self.student(some.x, some.cond, some.guidance, self.gradient)
         ends = task.ends[index.to(x.device)]
         if ranks.size == 1:
@@ -106,6 +115,22 @@ class Adam:
         (slope,) = torch.autograd.grad(loss, whole)
         own = torch.autograd.grad(x, parameters, slope[mine])
         return loss, [ranks.summed(g, x.device) for g in own]
+
+    def beside(self, noises: Noises, ends: Tensor) -> Tensor:
+        """Where in the ball about each noise the present run has the least loss, to first order.
+
+        That is x - min(r, L / |g|) g / |g|, with g the derivative of the loss L by x: no further than to a loss of 0.
+        """
+        student, task = self.student, self.task
+        assert isinstance(student, Student)
+        x = noises.x.clone().requires_grad_()
+        loss = task.loss(student(x, noises.cond, noises.guidance, self.gradient), ends)
+        (slope,) = torch.autograd.grad(loss.sum(), x)
+        task.calls += len(x) * student.calls * (2 if self.gradient == "checkpoint" else 1)
+        size = flat(slope).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+        most = task.settings["ball"] * student.model.path.prior_std(float(student.tableau().times[0]))
+        step = (loss.detach() / size).clamp(max=most) if loss.dim() else torch.full_like(size, most)
+        return noises.x - column(step / size, x) * slope
 
 
 def _check_derivatives(student: Student, noises: Noises) -> None:

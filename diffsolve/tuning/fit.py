@@ -101,10 +101,11 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             any seed. Or
         noise: (n, ...) initial states, as in `solve`.
         nfe, solver, grid, start, stop: the initial run, as in `plan`: a deterministic solver that calls the network
-            once at each time; or `solver` is a Tableau of one. If None, the best of a short list in a pilot on a few of
-            the noises, and after a few iterations from the best three (`diffsolve.tuning.pilot`). Several budgets, as
-            nfe=range(4, 13), share the teacher's run; each begins with the best of that list and of the run learned for
-            the budget before it, with calls of no weight added.
+            once at each time, or with method="differences" a stochastic one with tau; or `solver` is a Tableau of one.
+            If None, the best of a short list in a pilot on a few of the noises, and after a few iterations from the
+            best three (`diffsolve.tuning.pilot`). Several budgets, as nfe=range(4, 13), share the teacher's run; each
+            begins with the best of that list and of the run learned for the budget before it, with calls of no weight
+            added.
         teacher: the accurate run: a number of network calls of "auto", a Tableau between the same times, or
             precomputed ends (n, ...) of `noise`.
         history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
@@ -113,16 +114,24 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             of the states; and "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1).
         together: M: after the first, calls are made in groups of M that do not depend on each other, which
             `parallel=ds.Independent()` makes as one batch. Then `nfe` is 1 more than a multiple of M.
-        loss: a `diffsolve.tuning.Distance`, of features perhaps; or (x, ends) -> a number, or one per sample. By
+        loss: a `diffsolve.tuning.Distance`, of features perhaps, or of the way too; or (x, ends) -> a number, or one per sample. By
             default |x - end| over the root mean square of |end|, one per sample; not squared, since the few samples
-            that end in another mode would then dominate.
+            that end in another mode would then dominate. Or a `diffsolve.tuning.Frechet` or `SlicedWasserstein`, of
+            sets of ends: what stochastic runs are learned by.
+        ball: r, in units of the prior's deviation: the run may start within r of the noise, where its loss is least to
+            first order (the soft loss of LD3, Tong et al., 2405.15506); by Adam, for twice the calls. Held-out noises
+            start where they are.
         method: "least-squares" (Levenberg-Marquardt on all noises, for a distance) or "adam" (on batches, for any
-            loss). If None the first, or the second where `loss` is no distance or `lr` is given. Or "gits": only the
-            times, and without a derivative of the network: those of the least sum of a first-order step's errors along
-            the teacher's runs (`diffsolve.tuning.gits`), for the best of a few solvers, or the one that is named.
-        iterations: at most; 40, or 300 of Adam's.
+            loss). If None the first, or the second where `loss` is no distance or `lr` is given. "differences" learns
+            the times of a stochastic run and the noise of its steps, tau, by differences of whole runs: the one for a
+            loss of sets, if None is given. Or "gits": only the times, and without a derivative of the network: those of
+            the least sum of a first-order step's errors along the teacher's runs (`diffsolve.tuning.gits`), or of
+            the least bound on the divergence from the SDE, "ays" (`diffsolve.tuning.ays`), for the best of a few
+            solvers, or the one that is named.
+        iterations: at most; 40, or 300 of method="adam".
         batch: noises at once: 256, or 64 in each of Adam's iterations.
-        lr: of Adam, 0.02 if None; the parameters are weights and logits of step sizes, of order 1.
+        lr: of Adam, 0.02 if None, or 0.1 with "differences"; the parameters are weights and logits of step sizes, of
+            order 1.
         held_out: the fraction of the noises not learned from, > 0 and < 1: half of them choose the iterate, the others
             say how good it is.
         cond, guidance: as in `solve`; tensors whose first dimension is n have one entry per noise.

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from diffsolve.api.sampling import solve
 from diffsolve.common.tensors import flat
 from diffsolve.execute.plan import plan
-from diffsolve.execute.results import Step
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 from diffsolve.tableau.frames import FRAMES
 from diffsolve.tuning.pilot import Start
 from diffsolve.tuning.runs import Noises
+from diffsolve.tuning.tracks import tracked
 
 __all__ = ["SOLVERS", "cheapest", "costs", "starts"]
 
@@ -31,27 +29,18 @@ SOLVERS = ("ddim", "dpmpp-2m", "unipc-3", "ab-1(frame='straight', corrector=2)",
 """What the times are tried with, where no solver is named."""
 
 
+@torch.no_grad()
 def costs(model: Model, noises: Noises, teacher: Tableau) -> np.ndarray:
     """c (M + 1, M + 1) between the M calls of a teacher's runs and their end; infinite where j <= i."""
-    straight, M = FRAMES["straight"], teacher.nfe
-    states: list[Tensor] = []
-    slopes: list[Tensor] = []
-
-    def look(step: Step) -> None:
-        assert step.denoised is not None
-        states.append(step.x.clone())
-        slopes.append((step.x - step.alpha * step.denoised) / step.sigma - step.denoised)
-
-    run = solve(model, noise=noises.x, solver=teacher, cond=noises.cond, guidance=noises.guidance, hook=look)
+    tracks, M = tracked(model, noises, teacher), teacher.nfe
     at = model.path.nodes(np.append(teacher.calls[:, 0], teacher.times[-1]))
-    c, u = straight.c(at), straight.v(at)
-    ends = [flat(x).double() for x in (*states, run.x)]
+    c, u = np.broadcast_to(FRAMES["straight"].c(at), at.t.shape), tracks.u
+    z, v = (torch.stack([flat(part).double() for part in parts]) for parts in (tracks.z, tracks.v))
     found = np.full((M + 1, M + 1), np.inf)
-    for i, slope in enumerate(slopes):
-        v = flat(slope).double()
+    for i in range(M):
         for j in range(i + 1, M + 1):
-            step = ends[i] * (c[j] / c[i]) + v * (c[j] * (u[j] - u[i]))
-            found[i, j] = float((ends[j] - step).norm(dim=1).mean())
+            off = z[j] - z[i] - v[i] * float(u[j] - u[i])
+            found[i, j] = float(c[j] * off.norm(dim=1).mean())
     return found
 
 
@@ -68,9 +57,9 @@ def cheapest(cost: np.ndarray, steps: int) -> list[int]:
     return [*places, len(cost) - 1]
 
 
-def starts(model: Model, noises: Noises, teacher: Tableau, nfe: int, solvers: tuple[str, ...] = SOLVERS) -> list[Start]:
-    """Runs of `nfe` calls at the cheapest times, by each of the solvers."""
-    with torch.no_grad():
-        places = cheapest(costs(model, noises, teacher), nfe)
-    times = np.append(teacher.calls[:, 0], teacher.times[-1])[places]
-    return [Start(plan(model, solver, grid=times), f"gits, {solver}") for solver in solvers]
+def starts(
+    model: Model, cost: np.ndarray, teacher: Tableau, nfe: int, solvers: tuple[str, ...], name: str
+) -> list[Start]:
+    """Runs of `nfe` calls at the times of a teacher that are the cheapest, by each of the solvers."""
+    times = np.append(teacher.calls[:, 0], teacher.times[-1])[cheapest(cost, nfe)]
+    return [Start(plan(model, solver, grid=times), f"{name}, {solver}") for solver in solvers]

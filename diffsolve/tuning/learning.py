@@ -11,21 +11,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffsolve import solvers
 from diffsolve.common.checks import integer, required
 from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
 from diffsolve.tableau import Tableau
 from diffsolve.training.distributed import World
-from diffsolve.tuning import gits
+from diffsolve.tuning import ays, gits
 from diffsolve.tuning.adam import Adam
+from diffsolve.tuning.differences import Differences
 from diffsolve.tuning.least_squares import LeastSquares
 from diffsolve.tuning.losses import scaled
-from diffsolve.tuning.options import LONGEST, SAME_ENDS, about
+from diffsolve.tuning.noisy import NoisyStudent
+from diffsolve.tuning.options import LONGEST, SAME_ENDS, TIMED, about
 from diffsolve.tuning.pilot import Start, candidates, grown, ranked
-from diffsolve.tuning.progress import Checkpoint, Ends, Progress, Saved
+from diffsolve.tuning.progress import Checkpoint, Ends, Learnable, Progress, Saved
 from diffsolve.tuning.runs import Noises, drawn, run_teacher, teacher_of
 from diffsolve.tuning.student import Student
-from diffsolve.tuning.task import MOST, Measured, Task
+from diffsolve.tuning.task import Measured, Task
 
 __all__ = ["Tuning", "Work", "learned"]
 
@@ -36,6 +39,8 @@ SPRINT = 5
 """so many iterations,"""
 FEW = 64, 256
 """with a quarter of the noises, but not less or more than so many."""
+Kind = type[LeastSquares] | type[Adam]
+KINDS: dict[str, Kind] = {"least-squares": LeastSquares, "adam": Adam, "differences": Differences}
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ class Tuning:
 
     def __str__(self) -> str:
         return (
-            f"{self.tableau.solver}: held-out loss {self.before} -> {self.after}, {self.learning:.2e} where it "
-            f"learned, in {len(self.losses)} iterations, {self.calls} network calls, {self.seconds:.1f} seconds"
+            f"{self.tableau.solver}: held-out loss {self.before} -> {self.after}, nearer by {self.gain}, "
+            f"{self.learning:.2e} where it learned, in {len(self.losses)} iterations, {self.calls} network calls, "
+            f"{self.seconds:.1f} seconds"
         )
 
 
@@ -97,13 +103,13 @@ def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: 
     saved = ranks.shared(ranks.once(lambda: None if settings["force"] else checkpoint.read()))
     known = saved.ends.to(noises.x) if saved else fewer.task.ends if fewer else None
     task = _task(problem, noises, starts[0].tableau, known, checkpoint.about, settings, ranks)
-    if settings["method"] == "gits":
+    if settings["method"] in TIMED:
         timed = _timed(task, problem, settings)
         return Work(_result(task, ranked(task, starts)[0].tableau, timed.tableau), task, checkpoint)
-    kind: type[LeastSquares] | type[Adam] = Adam if settings["method"] == "adam" else LeastSquares
+    kind = KINDS[settings["method"]]
     begin, student = (saved.begin, None) if saved else _raced(task, ranked(task, starts)[:FINALISTS], kind)
     progress = _learn(task, begin, student or _student(task, begin), kind, checkpoint, saved)
-    if fewer is not None and settings["times"]:
+    if fewer is not None and settings["times"] and kind is not Differences:
         more = grown(task.model, fewer.tuning.tableau, begin.tableau.nfe, together=settings["together"])
         every = torch.cat([task.learning, task.choosing])  # the plain means, which so many noises can tell apart
         better = task.error(progress.student.tableau(), every) < task.error(fewer.tuning.tableau, every)
@@ -116,8 +122,8 @@ def learned(problem: Problem, settings: Mapping[str, Any], ranks: World, fewer: 
 def _learn(
     task: Task,
     begin: Start,
-    student: Student,
-    kind: type[LeastSquares] | type[Adam],
+    student: Learnable,
+    kind: Kind,
     checkpoint: Checkpoint | None = None,
     saved: Saved | None = None,
 ) -> Progress:
@@ -134,15 +140,21 @@ def _learn(
 
 
 def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
-    """The best of the solvers at the times of GITS; a few noises are enough to find these."""
-    few = task.noises.some(task.learning[: FEW[0]])
-    solver, teacher = settings["solver"], settings["teacher"]
+    """The best of the solvers at the times of GITS, or of aligned steps; a few noises are enough to find these."""
+    index, name, nfe = task.learning[: FEW[0]], settings["method"], settings["nfe"]
+    few, solver, teacher = task.noises.some(index), settings["solver"], settings["teacher"]
     if not isinstance(teacher, Tableau):
         teacher = teacher_of(
             problem.model, integer("teacher", teacher, 1), candidates(problem, settings)[0].tableau, few
         )
     task.calls += teacher.nfe * len(few.x)
-    runs = gits.starts(problem.model, few, teacher, settings["nfe"], gits.SOLVERS if solver is None else (solver,))
+    if name == "gits":
+        cost = gits.costs(problem.model, few, teacher)
+    else:
+        ends = task.ends[index.to(task.ends.device)]
+        cost = ays.bounds(problem.model, few, ends, teacher.calls[:, 0], problem.key)
+    named = gits.SOLVERS if solver is None else (solver,)
+    runs = gits.starts(problem.model, cost, teacher, nfe, named, name)
     return task.ranks.shared(min(runs, key=lambda run: task.verdict(run.tableau)))
 
 
@@ -154,7 +166,7 @@ def _result(
     validation: tuple[tuple[int, float], ...] = (),
 ) -> Tuning:
     old, new = task.errors(begin, task.unseen), task.errors(table, task.unseen)
-    most = MOST * float(old.median())  # what a sample that ends in another mode by chance counts for
+    most = task.most(old)  # what a sample that ends in another mode by chance counts for
     if not float(new.clamp(max=most).mean()) < (1 - ROUNDING) * float(old.clamp(max=most).mean()):
         warnings.warn(
             f"{table.solver}: nothing learned is better than the start, whose held-out loss is {old.mean():.4g}; the "
@@ -194,8 +206,12 @@ def _task(
     return Task(problem.model, noises, ends, loss, settings["batch"], seed, settings, calls=calls, ranks=ranks)
 
 
-def _student(task: Task, start: Start) -> Student:
+def _student(task: Task, start: Start) -> Learnable:
     n, settings = start.tableau.nfe, task.settings
+    if settings["method"] == "differences":
+        solver = settings["solver"]
+        method = solvers.resolve(start.name if solver is None else solver)[0]
+        return NoisyStudent(task.model, start.tableau, method, settings["times"], f"tuned({start.name}, nfe={n})")
     also, together = settings["also"], settings["together"]
     history = min(n, LONGEST if settings["history"] is None else settings["history"])
     more = f", also={'+'.join(also)}" if also else ""
@@ -204,12 +220,12 @@ def _student(task: Task, start: Start) -> Student:
     return Student(task.model, start.tableau, history, settings["times"], name, also, together)
 
 
-def _raced(task: Task, starts: list[Start], kind: type[LeastSquares] | type[Adam]) -> tuple[Start, Student]:
+def _raced(task: Task, starts: list[Start], kind: Kind) -> tuple[Start, Learnable]:
     """The start from which a few iterations lead nearest to the teacher, and the student that they lead to.
 
     Adam's iterations are too slow to tell.
     """
-    if len(starts) == 1 or kind is Adam:
+    if len(starts) == 1 or kind is not LeastSquares:
         return starts[0], _student(task, starts[0])
     found = []
     for start in starts:
@@ -230,7 +246,7 @@ def _check(settings: Mapping[str, Any], begin: Tableau, problem: Problem) -> Non
     Raises:
         ValueError: if it has fewer, the network knows whole rows of its table only, or there is no guidance to learn.
     """
-    timed = (settings["times"] or "told" in settings["also"]) and settings["method"] != "gits"
+    timed = (settings["times"] or "told" in settings["also"]) and settings["method"] not in TIMED
     if timed and problem.model.clock == "index":
         raise ValueError(
             "net must have a derivative in its time, got none with clock='index'; times=False learns the weights alone"

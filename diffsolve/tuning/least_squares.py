@@ -16,15 +16,20 @@ that leads nearer: the weights bound the distances from above, so that its own l
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from diffsolve.api.sampling import solve
+from diffsolve.tableau import Tableau
 from diffsolve.tuning.losses import Distance
-from diffsolve.tuning.progress import Progress
-from diffsolve.tuning.runs import dealt
-from diffsolve.tuning.student import Student
-from diffsolve.tuning.tangents import differences, linearised
+from diffsolve.tuning.progress import Learnable, Progress
+from diffsolve.tuning.runs import Noises, dealt, teacher_of
+from diffsolve.tuning.student import STRAIGHT, Student
+from diffsolve.tuning.tangents import along, differences, linearised
 from diffsolve.tuning.task import MOST, Task
+from diffsolve.tuning.tracks import Tracks, tracked
 
 __all__ = ["LeastSquares"]
 
@@ -43,14 +48,16 @@ ENOUGH = 1e-4  # a smaller relative gain on the noises held out is none
 class LeastSquares:
     """The iterations, on all noises to learn from."""
 
-    def __init__(self, task: Task, student: Student, progress: Progress) -> None:
-        self.task, self.student, self.progress = task, student, progress
+    def __init__(self, task: Task, student: Learnable, progress: Progress) -> None:
         assert isinstance(task.loss, Distance)
+        assert isinstance(student, Student)
+        self.task, self.student, self.progress = task, student, progress
         self.loss = task.loss
+        self.tracks: dict[int, Tracks] = {}
         self.damping = progress.moments["damping"]
 
     @staticmethod
-    def moments(student: Student) -> dict[str, Tensor]:
+    def moments(student: Learnable) -> dict[str, Tensor]:
         """What it carries from iteration to iteration, beside the parameters."""
         return {"damping": torch.tensor(FIRST, dtype=torch.float64)}
 
@@ -107,7 +114,8 @@ class LeastSquares:
     def tried(self, place: Tensor, most: float) -> float:
         """The mean distance of the noises to learn from with these parameters, none above `most`."""
         self.put(place)
-        errors = self.task.errors(self.student.tableau(), self.task.learning)
+        table = self.student.tableau()
+        errors = self.along(table) if self.loss.nodes else self.task.errors(table, self.task.learning)
         return float(errors.clamp(max=most).mean())
 
     def equations(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,8 +125,12 @@ class LeastSquares:
         parts = torch.zeros(-(-len(task.learning) // task.batch), size, size + 1, dtype=torch.float64)
         distances = torch.zeros(len(task.learning), dtype=torch.float64)
         for number, place, index in dealt(task.learning, task.batch, task.ranks):
-            x, J = linearised(self.student, task.noises.some(index))
-            r, J = self._residual(x, J, task.ends[index.to(x.device)])
+            some = task.noises.some(index)
+            if self.loss.nodes:
+                r, J = self._weighted(*along(self.student, some, self.track(number, some)))
+            else:
+                x, J = linearised(self.student, some)
+                r, J = self._residual(x, J, task.ends[index.to(x.device)])
             far = r.norm(dim=1)
             median = float(far.median())
             bounded = far.clamp(min=FLOOR * median + TINY)
@@ -142,6 +154,47 @@ class LeastSquares:
             return self.loss.residual(x, ends.repeat(copies, *[1] * (x.dim() - 1)))
 
         return differences(residual, (x,), (J,))
+
+    def track(self, number: int, noises: Noises) -> Tracks:
+        """The teacher's way from a batch of the noises to learn from; it is run once."""
+        if number not in self.tracks:
+            self.tracks[number] = tracked(self.task.model, noises, self.teacher)
+        return self.tracks[number]
+
+    @property
+    def teacher(self) -> Tableau:
+        teacher, task = self.task.settings["teacher"], self.task
+        if isinstance(teacher, Tableau):
+            return teacher
+        return teacher_of(task.model, teacher, self.student.tableau(), task.noises)
+
+    def along(self, table: Tableau) -> Tensor:
+        """The lengths (n,) of the residuals of a run along the whole way, of the noises to learn from."""
+        task, found = self.task, torch.zeros(len(self.task.learning), dtype=torch.float64)
+        at = task.model.path.nodes(table.times[1:])
+        c, u = STRAIGHT.c(at), STRAIGHT.v(at)
+        for number, place, index in dealt(task.learning, task.batch, task.ranks):
+            some = task.noises.some(index)
+            tracks = self.track(number, some)
+            run = solve(
+                task.model, noise=some.x, solver=table, cond=some.cond, guidance=some.guidance, dtype=some.x.dtype,
+                trajectory="calls",
+            )  # fmt: skip
+            assert run.trajectory is not None
+            off = [y / float(c[k]) - tracks.at(float(u[k]))[0] for k, y in enumerate(run.trajectory[1:])]
+            r, _ = self._weighted(torch.stack(off, 1), run.trajectory.new_zeros(0, *off[0].shape))
+            found[place] = r.norm(dim=1).cpu().double()
+        task.calls += table.nfe * len(task.learning)
+        return task.ranks.summed(found, task.ends.device).nan_to_num(nan=math.inf, posinf=math.inf)
+
+    def _weighted(self, off: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual (B, M) and its derivatives (P, B, M), of what a run is off by after each call (B, N, ...)."""
+        N = off.shape[1]
+        weights = torch.full((N, 1), self.loss.nodes / max(1, N - 1) ** 0.5)
+        weights[-1] = 1.0
+        weights = (weights / self.loss.size).to(off)
+        r = (off.flatten(2) * weights).flatten(1)
+        return r, (J.flatten(3) * weights).flatten(2) if len(J) else J
 
     def place(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.student.parameters.values()])

@@ -26,7 +26,7 @@ from diffsolve.tableau.frames import PREDICTIONS, convert
 from diffsolve.tableau.theory import gains, output_unit, spread
 from diffsolve.tuning.runs import Noises
 
-__all__ = ["World", "measured"]
+__all__ = ["World", "measured", "output"]
 
 LEVELS = 12
 WIDEST = 6.0
@@ -106,7 +106,7 @@ def _errors(
     for t in path.time(lam).tolist():
         p = path.at(torch.full((len(ends),), t, dtype=torch.float64))
         state = column(p.alpha, ends) * ends + column(p.sigma, ends) * eps
-        out = _output(model, noises, state, p.t)
+        out = output(model, noises, state, p.t)
         alpha, sigma = float(p.alpha[0]), float(p.sigma[0])
         a, b = _numbers(PREDICTIONS[what](path.nodes(np.array([t])), model.sigma_data))
         on_x, on_out = convert((a, b), _numbers(model.coefficients(path.nodes(np.array([t])))), alpha, sigma)
@@ -125,8 +125,8 @@ def _numbers(pair: tuple[Any, Any]) -> tuple[float, float]:
     return a, b
 
 
-def _output(model: Model, noises: Noises, x: Tensor, t: Tensor) -> Tensor:
-    """The guided output at x (n, ...) and times t (n,)."""
+def output(model: Model, noises: Noises, x: Tensor, t: Tensor, what: str | None = None) -> Tensor:
+    """The guided output at x (n, ...) and times t (n,); or what it says of another prediction, as "denoised"."""
     p = model.path.at(t)
     scale = model.input_scale(p)
     rho = np.full(len(x), float(p.sigma[0] / p.alpha[0]) if float(p.alpha[0]) else math.inf)
@@ -134,4 +134,8 @@ def _output(model: Model, noises: Noises, x: Tensor, t: Tensor) -> Tensor:
     inner = x if scale is None else x * column(scale, x)
     guidance = noises.guidance
     with torch.no_grad():
-        return guidance.output(model, inner, told, rho, noises.cond, guidance.given)
+        out = guidance.output(model, inner, told, rho, noises.cond, guidance.given)
+    if what is None or what == model.predicts:
+        return out
+    on_x, on_out = convert(PREDICTIONS[what](p, model.sigma_data), model.coefficients(p), p.alpha, p.sigma)
+    return column(on_x, x) * x + column(on_out, x) * out

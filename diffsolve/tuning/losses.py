@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from diffsolve.common.checks import number, required
 from diffsolve.common.tensors import flat
 
 __all__ = ["Distance", "Loss", "relative", "scaled"]
@@ -26,11 +27,19 @@ class Distance:
     Args:
         features: f, from a batch (B, ...) to features (B, ...): any module or function, such as a classifier's or
             LPIPS's layers.
+        nodes: w, how much the way counts: with z_k - Z_k what the run is off at its k-th time (in the straight frame,
+            x / (alpha + sigma)) from the teacher's run there, |end|^2 + w^2 mean_k |z_k - Z_k|^2 is what least squares
+            make small, its root for a length. Which iterate is best, and what is reported, is of the ends alone.
         size: what lengths are divided by; it is set from the teacher's ends.
     """
 
     features: nn.Module | Callable[[Tensor], Tensor] | None = None
+    nodes: float = 0.0
     size: float = 1.0
+
+    def __post_init__(self) -> None:
+        number("nodes", self.nodes, low=0)
+        required(not self.nodes or self.features is None, "nodes", self.nodes, "0 with features")
 
     def seen(self, x: Tensor) -> Tensor:
         """(B, M): what is compared."""

@@ -22,6 +22,7 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.noise import Key
 from diffsolve.solvers import Solver
 from diffsolve.tableau import Tableau
+from diffsolve.tuning.distributions import Distribution
 from diffsolve.tuning.losses import Distance, Loss
 from diffsolve.tuning.student import COLUMNS
 
@@ -29,10 +30,12 @@ __all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOpt
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
-METHODS = ("least-squares", "adam", "gits")
-ITERATIONS = {"least-squares": 40, "adam": 300, "gits": 1}
-BATCH = {"least-squares": 256, "adam": 64, "gits": 256}
-RATE = 0.02
+TIMED = ("gits", "ays")
+"""The methods that find times by dynamic programming, and learn nothing else."""
+METHODS = ("least-squares", "adam", "differences", *TIMED)
+ITERATIONS = {"least-squares": 40, "adam": 300, "differences": 40, **dict.fromkeys(TIMED, 1)}
+BATCH = {**dict.fromkeys(METHODS, 256), "adam": 64}
+RATE = {"differences": 0.1}
 SAME_ENDS = ("ends", "network", "noise", "shape", "cond", "teacher", "guidance")
 """Of the settings, those that the ends of the teacher's runs depend on."""
 
@@ -51,7 +54,8 @@ class OneOptions(TypedDict, total=False):
     also: str | Sequence[str]
     together: int
     loss: Loss | None
-    method: Literal["least-squares", "adam", "gits"] | None
+    ball: float
+    method: Literal["least-squares", "adam", "differences", "gits", "ays"] | None
     iterations: int | None
     batch: int | None
     lr: float | None
@@ -80,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
     "times": True,
     "also": (),
     "together": 1,
+    "ball": 0.0,
     "held_out": 0.25,
     "gradient": "direct",
     "force": False,
@@ -96,32 +101,44 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {**dict.fromkeys(TuneOptions.__annotations__), **DEFAULTS, **options}
     distance = settings["loss"] is None or isinstance(settings["loss"], Distance)
-    default = "least-squares" if distance and settings["lr"] is None else "adam"
+    ball = number("ball", settings["ball"], low=0)
+    default = "least-squares" if distance and settings["lr"] is None and not ball else "adam"
+    if isinstance(settings["loss"], Distribution):
+        default = "differences"
     method = settings["method"] = choice("method", settings["method"] or default, METHODS)
     if method == "least-squares":
         required(distance, "loss", settings["loss"], "a tuning.Distance with method='least-squares'")
         required(settings["lr"] is None, "lr", settings["lr"], "left out with method='least-squares'")
+    nodes = distance and settings["loss"] is not None and settings["loss"].nodes
+    if nodes:
+        required(method == "least-squares", "loss", settings["loss"], f"one without nodes with method={method!r}")
+        run = not isinstance(settings["teacher"], Tensor)
+        required(run, "teacher", settings["teacher"], "a run, with a loss that has nodes")
     if settings["nfe"] is not None and isinstance(settings["nfe"], Sequence | np.ndarray):
         budgets = sorted({integer("nfe", nfe, 2) for nfe in settings["nfe"]})
         required(bool(budgets), "nfe", settings["nfe"], "at least one budget")
         settings["nfe"] = budgets
-    if method == "gits":
+    if method in TIMED:
         for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
-            required(settings[name] is None, name, settings[name], "left out with method='gits'")
-        for name in ("also", "together"):
-            required(settings[name] == DEFAULTS[name], name, settings[name], "left out with method='gits'")
-        required(settings["nfe"] is not None, "nfe", None, "given with method='gits'")
+            required(settings[name] is None, name, settings[name], f"left out with method={method!r}")
+        required(settings["nfe"] is not None, "nfe", None, f"given with method={method!r}")
         required(
-            not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], "a run with method='gits'"
+            not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], f"a run with method={method!r}"
         )
     for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
+    required(not ball or method == "adam", "ball", ball, "0 but with method='adam'")
+    if method in (*TIMED, "differences"):
+        for name in ("also", "together"):
+            required(settings[name] == DEFAULTS[name], name, settings[name], f"left out with method={method!r}")
+    if method == "differences":
+        required(settings["history"] is None, "history", settings["history"], "left out with method='differences'")
     also = settings["also"]
     settings["also"] = tuple(choice("also", name, COLUMNS) for name in ([also] if isinstance(also, str) else also))
     together = integer("together", settings["together"], 1, LONGEST - 1)
     if settings["history"] is not None:
         integer("history", settings["history"], max(2, together + 1), LONGEST)
-    settings["lr"] = RATE if settings["lr"] is None else number("lr", settings["lr"], above=0)
+    settings["lr"] = RATE.get(method, 0.02) if settings["lr"] is None else number("lr", settings["lr"], above=0)
     number("held_out", settings["held_out"], above=0, below=1)
     choice("gradient", settings["gradient"], ("direct", "checkpoint"))
     if settings["out"] is not None:
@@ -136,7 +153,7 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
     """The settings that a checkpoint must have, as JSON values."""
     guidance, solver, loss = problem.guidance, settings["solver"], settings["loss"]
     newer = [guidance.newer] if guidance.newer else []
-    more = {name: settings[name] for name in ("also", "together") if settings[name] != DEFAULTS[name]}
+    more = {name: settings[name] for name in ("also", "together", "ball") if settings[name] != DEFAULTS[name]}
     return {
         "solver": solver.to_json() if isinstance(solver, Tableau) else None if solver is None else str(solver),
         "nfe": settings["nfe"],
@@ -148,6 +165,8 @@ def about(problem: Problem, noise: Tensor, settings: Mapping[str, Any]) -> dict[
         "teacher": _digest(settings["teacher"]),
         "seed": problem.key.seed,
         "features": describe(loss.features) if isinstance(loss, Distance) else None,
+        **({"loss": describe(loss)} if isinstance(loss, Distribution) else {}),
+        **({"nodes": loss.nodes} if isinstance(loss, Distance) and loss.nodes else {}),
         **{name: settings[name] for name in ("method", "history", "times", "iterations", "batch", "lr", "held_out")},
         "guidance": describe([guidance.scale, *guidance.interval, guidance.rescale, guidance.uncond, *newer]),
         **describe(more),

@@ -13,6 +13,7 @@ from diffsolve.execute.plan import plan, refuse
 from diffsolve.execute.start import Problem
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
+from diffsolve.tuning.noisy import SAMPLERS
 from diffsolve.tuning.student import flattened, written
 from diffsolve.tuning.task import Task
 
@@ -36,7 +37,7 @@ PILOT = 16
 
 
 class Start(NamedTuple):
-    """An initial run and what its solver is called."""
+    """An initial run and what its solver is called, with its options: a name of `ds.solvers`, or of a learned run."""
 
     tableau: Tableau
     name: str
@@ -56,7 +57,8 @@ def candidates(problem: Problem, settings: Mapping[str, Any]) -> list[Start]:
     else:
         fixed = planned.pop("grid")
         about: dict[str, Any] = {"guidance": problem.guidance.level, "shape": problem.sizes}
-        pairs = STARTS if solver is None else ((solver, None),)
+        listed = STARTS if settings["method"] != "differences" else [(name, None) for name in SAMPLERS]
+        pairs = listed if solver is None else ((solver, None),)
         chosen = dict.fromkeys((name, grid if fixed is None else None) for name, grid in pairs)
         starts = [
             Start(plan(problem.model, name, grid=grid if fixed is None else fixed, **planned, **about), str(name))

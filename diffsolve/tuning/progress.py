@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,12 +15,22 @@ from diffsolve.common.checks import instance, integer, number, required
 from diffsolve.common.files import dumps, in_folder, match, read_tensors, reading, write_tensors
 from diffsolve.tableau import Tableau
 from diffsolve.tuning.pilot import Start
-from diffsolve.tuning.student import Student
 from diffsolve.tuning.task import Task
 
-__all__ = ["Checkpoint", "Ends", "Progress", "Saved"]
+__all__ = ["Checkpoint", "Ends", "Learnable", "Progress", "Saved"]
 
 FORMAT, ACCEPTED = "diffsolve.tuning/3", "the checkpoint of a tuning"
+
+
+class Learnable(Protocol):
+    """A run with parameters."""
+
+    calls: int
+
+    @property
+    def parameters(self) -> dict[str, Tensor]: ...
+
+    def tableau(self) -> Tableau: ...
 
 
 class Saved(NamedTuple):
@@ -125,7 +135,7 @@ class Progress:
 
     def __init__(
         self,
-        student: Student,
+        student: Learnable,
         moments: Mapping[str, Tensor],
         task: Task,
         begin: Start,

@@ -23,6 +23,8 @@ from diffsolve.training.distributed import World
 __all__ = ["Noises", "dealt", "drawn", "executed", "held_out", "run_teacher", "teacher_of"]
 
 ALONE = World()
+KEYS = 2**40
+"""Seeds of the noise of stochastic runs from here on, which nobody is likely to use for another one."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Noises:
     x: Tensor
     cond: Mapping[str, Any]
     guidance: Guidance
+    numbers: Tensor | None = None
+    """(n,): by which the noise of stochastic runs is drawn; 0, 1, .. if None."""
 
     def some(self, index: Tensor) -> Noises:
         """The ones at these indices."""
         at, size = index.to(self.x.device), len(self.x)
         guidance = self.guidance.mapped(lambda given: picked(given, at, size))
-        return Noises(self.x[at], picked(self.cond, at, size), guidance)
+        numbers = index if self.numbers is None else self.numbers[index]
+        return Noises(self.x[at], picked(self.cond, at, size), guidance, numbers)
 
 
 def drawn(problem: Problem, start: float) -> Tensor:
@@ -56,9 +61,12 @@ def drawn(problem: Problem, start: float) -> Tensor:
 
 
 def executed(model: Model, tableau: Tableau, noises: Noises) -> Tensor:
-    """The end of a tableau's run."""
+    """The end of a tableau's run; of a stochastic one with the noise that these initial states always get."""
+    numbers = torch.arange(len(noises.x)) if noises.numbers is None else noises.numbers
+    seed = (numbers + KEYS).tolist() if tableau.stochastic else None
     return sample(
         model, noise=noises.x, solver=tableau, cond=noises.cond, guidance=noises.guidance, dtype=noises.x.dtype,
+        seed=seed,
     )  # fmt: skip
 
 

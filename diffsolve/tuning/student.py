@@ -39,6 +39,7 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.paths import Path
 from diffsolve.tableau import Draft, Tableau
 from diffsolve.tableau.frames import FRAMES, convert
+from diffsolve.tuning.nodes import LEAST, Nodes, angles
 
 __all__ = ["COLUMNS", "Lines", "Student", "V", "flattened", "groups", "written"]
 
@@ -48,9 +49,6 @@ V = (-1.0, 1.0)
 
 COLUMNS = ("told", "guides")
 """The columns of a tableau that can be learned beside its times and weights."""
-
-LEAST = 1e-4
-"""The shortest step, as a fraction of an even one, which keeps nodes apart and before the last possible call."""
 
 
 def flattened(tableau: Tableau) -> np.ndarray:
@@ -120,13 +118,12 @@ class Lines(NamedTuple):
     """(parameters, P): the derivatives of the directions by the parameters of the student, all in a row."""
 
 
-class Student:
+class Student(Nodes):
     """A run whose times and weights are parameters, from those of a given tableau on.
 
-    The steps in the angle theta = atan(sigma / alpha), from the start to the last time at which the network may be
-    called, are a softmax of logits, so that the times stay ordered. `weights` are added to those of the tableau, at
-    the places `free` (M, 2) of B; the newest v of each row gets the weight that makes the sum of the row exact,
-    wherever the nodes are. The network is told the angle theta_i + offsets_i (theta_i - theta_{i+1}).
+    `weights` are added to those of the tableau, at the places `free` (M, 2) of B; the newest v of each row gets the
+    weight that makes the sum of the row exact, wherever the nodes are. The network is told the angle
+    theta_i + offsets_i (theta_i - theta_{i+1}).
 
     Args:
         start: the initial tableau.
@@ -151,8 +148,8 @@ class Student:
         together: int = 1,
     ) -> None:
         bind(start, model)
-        self.model, self.calls, self.history, self.name = model, start.nfe, history, name
-        n = start.nfe
+        super().__init__(model, start, times)
+        self.history, self.name, n = history, name, start.nfe
         group = groups(n, together)
         newest = np.array([int(np.flatnonzero(group[:n] < group[i + 1])[-1]) for i in range(n)])
         i, j = np.tril_indices(n)
@@ -165,27 +162,11 @@ class Student:
         base = np.zeros((n, n))
         base[i, j] = flattened(start)[settled, j]
         self._base = torch.from_numpy(base)
-        self._ends = float(start.times[0]), float(start.times[-1])
-        self._begin(start, times)
         self.weights = torch.zeros(len(self.free), dtype=torch.float64, requires_grad=True)
         self.guides = torch.tensor(start.guides).requires_grad_("guides" in also)
-        theta, told = self._theta().detach(), _angles(_nodes(model.path, start.told))
-        moved = torch.from_numpy(told - _angles(start.calls)) / (theta[:-1] - theta[1:]).clamp(min=LEAST / n)
+        theta, told = self.theta().detach(), angles(_nodes(model.path, start.told))
+        moved = torch.from_numpy(told - angles(start.calls)) / (theta[:-1] - theta[1:]).clamp(min=LEAST / n)
         self.offsets = moved.requires_grad_("told" in also)
-
-    def _begin(self, start: Tableau, times: bool) -> None:
-        """Set the times of the start."""
-        n, path = self.calls, self.model.path
-        self._fixed = None if times else torch.tensor([*start.calls[:, 0], self._ends[1]], dtype=torch.float64)
-        ends_on_data = self._ends[1] == path.t_data
-        last = path.nodes([path.t_last if ends_on_data else self._ends[1]])[0]
-        self._first, self._last = float(_angles(start.calls[0])), float(np.arctan2(last.sigma, last.alpha))
-        self._still = torch.tensor([*_angles(start.calls), self._last], dtype=torch.float64)
-        shares = -np.diff(self._still.numpy()) / (self._first - self._last)
-        # A last call at the last possible time (on paths that stop before the data) must be free to move too.
-        shares = np.maximum(shares, 100 * LEAST / n)
-        shares = (shares / shares.sum() - LEAST / n) / (1 - LEAST)
-        self.logits = torch.from_numpy(np.log(shares)).requires_grad_(times)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -204,38 +185,15 @@ class Student:
         begins = self._begins()
         return self.calls + sum(int((begins <= 2 * i).sum()) for i in range(self.calls))
 
-    def _theta(self) -> Tensor:
-        """(N + 1,): the angles of the calls, and the last one that may be called at."""
-        if self._fixed is not None:
-            return self._still
-        shares = LEAST / self.calls + (1 - LEAST) * self.logits.softmax(0)
-        left = shares.flip(0).cumsum(0).flip(0)[1:]
-        first, last = (torch.tensor([end], dtype=torch.float64) for end in (self._first, self._last))
-        return torch.cat([first, self._last + (self._first - self._last) * left, last])
-
-    def _times_at(self, theta: Tensor) -> Tensor:
-        """The path's times at angles, differentiable in them."""
-        t = self.model.path.time(-theta.detach().tan().log())
-        p = self.model.path.at(t)
-        slope = (p.alpha * p.dsigma - p.sigma * p.dalpha) / (p.alpha**2 + p.sigma**2)  # dtheta/dt: `time` has none
-        return t + (theta - theta.detach()) / slope
-
-    def times(self) -> Tensor:
-        """(N + 1,): the nodes on the path's clock, float64, differentiable in the logits."""
-        if self._fixed is not None:
-            return self._fixed
-        first, last = (torch.tensor([end], dtype=torch.float64) for end in self._ends)
-        return torch.cat([first, self._times_at(self._theta()[1:-1]), last])
-
     def told(self) -> Tensor:
         """(N,): the times that the network is told, on the path's clock."""
         t = self.times()[:-1]
         if not self.apart:
             return t
-        theta = self._theta()
+        theta = self.theta()
         moved = theta[:-1] + self.offsets * (theta[:-1] - theta[1:])
         # A difference, so that what is not moved is told the very time of the state, an infinite lambda's too.
-        return t + self._times_at(moved.clamp(self._last, self._first)) - self._times_at(theta[:-1])
+        return t + self.times_at(moved.clamp(self.last, self.first)) - self.times_at(theta[:-1])
 
     def matrix(self, u: Tensor) -> Tensor:
         """B (N, N) for nodes at u (N + 1,)."""
@@ -270,7 +228,7 @@ class Student:
             newest = -self._spread.sum(2)[..., None] * self._newest
             slopes[:count, :, 1:] = after * (self._spread + newest)
             at = count
-            if self._fixed is None:
+            if self.fixed is None:
                 k = torch.arange(1, n)
                 here = at + k - 1
                 slopes[here, k - 1] = (dc / c)[k, None] * table[k - 1]
@@ -294,14 +252,14 @@ class Student:
         """`Lines.begins` of weights, times, times told and guidance, before they are sorted."""
         calls = torch.arange(self.calls)
         parts = [2 * torch.from_numpy(self.free[:, 0]) + 1]
-        parts += [2 * calls[1:] - 1] if self._fixed is None else []
+        parts += [2 * calls[1:] - 1] if self.fixed is None else []
         parts += [2 * calls] * (self.apart + self.guides.requires_grad)
         return torch.cat(parts)
 
     def _onto(self, t: Tensor, told: Tensor) -> Tensor:
         """(parameters, P): `Lines.onto` in the order of `_begins`."""
         parts = [self.weights]
-        parts += [t[1:-1]] if self._fixed is None else []
+        parts += [t[1:-1]] if self.fixed is None else []
         parts += [self._toward * told] if self.apart else []
         parts += [self.guides] if self.guides.requires_grad else []
         parameters = list(self.parameters.values())
@@ -346,11 +304,6 @@ class Student:
             return None
         own = torch.from_numpy(guidance.schedule(replace(tableau, guides=np.ones(self.calls))))
         return 1 + self.guides * (own - 1)
-
-
-def _angles(calls: np.ndarray) -> np.ndarray:
-    angles: np.ndarray = np.arctan2(calls[..., 2], calls[..., 1])
-    return angles
 
 
 def _nodes(path: Path, times: np.ndarray) -> np.ndarray:

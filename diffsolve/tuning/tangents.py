@@ -15,7 +15,8 @@ and more, but takes 1.2 to 2.2 times as long on the networks here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +28,10 @@ from diffsolve.common.tensors import column
 from diffsolve.models.conditions import picked
 from diffsolve.tableau.frames import convert
 from diffsolve.tuning.runs import Noises
-from diffsolve.tuning.student import Student, V
+from diffsolve.tuning.student import STRAIGHT, Lines, Student, V
+from diffsolve.tuning.tracks import Tracks
 
-__all__ = ["differences", "linearised"]
+__all__ = ["along", "differences", "linearised"]
 
 TOGETHER = 32
 """Directions at once."""
@@ -112,7 +114,35 @@ class _Velocity:
 @torch.no_grad()
 def linearised(student: Student, noises: Noises) -> tuple[Tensor, Tensor]:
     """The end x (B, ...) of the run from some noises, and its derivative (P, B, ...) by the student's parameters."""
-    x, lines = noises.x, student.lines()
+    lines = student.lines()
+    y, dy = deque(_followed(student, noises, lines), maxlen=1).pop()
+    return y, torch.tensordot(lines.onto.to(y), dy, 1)
+
+
+@torch.no_grad()
+def along(student: Student, noises: Noises, tracks: Tracks) -> tuple[Tensor, Tensor]:
+    """What the run is off from tracks after each call (B, N, ...), in the straight frame; and (P, B, N, ...)."""
+    lines, times = student.lines(), student.times().detach()
+    found, slopes = [], []
+    for k, (y, dy) in enumerate(_followed(student, noises, lines), 1):
+        p = student.model.path.at(times[k])
+        c, u = float(STRAIGHT.c(p)), float(STRAIGHT.v(p))
+        z, slope = tracks.at(u)
+        off = dy.new_zeros(len(lines.begins), *y.shape)
+        off[: len(dy)] = dy / c
+        if k < student.calls:  # its time may move: y / c moves with 1 / c, and the track along itself
+            dc = float(p.dalpha + p.dsigma)
+            du = float(p.dsigma * p.alpha - p.sigma * p.dalpha) / c**2
+            moved = lines.moves[0, :, k].to(y).view(-1, *[1] * y.dim())
+            off -= moved * (y * (dc / c**2) + slope * du)
+        found.append(y / c - z)
+        slopes.append(torch.tensordot(lines.onto.to(y), off, 1))
+    return torch.stack(found, 1), torch.stack(slopes, 2)
+
+
+def _followed(student: Student, noises: Noises, lines: Lines) -> Iterator[tuple[Tensor, Tensor]]:
+    """After each call y (B, ...) and its derivative along the directions that have acted so far."""
+    x = noises.x
     velocity = _Velocity(student, noises)
     known, slopes = [x], list[Tensor]()
     y, dy = x, x.new_zeros(0, *x.shape)
@@ -132,4 +162,4 @@ def linearised(student: Student, noises: Noises) -> tuple[Tensor, Tensor]:
         for weight, slope in zip(row[1:], slopes, strict=False):
             dy[: len(slope)].add_(slope, alpha=weight)
         y = torch.tensordot(lines.rows[i, : i + 2].to(x), torch.stack(known), 1)
-    return y, torch.tensordot(lines.onto.to(x), dy, 1)
+        yield y, dy

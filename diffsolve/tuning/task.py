@@ -14,11 +14,14 @@ from torch import Tensor
 from diffsolve.models import Model
 from diffsolve.tableau import Tableau
 from diffsolve.training.distributed import World
+from diffsolve.tuning.distributions import Distribution
 from diffsolve.tuning.losses import Loss
 from diffsolve.tuning.runs import Noises, dealt, executed, held_out
 
 __all__ = ["Measured", "Task"]
 
+GROUPS = 8
+"""Of the jackknife, for the error of a loss of whole sets."""
 MOST = 50.0
 """How many times the median a noise counts at most where runs are compared: a flip in a hundred is half of it all."""
 
@@ -81,13 +84,35 @@ class Task:
         return task
 
     def errors(self, tableau: Tableau, index: Tensor) -> Tensor:
-        """The loss of each of these noises, float64, infinite where it is not a number."""
+        """The loss of each of these noises, float64, infinite where it is not a number.
+
+        Of a `Distribution` the jackknife's pseudo-values G L - (G - 1) L_g, with L_g the loss without one of G groups:
+        their mean is the loss without its bias of order 1 / n, and their scatter its error.
+        """
+        if isinstance(self.loss, Distribution):
+            return self._pseudo_values(self.run(tableau, index), self.ends[index.to(self.ends.device)])
         found = torch.zeros(len(index), dtype=torch.float64)
         for _, place, some in dealt(index, self.batch, self.ranks):
             x = executed(self.model, tableau, self.noises.some(some))
             found[place] = self.loss(x, self.ends[some.to(x.device)]).detach().cpu().double()
         self.calls += tableau.nfe * len(index)
         return self.ranks.summed(found, self.ends.device).nan_to_num(nan=math.inf, posinf=math.inf)
+
+    def run(self, tableau: Tableau, index: Tensor) -> Tensor:
+        """The ends (n, ...) of these noises, on all ranks."""
+        x = torch.zeros_like(self.ends[index.to(self.ends.device)])
+        for _, place, some in dealt(index, self.batch, self.ranks):
+            x[place] = executed(self.model, tableau, self.noises.some(some))
+        self.calls += tableau.nfe * len(index)
+        return self.ranks.summed(x, x.device)
+
+    def _pseudo_values(self, x: Tensor, ends: Tensor) -> Tensor:
+        G = min(GROUPS, len(x) // 2)
+        groups = torch.arange(len(x), device=x.device) * G // len(x)
+        kept = [torch.ones_like(groups, dtype=torch.bool), *(groups != g for g in range(G))][: G + 1 if G > 1 else 1]
+        all_of, *without = (self.loss(x[some], ends[some]).detach().cpu().double() for some in kept)
+        values = torch.stack([G * all_of - (G - 1) * one for one in without] if without else [all_of])
+        return values.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def error(self, tableau: Tableau, index: Tensor) -> float:
         """Their mean."""
@@ -100,7 +125,11 @@ class Task:
         others: of a hundred noises the plain mean would say which run was lucky.
         """
         errors = self.errors(tableau, self.choosing)
-        return float(errors.clamp(max=MOST * float(errors.median())).mean())
+        return float(errors.clamp(max=self.most(errors)).mean())
+
+    def most(self, errors: Tensor) -> float:
+        """What a noise counts for at most where runs are compared; of a loss of whole sets all that there is."""
+        return math.inf if isinstance(self.loss, Distribution) else MOST * float(errors.median())
 
     @property
     def seconds(self) -> float:

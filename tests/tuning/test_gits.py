@@ -46,7 +46,8 @@ TURN = ds.adapt(lambda x, t: torch.tanh(30 * (t - 0.3))[:, None] + 0 * x, "condo
 
 def test_the_times_are_the_teachers_where_the_slope_changes():
     teacher = ds.plan("condot", "euler", steps=50)
-    (run,) = starts(TURN, Noises(noise(4), {}, Guidance(1.0)), teacher, 6, ("ddim",))
+    cost = costs(TURN, Noises(noise(4), {}, Guidance(1.0)), teacher)
+    (run,) = starts(TURN, cost, teacher, 6, ("ddim",), "gits")
     assert set(run.tableau.times) <= {*teacher.times}
     assert (np.abs(run.tableau.times[1:-1] - 0.3) < 0.15).all()
 
