@@ -15,10 +15,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MINUTES = {
     "accuracy": "15", "brownian": "3", "conditioning": "4", "couplings": "6", "ddim": "30",
-    "designed_sde": "15", "digests": "2", "distill": "15", "fashion": "30", "fid": "20", "gallery": "1", "gpu": "8, on a GPU", "gradients": "1",
-    "guidance": "10", "kernels": "2", "latent": "3", "likelihood": "15", "networks": "75", "overhead": "10",
-    "parallel": "30", "plane": "30", "serving": "10", "solvers": "10", "startup": "1", "stochastic": "30",
-    "theory": "1", "times": "2", "trained": "30", "tune": "15",
+    "designed_sde": "15", "digests": "2", "distill": "15", "fashion": "30", "fid": "20", "gallery": "1",
+    "gpu": "8, on a GPU", "gradients": "1", "guidance": "10", "kernels": "2", "latent": "3", "likelihood": "15",
+    "networks": "75", "overhead": "10", "parallel": "30", "plane": "30", "serving": "10", "solvers": "10",
+    "startup": "1", "stochastic": "30", "theory": "1", "times": "2", "trained": "30", "tune": "15",
 }  # fmt: skip
 """On one idle core, for all that the benchmark has."""
 
