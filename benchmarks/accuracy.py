@@ -90,7 +90,7 @@ def rule(courses: dict[str, Course], budgets: Sequence[int], problems: Sequence[
         auto = ours.auto(course, budgets, problems)
         peers = {t: {"best": [by[str(nfe)]["peer"][1] for nfe in budgets]} for t, by in found.items()}
         for (target, by_budget), (b, nfe) in itertools.product(found.items(), enumerate(budgets)):
-            by_budget[str(nfe)] |= {rule: errors[b] for title, errors in auto[target].items()}
+            by_budget[str(nfe)] |= {title: errors[b] for title, errors in auto[target].items()}
         for title, row in rules({"auto": auto, "peers": peers}, budgets).items():
             results["summary"][name][title] = row
             table.add([name, title], [row["all"], row["worst"]])
