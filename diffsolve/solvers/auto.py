@@ -26,15 +26,16 @@ SMOOTH = 200
 decided at more noise than any problem that weights are designed for, and no error is multiplied there."""
 
 LAMBDA = Multistep(3, "straight", "lambda", corrector=3)
-"""What more steps use where the error grows towards the noise end (noise, score), whatever their number."""
+"""What more steps use where the error grows towards the noise end (noise, score)."""
 
 FEW, MANY = (Multistep(k, "straight", "lambda", corrector=k + 1) for k in (3, 4))
-"""The same where it grows towards the data end (denoised): in at most `THREE` steps, and in more."""
-
-THREE = 9
+"""The same where it grows towards the data end (denoised): in at most `NINE` steps, and in more."""
 
 TWO = Multistep(2, "straight", "lambda", corrector=2)
-"""What noise and scores of images use: the networks err so much where the steps are long that more values do harm."""
+"""Noise and scores of images, in at most `NINE` steps: the networks err so much where the steps are long that more
+values do harm."""
+
+NINE = 9
 
 STRONG = 5.0
 """Above this scale of guidance differences of the field decide, not the network's error: nothing is designed for it."""
@@ -69,7 +70,7 @@ class Auto(ForNetwork):
         w = max(1.0, w, 1 - w)
         worth = steps / math.sqrt(w)
         if w <= STRONG and of_image(predicts, self.size):
-            return TWO
+            return TWO if worth <= NINE else LAMBDA
         if predicts not in ("noise", "score", "denoised"):
             if w <= STRONG and worth <= DESIGNED[predicts] and (self.size or 1) <= SMOOTH:
                 return Designed(math.sqrt(w), predicts)
@@ -79,7 +80,7 @@ class Auto(ForNetwork):
             return DPMpp(1 if steps <= 5 else 2, "denoised")  # of two values it amplifies least
         if worth <= DESIGNED[predicts]:
             return Designed(math.sqrt(w), predicts)
-        return LAMBDA if predicts != "denoised" else FEW if worth <= THREE else MANY
+        return LAMBDA if predicts != "denoised" else FEW if worth <= NINE else MANY
 
     @property
     def order(self) -> int:
