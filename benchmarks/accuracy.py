@@ -6,6 +6,7 @@ where the run stops. x* is the probability flow of an exact mixture, solved to 1
     python benchmarks/accuracy.py            # all of it
     python benchmarks/accuracy.py --quick    # two targets, four budgets, no shortlist
     python benchmarks/accuracy.py --check    # the shortcuts taken here, against the library
+    python benchmarks/accuracy.py --rule     # auto again, beside the best of results/accuracy.json: some minutes
     python benchmarks/accuracy.py --join     # auto again, and what the last run lacks
     python benchmarks/accuracy.py --search   # make results/shortlist.json anew, on the targets for tuning
 
@@ -32,7 +33,7 @@ from endpoint import ours, peers, search
 from endpoint.plot import plot
 from endpoint.problems import COURSES, PARTICLES, TARGETS, TUNE, Bundle, Course, Problem
 from endpoint.runner import errors, lacking, measure
-from endpoint.tables import Study, cells, markdown, summary
+from endpoint.tables import Study, cells, markdown, rules, summary
 from record import Recorder
 
 HERE = FilePath(__file__).resolve().parent
@@ -78,18 +79,36 @@ def run(
     return study
 
 
+def rule(courses: dict[str, Course], budgets: Sequence[int], problems: Sequence[Problem], out: FilePath) -> None:
+    """Auto again, in `accuracy.json` and the records, beside the peers of the run that is there."""
+    results = json.loads((out / "accuracy.json").read_text())
+    recorder = Recorder("accuracy", out / "accuracy.jsonl", resume=True)
+    columns = {"geometric mean": ".2f", "worst": ".2f"}
+    table = recorder.table("auto over the best peer", ["path", "rule and targets"], columns)
+    for name, course in courses.items():
+        found = {t: by for t, by in results["cells"][name].items() if t in {p.name for p in problems}}
+        auto = ours.auto(course, budgets, problems)
+        peers = {t: {"best": [by[str(nfe)]["peer"][1] for nfe in budgets]} for t, by in found.items()}
+        for (target, by_budget), (b, nfe) in itertools.product(found.items(), enumerate(budgets)):
+            by_budget[str(nfe)] |= {title: errors[b] for title, errors in auto[target].items()}
+        for title, row in rules({"auto": auto, "peers": peers}, budgets).items():
+            results["summary"][name][title] = row
+            table.add([name, title], [row["all"], row["worst"]])
+    (out / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
 def record(recorder: Recorder, studies: dict[str, Study], budgets: Sequence[int]) -> None:
     """The best peer and the best of ours of every cell, and auto for every prediction."""
     columns = {"best peer": ".2e", "which peer": "", "best of ours": ".2e", "which": ""}
     table = recorder.table("cells", ["path", "target", "NFE"], columns)
-    rules = recorder.table("auto", ["path", "rule", "target", "NFE"], {"error": ".2e", "over the best peer": ".2f"})
+    auto = recorder.table("auto", ["path", "rule", "target", "NFE"], {"error": ".2e", "over the best peer": ".2f"})
     for name, study in studies.items():
         for target, by_budget in cells(study, budgets).items():
             for nfe, cell in by_budget.items():
                 (peer, error), (own, least) = cell["peer"], cell["ours"]
                 table.add([name, target, nfe], [error, peer, least, own], live=False)
                 for rule in study["auto"][target]:
-                    rules.add([name, rule, target, nfe], [cell[rule], cell[rule] / error], live=False)
+                    auto.add([name, rule, target, nfe], [cell[rule], cell[rule] / error], live=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="two targets, four budgets, and no shortlist")
     parser.add_argument("--check", action="store_true", help="only check the shortcuts taken here against the library")
     parser.add_argument("--search", action="store_true", help="only make the shortlist of the multistep family")
+    parser.add_argument("--rule", action="store_true", help="only auto, beside the peers of results/accuracy.json")
     parser.add_argument("--join", action="store_true", help="only auto, and what the last run (in the cache) lacks")
     parser.add_argument("--paths", nargs="+", choices=list(COURSES), default=list(COURSES))
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS))
@@ -121,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     targets = options.targets or (["ring", "iso64"] if options.quick else list(TARGETS))
     particles = {t: min(options.particles, PARTICLES.get(t, options.particles)) for t in targets}
+    if options.rule:
+        return rule(courses, budgets, [Problem(t, particles[t], cache) for t in targets], out)
     studies = {}
     for name, course in courses.items():
         stored = cache / f"study-{name}{'-quick' if options.quick else ''}.json"

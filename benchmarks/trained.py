@@ -3,6 +3,7 @@ r"""Error against network calls on networks that err, imperfect mixtures and tra
     python benchmarks/trained.py                 # all of it, results/trained.jsonl; goes on from what is there
     python benchmarks/trained.py --role report   # only what the rule was not chosen on
     python benchmarks/trained.py --targets net/digits-v-cosine ring/ddpm/noise/0.05
+    python benchmarks/trained.py --own           # auto beside the best of some 250 configurations of our own instead
 
 The truth is each network's own flow in 400 steps (120 for 28 x 28 pixels), from the same noise; the error is the mean
 distance to it over the root mean square norm. "Best peer" is the best of the methods of diffusers and k-diffusion,
@@ -22,7 +23,8 @@ from functools import partial
 import networks
 import numpy as np
 import torch
-from record import Recorder
+from endpoint import ours, search
+from record import RESULTS, Recorder
 from torch import Tensor
 from tqdm import tqdm
 
@@ -148,17 +150,45 @@ def best_peer(target: Target, name: str, nfe: int) -> tuple[float, str]:
     return min(found)
 
 
+COURSES = {"ddpm": "vp", "vp": "vp", "cosine": "vp", "edm": "ve", "ve": "ve", "condot": "flow"}
+"""Whose configurations of the accuracy benchmark are tried on which path."""
+
+
+def own(recorder: Recorder, names: Sequence[str], budgets: Sequence[int]) -> None:
+    """auto beside the best of our own configurations: all that the accuracy benchmark names, and its shortlist."""
+    columns = {"auto": ".2e", "best": ".2e", "configuration": "", "auto over the best": ".2f"}
+    table = recorder.table("auto over the best of ours", ["target", "NFE"], columns)
+    for name in tqdm(names, unit="target"):
+        path = networks.NETWORKS[name.removeprefix("net/")].path if name.startswith("net/") else name.split("/")[1]
+        whole = Target.of(name)
+        target = Target(whole.model, whole.noise[:32], whole.ends[:32])
+        pairs = [*ours.named(COURSES[path]), *search.load(RESULTS / "shortlist.json", COURSES[path])]
+        for nfe in budgets:
+            auto, found = target.error(nfe, solver="auto"), []
+            for solver, grid in pairs:
+                try:
+                    found.append((target.error(nfe, solver=solver, grid=grid), f"{solver} {grid}"))
+                except ValueError:  # no run of so few calls
+                    continue
+            error, best = min([*found, (auto, "auto")])
+            table.add([name, nfe], [auto, error, best, auto / error], live=False)
+            tqdm.write(f"{name:36} {nfe:3} {auto / error:5.2f} {best}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="auto beside the best peer on networks that err.")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--role", choices=["tune", "report"])
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--own", action="store_true", help="beside the best of our own configurations instead")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    names = [name for name in options.targets if options.role in (None, TARGETS[name])]
+    if options.own:
+        return own(Recorder("trained_own", resume=True), names, options.budgets)
     recorder = Recorder("trained", resume=True)
     peers = recorder.table("best peer", ["target", "role", "NFE"], {"error": ".2e", "method": ""})
     ours = recorder.table("auto", ["target", "role", "NFE"], {"error": ".2e", "over the best peer": ".2f"})
-    names = [name for name in options.targets if options.role in (None, TARGETS[name])]
     for name in tqdm(names, unit="target"):
         target = Target.of(name)
         row = []

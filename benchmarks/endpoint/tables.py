@@ -53,6 +53,12 @@ def summary(study: Study, budgets: Sequence[int]) -> dict[str, object]:
             "geometric mean": mean_log(best_ours.values()),
         },
     }
+    return found | rules(study, budgets)
+
+
+def rules(study: Study, budgets: Sequence[int]) -> dict[str, dict[object, float]]:
+    """What auto comes to, for every prediction: geometric means of its error over the best peer's, and the worst."""
+    found: dict[str, dict[object, float]] = {}
     for role, names in ROLES.items():
         among = [t for t in names if t in study["peers"]]
         for rule in dict.fromkeys(name for t in among for name in study["auto"][t]):

@@ -18,18 +18,24 @@ from diffsolve.tableau import Draft, Tableau
 
 __all__ = ["Auto"]
 
-DESIGNED = {"noise": 24, "score": 17, "denoised": 6, "edm": 12, "v": 12, "velocity": 12}
+DESIGNED = {"noise": 24, "score": 17, "denoised": 5, "edm": 12, "v": 12, "velocity": 12}
 """At most so many steps are made by weights designed for the prediction; more are Adams'."""
 
-ADAMS = {
-    "noise": Multistep(3, "straight", "lambda", corrector=3),
-    "score": Multistep(3, "straight", "lambda", corrector=3),
-    "denoised": Multistep(3, "straight", "lambda", corrector=4),
-}
-"""What more steps use where the error grows towards an end: three values in lambda, whatever their number."""
+SMOOTH = 200
+"""Samples of more numbers, of which v, velocity or raw EDM is predicted, are left to Adams in few steps too: they are
+decided at more noise than any problem that weights are designed for, and no error is multiplied there."""
+
+LAMBDA = Multistep(3, "straight", "lambda", corrector=3)
+"""What more steps use where the error grows towards the noise end (noise, score)."""
+
+FEW, MANY = (Multistep(k, "straight", "lambda", corrector=k + 1) for k in (3, 4))
+"""The same where it grows towards the data end (denoised): in at most `NINE` steps, and in more."""
 
 TWO = Multistep(2, "straight", "lambda", corrector=2)
-"""What noise and scores of images use: the networks err so much where the steps are long that more values do harm."""
+"""Noise and scores of images, in at most `NINE` steps: the networks err so much where the steps are long that more
+values do harm."""
+
+NINE = 9
 
 STRONG = 5.0
 """Above this scale of guidance differences of the field decide, not the network's error: nothing is designed for it."""
@@ -64,14 +70,17 @@ class Auto(ForNetwork):
         w = max(1.0, w, 1 - w)
         worth = steps / math.sqrt(w)
         if w <= STRONG and of_image(predicts, self.size):
-            return TWO
-        if w <= STRONG and worth <= DESIGNED[predicts]:
+            return TWO if worth <= NINE else LAMBDA
+        if predicts not in ("noise", "score", "denoised"):
+            if w <= STRONG and worth <= DESIGNED[predicts] and (self.size or 1) <= SMOOTH:
+                return Designed(math.sqrt(w), predicts)
+            points = next((p for most, p in POINTS if worth <= most), MOST)
+            return Multistep(points, "straight", "theta", corrector=0 if worth < 2 else points + 1)
+        if w > STRONG:
+            return DPMpp(1 if steps <= 5 else 2, "denoised")  # of two values it amplifies least
+        if worth <= DESIGNED[predicts]:
             return Designed(math.sqrt(w), predicts)
-        if predicts in ADAMS:
-            # DPM-Solver++ of two values amplifies least.
-            return ADAMS[predicts] if w <= STRONG else DPMpp(1 if steps <= 5 else 2, "denoised")
-        points = next((p for most, p in POINTS if worth <= most), MOST)
-        return Multistep(points, "straight", "theta", corrector=0 if worth < 2 else points + 1)
+        return LAMBDA if predicts != "denoised" else FEW if worth <= NINE else MANY
 
     @property
     def order(self) -> int:

@@ -165,7 +165,7 @@ def test_offsets_past_two_to_the_31(size, batch, R, C):
 
 NETWORKS = [("edm", "noise"), ("condot", "velocity"), ("edm", "edm")]
 # New names last: each keeps its network. dopri8 on (edm, noise) in float32 would lose all to cancellation.
-NEW = ["designed", "consistency", "flow-map", "lcm", "scm", "tcd"]
+NEW = ["designed", "consistency", "flow-map", "lcm", "scm", "tcd", "designed-sde"]
 NAMES = [*(name for name in ds.solvers.names() if name not in NEW), *NEW]
 RUNS = [(name, *NETWORKS[i % 3]) for i, name in enumerate(NAMES)]
 

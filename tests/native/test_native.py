@@ -174,8 +174,8 @@ def test_every_uniform_makes_the_normal_of_the_definition(tmp_path):
         "void parts(int64_t n, const uint32_t *r, const uint32_t *s, float *l, float *a, float *b) {\n"
         "    for (int64_t i = 0; i < n; i++) l[i] = ln(unit(r[i])), pair(s[i], r[i], a + i, b + i);\n}\n"
     )
-    command = [*os.environ.get("CC", "cc").split(), *flags.FLAGS, "-march=native", str(wrapper), "-o", str(tmp_path / "parts.so")]
-    subprocess.run(command, check=True)
+    compiler = [*os.environ.get("CC", "cc").split(), *flags.FLAGS, "-march=native"]
+    subprocess.run([*compiler, str(wrapper), "-o", str(tmp_path / "parts.so")], check=True)
     parts = ctypes.CDLL(str(tmp_path / "parts.so")).parts
     n = 2**20
     radius = np.sqrt(50 * np.log(2))  # that of the smallest uniform, 2^-25
