@@ -114,10 +114,10 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             of the states; and "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1).
         together: M: after the first, calls are made in groups of M that do not depend on each other, which
             `parallel=ds.Independent()` makes as one batch. Then `nfe` is 1 more than a multiple of M.
-        loss: a `diffsolve.tuning.Distance`, of features perhaps, or of the way too; or (x, ends) -> a number, or one per sample. By
-            default |x - end| over the root mean square of |end|, one per sample; not squared, since the few samples
-            that end in another mode would then dominate. Or a `diffsolve.tuning.Frechet` or `SlicedWasserstein`, of
-            sets of ends: what stochastic runs are learned by.
+        loss: a `diffsolve.tuning.Distance`, of features perhaps, or of the way too; or (x, ends) -> a number, or one
+            per sample. By default |x - end| over the root mean square of |end|, one per sample; not squared, since the
+            few samples that end in another mode would then dominate. Or a `diffsolve.tuning.Frechet` or
+            `SlicedWasserstein`, of sets of ends: what stochastic runs are learned by.
         ball: r, in units of the prior's deviation: the run may start within r of the noise, where its loss is least to
             first order (the soft loss of LD3, Tong et al., 2405.15506); by Adam, for twice the calls. Held-out noises
             start where they are.

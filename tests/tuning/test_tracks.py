@@ -10,7 +10,7 @@ from diffsolve.models.guidance import Guidance
 from diffsolve.tuning import Distance, fit
 from diffsolve.tuning.runs import Noises
 from diffsolve.tuning.tangents import along
-from diffsolve.tuning.tracks import tracked
+from diffsolve.tuning.tracks import Tracks, tracked
 
 SMALL = {"teacher": 40, "seed": 0, "dtype": torch.float64, "iterations": 6, "solver": "unipc-3"}
 
@@ -38,6 +38,15 @@ def test_tracks_are_the_way_of_a_run(path):
         h = 1e-6
         numeric = (tracks.at(float(u[0]) + h)[0] - tracks.at(float(u[0]) - h)[0]) / (2 * h)
         torch.testing.assert_close(slope, numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_step_is_a_parabola():
+    """Through its two ends, with the velocity of the call at its beginning."""
+    tracks = Tracks(np.array([0.5, 0.2]), torch.tensor([[1.0], [4.0]]).double(), torch.zeros(2, 1).double())
+    model = ds.adapt(lambda x, t: x * 0 + 3, "condot", "velocity")
+    found = tracked(model, Noises(noise(2), {}, Guidance(1.0)), ds.plan(model, "euler", steps=2))
+    torch.testing.assert_close(found.v, torch.full_like(found.v, -3))  # dz/du of a constant velocity, at the end too
+    torch.testing.assert_close(tracks.at(0.2)[0], torch.tensor([4.0]).double())
 
 
 @pytest.mark.parametrize(("path", "also"), [("condot", ()), ("edm", ("told",)), ("vp", ())])
