@@ -112,6 +112,9 @@ def tune(
     teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
     iterations: Annotated[int | None, typer.Option(help="Updates, at most. [default: the method's]")] = None,
     batch: Annotated[int | None, typer.Option(help="Noises at once. [default: the method's]")] = None,
+    method: Annotated[str | None, typer.Option(help="As of ds.tune. [default: least squares]")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="What is learned beside times and weights: told.")] = None,
+    together: Annotated[int, typer.Option(min=1, help="Calls made as one, after the first.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     force: Force = False,
     progress: Progress = None,
@@ -126,9 +129,11 @@ def tune(
     net = ds.load(model)
     shape, cond = batch_of(model, label, num)
     torch.set_num_threads(1)
+    how: Any = {"method": method} if method else {}
     found = fit(
         net, shape, nfe=budgets(nfe), solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
-        cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", out=out, force=force, progress=bar(progress),
+        also=tuple(also or ()), together=together, cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", out=out,
+        force=force, progress=bar(progress), **how,
     )  # fmt: skip
     for tuning in found.values() if isinstance(found, Tunings) else [found]:
         report(

@@ -97,6 +97,9 @@ def begin(model: ModelLike, shape: Shape | None = None, **options: Unpack[BeginO
             ex.advance(net(*ex.query()))
         ex.y
 
+    A loop that guides by itself gives `ex.tableau.guides` their part: the scale of call i is 1 + guides_i (scale - 1).
+    They are 1 but for runs that `ds.tune(also=("guides",))` learned.
+
     Args:
         prediction: the prediction type that `advance` gets, such as "denoised"; the network's if None.
         guidance: the scale of classifier-free guidance of the outputs; see `plan`.
