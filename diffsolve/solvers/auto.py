@@ -18,7 +18,7 @@ from diffsolve.tableau import Draft, Tableau
 
 __all__ = ["Auto"]
 
-DESIGNED = {"noise": 24, "score": 17, "denoised": 5, "edm": 12, "v": 12, "velocity": 12}
+DESIGNED = {"noise": 24, "score": 17, "denoised": 6, "edm": 12, "v": 12, "velocity": 12}
 """At most so many steps are made by weights designed for the prediction; more are Adams'."""
 
 SMOOTH = 200

@@ -17,7 +17,7 @@ def net(x, t, label=None):
     return 0.5 * x if label is None else 0.5 * x + label.view(-1, 1)
 
 
-FEW, MANY = (1, 5), 40  # calls that every prediction has designed weights for, and that none has
+FEW, MANY = (1, 6), 40  # calls that every prediction has designed weights for, and that none has
 
 
 @pytest.mark.parametrize("predicts", ["noise", "score", "denoised", "edm", "v", "velocity"])
@@ -32,7 +32,7 @@ def test_the_rule(predicts):
         points, corrector = (4, 5) if predicts == "denoised" else (3, 3)
         assert long == Multistep(points, "straight", "lambda", corrector=corrector)
         if predicts == "denoised":  # n / sqrt(w) = 6, 9, and 9.5
-            for w, n, p in ((1.0, 6, 3), (4.0, 18, 3), (4.0, 19, 4)):
+            for w, n, p in ((1.0, 7, 3), (4.0, 18, 3), (4.0, 19, 4)):
                 assert Auto(w, predicts).method(n) == Multistep(p, "straight", "lambda", corrector=p + 1)
         assert Auto(7.5, predicts).method(5) == DPMpp(1, "denoised")
         assert Auto(7.5, predicts).method(6) == Auto(7.5, predicts).method(1000) == DPMpp(2, "denoised")
@@ -51,7 +51,7 @@ def test_of_large_samples_only_what_errs_at_an_end_is_designed(predicts):
     for n, points in ((3, 1), (5, 1), (9, 2), (12, 3), (18, 4)):
         adams = Multistep(points, "straight", "theta", corrector=points + 1)
         assert Auto(predicts=predicts, size=201).method(n) == Auto(4.0, predicts, size=201).method(2 * n) == adams
-    assert Auto(predicts="denoised", size=201).method(5) == Designed(1.0, "denoised")
+    assert Auto(predicts="denoised", size=201).method(6) == Designed(1.0, "denoised")
 
 
 def test_the_table_in_the_docs():
