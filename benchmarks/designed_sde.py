@@ -38,7 +38,7 @@ TARGETS = (
 PUBLISHED = ("ddim(eta=1)", "dpmpp-2m-sde", "dpmpp-2m-sde(tau=0.5)", "er-sde-3", "sa-3", "sa-3(tau=0.5)")
 GRIDS = ("karras", "uniform-lambda")
 OURS = ("designed-sde", "designed-sde(tau=0.5)", "designed-sde(tau=1.0)", "designed")
-SAMPLES = 4096
+SAMPLES = 2048
 
 
 @dataclass(frozen=True)

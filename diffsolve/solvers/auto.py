@@ -18,7 +18,7 @@ from diffsolve.tableau import Draft, Tableau
 
 __all__ = ["Auto"]
 
-DESIGNED = {"noise": 24, "score": 17, "denoised": 5, "edm": 12, "v": 12, "velocity": 12}
+DESIGNED = {"noise": 24, "score": 17, "denoised": 6, "edm": 12, "v": 12, "velocity": 12}
 """At most so many steps are made by weights designed for the prediction; more are Adams'."""
 
 SMOOTH = 200
@@ -31,11 +31,10 @@ LAMBDA = Multistep(3, "straight", "lambda", corrector=3)
 FEW, MANY = (Multistep(k, "straight", "lambda", corrector=k + 1) for k in (3, 4))
 """The same where it grows towards the data end (denoised): in at most `NINE` steps, and in more."""
 
-TWO = Multistep(2, "straight", "lambda", corrector=2)
-"""Noise and scores of images, in at most `NINE` steps: the networks err so much where the steps are long that more
-values do harm."""
-
 NINE = 9
+
+TWO = Multistep(2, "straight", "lambda", corrector=2)
+"""What noise and scores of images use: the networks err so much where the steps are long that more values do harm."""
 
 STRONG = 5.0
 """Above this scale of guidance differences of the field decide, not the network's error: nothing is designed for it."""
@@ -70,7 +69,7 @@ class Auto(ForNetwork):
         w = max(1.0, w, 1 - w)
         worth = steps / math.sqrt(w)
         if w <= STRONG and of_image(predicts, self.size):
-            return TWO if worth <= NINE else LAMBDA
+            return TWO
         if predicts not in ("noise", "score", "denoised"):
             if w <= STRONG and worth <= DESIGNED[predicts] and (self.size or 1) <= SMOOTH:
                 return Designed(math.sqrt(w), predicts)

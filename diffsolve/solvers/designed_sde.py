@@ -7,8 +7,8 @@ In the straight frame, y = x / (alpha + sigma), a row of an SDE of the path (`di
 with :math:`\kappa = (u_{i+1} / u_i) e^{-A}`, :math:`n = u_{i+1} \sqrt{1 - e^{-2A}}`, A the integral of tau^2 over the
 step's lambda and :math:`g = 1 - u_{i+1} - \kappa (1 - u_i)`: exact for a constant D, noise and all. Where the network
 may be called at the data itself D says too little of the last step, and the straight velocities V of the calls stand in
-for it; as D = y - u V, that is :math:`(\kappa + g) y_i - g u_i \sum_j s_{ij} V_j`, which is `Designed`'s row if A = 0. Of a
-constant D it keeps the mean, and the variance as well as the fit.
+for it; as D = y - u V, that is :math:`(\kappa + g) y_i - g u_i \sum_j s_{ij} V_j`, which is `Designed`'s row if A = 0.
+Of a constant D it keeps the mean, and the variance as well as the fit.
 
 What shares s are good? A run with noise has no end to be near to, so not the path of a particle is fitted, but the law:
 for data N(0, S) in each direction the exact network is linear, every state is a sum over the normals drawn so far, and

@@ -192,14 +192,13 @@ class Tableau:
         path: Path | str | None = None,
         rate: float = 0.5,
     ) -> float:
-        """How far the law of this run's ends is expected to be from the data's, on Gaussian data, on paper.
+        """How far the law of the ends, for runs with fresh noise, is expected to be from the data's, on Gaussian data.
 
-        For runs with fresh noise, and to compare others with them. Arguments and errors are those of `expected_error`,
-        but half of the network's error is in proportion to the state here.
+        Arguments and errors of `expected_error`, but half of the network's error is in proportion to the state here.
 
         Returns:
-            The root mean square over directions and errors of the 2-Wasserstein distance of the two normal laws, in
-            units of the data: squared, times the directions, a Frechet distance. What no run can undo is in it.
+            The root mean square over directions and errors of the 2-Wasserstein distance, in units of the data: its
+            square times the number of directions is a Frechet distance.
         """
         path, spectrum = self._theory(path, predicts, spectrum)
         delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
@@ -267,11 +266,7 @@ class Tableau:
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: if the text is not such a tableau.
-        """
+        """The inverse of `to_json`; a ValueError if the text is not such a tableau."""
         try:
             plain = parsed(text)
             names = [f.name for f in fields(cls)]
