@@ -63,7 +63,8 @@ class DesignedSDE(ForNetwork):
 
     Args:
         tau: how much noise, a number or a `Tau` (0 none, 1 the reverse SDE); if None, the one of `TAUS` whose run is
-            expected to end nearest to the data (`Tableau.expected_frechet` with errors as trained networks have them).
+            expected to end nearest to the data (`Tableau.expected_frechet` with errors as trained networks have them),
+            and 0 from the data to the noise.
         delta: the root mean square of the network's error where data and noise are equal, in units of the prediction.
         spectrum: variances of the directions of the data.
         history: how many outputs a step may use.
@@ -93,7 +94,9 @@ class DesignedSDE(ForNetwork):
     def method(self, path: Path, times: np.ndarray) -> Solver:
         """What makes a run over these times: itself with its tau, or what it is without noise or in many steps."""
         if self.tau is None:
-            return replace(self, tau=_chosen(self, path, tuple(times.tolist()))).method(path, times)
+            denoises = bool(path.lam(times[0]) < path.lam(times[-1]))
+            tau = _chosen(self, path, tuple(times.tolist())) if denoises else 0.0
+            return replace(self, tau=tau).method(path, times)
         if self.tau == 0:
             return Designed(self.guidance, self.predicts, self.size, self.delta, history=self.history)
         return self if len(times) <= LONG + 1 else DPMpp(2, tau=self.tau)

@@ -560,7 +560,7 @@ def test_what_cannot_go_together_is_refused_by_name():
             solve(model, "ddim", ds.Picard(), **options)
     with pytest.raises(ValueError, match="(?s)state=.* cannot be given with parallel"):
         ds.solve(model, solver=table, state=state, parallel=ds.Picard())
-    with pytest.raises(TypeError, match="parallel must be a ds.Picard or a ds.Parareal, got 4"):
+    with pytest.raises(TypeError, match="parallel must be a ds.Picard, a ds.Parareal or a ds.Independent, got 4"):
         solve(model, "ddim", 4)
 
 

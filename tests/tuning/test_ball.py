@@ -49,7 +49,7 @@ def test_it_goes_no_further_than_to_no_loss():
     adam, x, ends = learner("condot", 100.0)
     found, plain = (adam.task.loss(adam.student(start, {}, Guidance(1.0)), ends) for start in
                     (adam.beside(adam.task.noises, ends), x))  # fmt: skip
-    assert float(found.mean()) < 0.7 * float(plain.mean())
+    assert float(found.mean().detach()) < 0.8 * float(plain.mean().detach())
 
 
 def test_of_a_loss_that_is_a_number_the_whole_radius():
