@@ -334,3 +334,11 @@ def test_a_callback_sees_a_checkpointed_run_once():
     run = ds.solve(model(), noise=noise, solver="heun", steps=6, gradient="checkpoint", callback=steps.append)
     run.x.sum().backward()
     assert [step.call for step in steps] == list(range(run.nfe))
+
+
+@pytest.mark.parametrize("index", [torch.ones(2), np.array([0, 1]), 0.0, "0"])
+def test_an_index_that_is_none_is_refused_by_name(index):
+    model = ds.adapt(lambda x, t: -x, "condot", "velocity")
+    for how in ({"steps": 2}, {"solver": ds.Adaptive()}, {"steps": 2, "parallel": ds.Picard()}):
+        with pytest.raises(TypeError, match=r"index must be an integer in \[0, 2\*\*32\), got "):
+            ds.solve(model, (2, 2), index=index, seed=0, **how)
