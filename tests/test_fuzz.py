@@ -50,7 +50,9 @@ def network(path: str, predicts: str, dtype: torch.dtype) -> Model:
         p = where.at(t.double().expand(len(x)))
         wide = [len(x)] + [1] * (x.dim() - 1)
         alpha, sigma, dalpha, dsigma = (v.reshape(wide) for v in (p.alpha, p.sigma, p.dalpha, p.dsigma))
-        mean = 0.0 if k is None else k.double().reshape(-1, *wide[1:])  # one row is for all
+        if k is not None and len(k) not in (1, len(x)):
+            raise ValueError(f"k must have a row for each of {len(x)} samples or one for all")
+        mean = 0.0 if k is None else k.double().reshape(-1, *wide[1:])
         q = alpha**2 / 4 + sigma**2
         rest = x.double() - alpha * mean
         x0, eps = mean + alpha / 4 * rest / q, sigma * rest / q

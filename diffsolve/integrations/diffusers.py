@@ -206,7 +206,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def init_noise_sigma(self) -> float | Tensor:
         """The standard deviation of the noise at the start of a run; a tensor where the host's is one."""
-        std, own = self.model.path.prior_std(), self.scheduler.init_noise_sigma
+        std, own = self.model.path.prior_std(), getattr(self.scheduler, "init_noise_sigma", None)
         return torch.tensor(std) if isinstance(own, Tensor) else std
 
     @property

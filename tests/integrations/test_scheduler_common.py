@@ -177,7 +177,9 @@ def test_thresholds_hold_the_denoised(make, solver, prediction):
     assert (float(out.abs().max()) <= 1) == bool(options)
 
 
-@pytest.mark.parametrize("host", ["EulerDiscreteScheduler", "LMSDiscreteScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize(
+    "host", ["EulerDiscreteScheduler", "LMSDiscreteScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler"]
+)
 def test_what_pipelines_ask_of_the_start(df, host):
     """Its size is of the host's type, and arguments of other schedulers' inputs do no harm."""
     from diffsolve.integrations.diffusers import Scheduler
@@ -185,7 +187,8 @@ def test_what_pipelines_ask_of_the_start(df, host):
     theirs = getattr(df, host)()
     scheduler = Scheduler(theirs, "ddim")
     scheduler.set_timesteps(4)
-    assert isinstance(scheduler.init_noise_sigma, type(theirs.init_noise_sigma))
+    own = getattr(theirs, "init_noise_sigma", 1.0)  # a flow's scheduler has none
+    assert isinstance(scheduler.init_noise_sigma, type(own))
     assert float(scheduler.init_noise_sigma) == 1.0
     t = scheduler.timesteps[0]
     assert torch.equal(scheduler.scale_model_input(X, t, generator=torch.Generator()), X)
