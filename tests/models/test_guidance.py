@@ -77,6 +77,10 @@ def test_hook_and_guidance(mixture):
     [
         (lambda: ds.Guidance("2"), "scale must be a finite number, got '2'"),
         (lambda: ds.Guidance(float("nan")), "scale must be a finite number, got nan"),
+        (
+            lambda: ds.Guidance(-3.5e38),
+            r"scale must be of size at most 3.40282e\+38, which float32 holds, got -3.5e\+38",
+        ),
         (lambda: ds.Guidance(2.0, uncond=3), "uncond must be a mapping .*, got 3"),
         (lambda: ds.Guidance(2.0, interval=(3.0, 1.0)), r"interval must be .*, got \(3.0, 1.0\)"),
         (
