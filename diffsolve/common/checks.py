@@ -8,7 +8,7 @@ from numbers import Real
 from operator import index
 from typing import Any, TypeVar
 
-__all__ = ["choice", "described", "exactly_one", "instance", "integer", "mapping", "number", "required"]
+__all__ = ["choice", "described", "exactly_one", "instance", "integer", "mapping", "number", "required", "single"]
 
 T = TypeVar("T")
 
@@ -64,6 +64,18 @@ def number(
     required(inside, name, value, accepted)
     return real
 
+
+
+def single(name: str, value: Any) -> float:
+    """The value as a float that single precision holds: what outputs of a network are multiplied by.
+
+    Raises:
+        ValueError: for any other value.
+    """
+    largest = 2.0**128 - 2.0**104
+    real = number(name, value)
+    required(abs(real) <= largest, name, value, f"of size at most {largest:g}, which float32 holds")
+    return real
 
 def choice(name: str, value: Any, accepted: Iterable[Any], meant: Mapping[str, Any] | None = None) -> Any:
     """The value, which must be one of `accepted`.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.common.checks import described, instance, number, required
+from diffsolve.common.checks import described, instance, number, required, single
 from diffsolve.common.fingerprint import describe
 from diffsolve.common.tensors import column, per_sample
 from diffsolve.guidance import Rule, named
@@ -26,12 +26,6 @@ __all__ = ["Guidance", "Memory", "Perturbed"]
 
 Given = Mapping[str, Any]
 """What a guidance brings for samples: "uncond", and "scale" and "perturbed" where it has them; see `Guidance.given`."""
-
-
-def _held(name: str, value: Any) -> None:
-    """Raise a ValueError unless it is a number that float32 holds, in which outputs are combined."""
-    largest = torch.finfo(torch.float32).max
-    required(abs(number(name, value)) <= largest, name, value, f"of size at most {largest:g}, which float32 holds")
 
 
 @dataclass
@@ -61,7 +55,7 @@ class Perturbed:
     interval: tuple[float, float] = (0.0, math.inf)
 
     def __post_init__(self) -> None:
-        _held("scale", self.scale)
+        single("scale", self.scale)
         object.__setattr__(self, "cond", conditions("cond", self.cond))
         required(self.net is None or callable(self.net), "net", self.net, "a network", TypeError)
         required(self.net is not None or bool(self.cond), "cond", self.cond, "what perturbs the network, without net=")
@@ -120,7 +114,7 @@ class Guidance:
             fits = self.scale.dim() == 1 and self.scale.is_floating_point() and bool(self.scale.isfinite().all())
             required(fits, "scale", self.scale, "finite and floating, of shape (B,), one per sample")
         elif not callable(self.scale):
-            _held("scale", self.scale)
+            single("scale", self.scale)
         number("rescale", self.rescale, low=0, high=1)
         object.__setattr__(self, "uncond", conditions("uncond", self.uncond))
         _check_interval(self.interval)
