@@ -65,7 +65,6 @@ def number(
     return real
 
 
-
 def single(name: str, value: Any) -> float:
     """The value as a float that single precision holds: what outputs of a network are multiplied by.
 
@@ -76,6 +75,7 @@ def single(name: str, value: Any) -> float:
     real = number(name, value)
     required(abs(real) <= largest, name, value, f"of size at most {largest:g}, which float32 holds")
     return real
+
 
 def choice(name: str, value: Any, accepted: Iterable[Any], meant: Mapping[str, Any] | None = None) -> Any:
     """The value, which must be one of `accepted`.
