@@ -199,7 +199,9 @@ def test_parallel_rounds_end_where_the_run_ends(asked):
         return
     window = ask(asked, parallel=ds.Picard(window=run.nfe, tol=0.0))
     if window is not None:
-        torch.testing.assert_close(window.x, run.x, rtol=1e-9, atol=1e-9 * float(1 + run.x.abs().max()))
+        # High orders on uneven steps have weights of 1e8 that cancel, and round as much.
+        allowed = 1e-9 + 8 * np.finfo(float).eps * np.abs(run.tableau.weights).max()
+        torch.testing.assert_close(window.x, run.x, rtol=1e-9, atol=allowed * float(1 + run.x.abs().max()))
 
 
 WRONG = st.one_of(
