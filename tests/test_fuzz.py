@@ -199,7 +199,8 @@ def test_parallel_rounds_end_where_the_run_ends(asked):
         return
     window = ask(asked, parallel=ds.Picard(window=run.nfe, tol=0.0))
     if window is not None:
-        # Weights of high orders on uneven steps reach 1e8 and cancel; on its way to d a prediction is divided by a level.
+        # Weights of high orders on uneven steps reach 1e8 and cancel; on its way to d a prediction is divided by a
+        # level.
         levels = run.tableau.calls[:, 1:]
         amplified = np.abs(run.tableau.weights).max() / levels[levels > 0].min()
         allowed = 1e-9 + 8 * np.finfo(float).eps * amplified
