@@ -295,8 +295,6 @@ def planned(
     clock = tableau.calls[:, 0]
     told = model.network_time(torch.from_numpy(tableau.told.copy())).cpu().double().numpy().copy()
     if rows is not None:
-        own_times = "without times of its own that the network is told: the pipeline's are"
-        required("told" not in tableau.unusual, "solver", tableau.solver, own_times)
         told = _told(model, rows, clock, told)
     whole = bool((told % 1 == 0).all())
     if not dtype.is_floating_point and not whole:

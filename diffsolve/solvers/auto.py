@@ -28,10 +28,11 @@ decided at more noise than any problem that weights are designed for, and no err
 LAMBDA = Multistep(3, "straight", "lambda", corrector=3)
 """What more steps use where the error grows towards the noise end (noise, score)."""
 
-FEW, MANY = (Multistep(k, "straight", "lambda", corrector=k + 1) for k in (3, 4))
-"""The same where it grows towards the data end (denoised): in at most `NINE` steps, and in more."""
-
-NINE = 9
+DENOISED = (
+    (9, Multistep(3, "straight", "lambda", corrector=4)),
+    (math.inf, Multistep(4, "straight", "lambda", corrector=5)),
+)
+"""(at most so many steps, what they use) where it grows towards the data end (denoised)."""
 
 TWO = Multistep(2, "straight", "lambda", corrector=2)
 """What noise and scores of images use: the networks err so much where the steps are long that more values do harm."""
@@ -79,7 +80,7 @@ class Auto(ForNetwork):
             return DPMpp(1 if steps <= 5 else 2, "denoised")  # of two values it amplifies least
         if worth <= DESIGNED[predicts]:
             return Designed(math.sqrt(w), predicts)
-        return LAMBDA if predicts != "denoised" else FEW if worth <= NINE else MANY
+        return next(solver for most, solver in DENOISED if worth <= most) if predicts == "denoised" else LAMBDA
 
     @property
     def order(self) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import Any
@@ -179,9 +179,7 @@ class Tableau:
             ValueError: for a stochastic run, or a path that is not this run's.
         """
         required(not self.stochastic, "the run", self.solver, "deterministic: for others see expected_frechet")
-        path, spectrum = self._theory(path, predicts, spectrum)
-        delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
-        return float(np.sqrt(np.mean(distance(self, path, predicts, spectrum, delta, rate) ** 2)))
+        return self._expected(distance, spectrum, delta, predicts, path, rate)
 
     def expected_frechet(
         self,
@@ -200,9 +198,21 @@ class Tableau:
             The root mean square over directions and errors of the 2-Wasserstein distance, in units of the data: its
             square times the number of directions is a Frechet distance.
         """
+        return self._expected(frechet, spectrum, delta, predicts, path, rate)
+
+    def _expected(
+        self,
+        measure: Callable[..., np.ndarray],
+        spectrum: Sequence[float],
+        delta: float,
+        predicts: str,
+        path: Path | str | None,
+        rate: float,
+    ) -> float:
+        """The root mean square over the directions of a measure of `diffsolve.tableau.theory`."""
         path, spectrum = self._theory(path, predicts, spectrum)
         delta, rate = number("delta", delta, low=0), number("rate", rate, low=0)
-        return float(np.sqrt(np.mean(frechet(self, path, predicts, spectrum, delta, rate) ** 2)))
+        return float(np.sqrt(np.mean(measure(self, path, predicts, spectrum, delta, rate) ** 2)))
 
     def amplification(
         self, spectrum: Sequence[float] = SPECTRUM, *, predicts: str = "v", path: Path | str | None = None

@@ -76,10 +76,11 @@ def test_the_marginals_of_a_point_are_exact(spec, path):
 WEAK = [
     *(*NAMES, "ddim(eta=0.5)", "ddpm(variance='large')", "sa-3(corrector=0)", "sa-2(tau=0.5)", "sa-2(mode='pece')"),
     *("restart(inner='rk4', low=0.5, high=1.2)", "flow-sde", "dance-sde", "repaint(jump=3)", *TAUS),
+    "designed-sde(tau=1.0)",
 ]
 
 
-FEW = [spec for spec in WEAK if spec not in NAMES or spec in KINDS][::3]
+FEW = [spec for spec in WEAK if spec not in NAMES or spec in KINDS][::3] + WEAK[-1:]
 
 
 @pytest.mark.product({"spec": WEAK, "path": list(INTERIOR)}, some={"spec": FEW})

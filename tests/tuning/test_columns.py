@@ -91,6 +91,14 @@ def test_where_the_network_is_called_by_others_they_are_refused(df):
     _, table = learned("rectified")
     with pytest.raises(ValueError, match="without scales of guidance of its own: the pipeline guides"):
         Scheduler(df.FlowMatchEulerDiscreteScheduler(), family_of(table)).set_timesteps(5)
+    table = moved(ds.adapt(Net(), "rectified", "velocity"), also=("told",)).tableau()
+    scheduler = Scheduler(df.FlowMatchEulerDiscreteScheduler(), family_of(table))
+    for asked in (
+        {"num_inference_steps": 5},
+        {"sigmas": np.linspace(1, 0.1, 5).tolist()},
+    ):  # of which the number counts
+        scheduler.set_timesteps(**asked)
+        np.testing.assert_allclose(scheduler.timesteps, 1000 * table.told, rtol=1e-6)
 
 
 @pytest.mark.parametrize("together", [1, 2])
