@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import Any, TypeVar
 
 __all__ = ["given", "refuse_unknown", "shows"]
@@ -46,13 +45,10 @@ def refuse_unknown(function: str, given: Mapping[str, Any], options: type) -> No
 
 
 def given(options: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The options that were set: neither None nor False, nor the default index 0."""
-
-    def is_set(name: str, value: Any) -> bool:
-        first = name == "index" and isinstance(value, Integral) and value == 0  # what is no integer is refused later
-        return value is not None and value is not False and not first
-
-    return {name: value for name, value in options.items() if name not in but and is_set(name, value)}
+    """The options that were set: neither None nor False."""
+    return {
+        name: value for name, value in options.items() if name not in but and value is not None and value is not False
+    }
 
 
 def _annotations(options: type) -> dict[str, Any]:
