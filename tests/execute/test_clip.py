@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import diffsolve as ds
+from diffsolve.execute.clip import quantile
 from diffsolve.noise import Stream
 
 T, SHAPE, SEED = 1000, (3, 2, 4), 7
@@ -109,6 +110,28 @@ def test_a_dynamic_threshold_has_a_largest_and_ends_within_the_bound():
     assert torch.equal(clipped[0], x[0])
     torch.testing.assert_close(clipped[1], x[1] * 2 / 9)
     torch.testing.assert_close(clipped[2], torch.tensor([2.0, 2.0, -2.0]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.995, 1.0])
+def test_quantiles_are_those_of_torch(share):
+    rows = torch.randn(5, 193, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(quantile(rows, share), torch.quantile(rows, share, dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_dynamic_threshold_takes_half_precision(dtype):
+    x = torch.tensor([[3.0, -6.0, 9.0]])
+    clipped = ds.Clip(2.0, quantile=0.5).clipped(x.to(dtype))
+    assert clipped.dtype == dtype
+    torch.testing.assert_close(clipped, torch.tensor([[1.0, -2.0, 2.0]], dtype=dtype))
+
+
+def test_a_dynamic_threshold_takes_no_samples_single_numbers_and_many():
+    clip = ds.Clip(quantile=0.5)
+    assert clip.clipped(torch.zeros(0, 2, 3)).shape == (0, 2, 3)
+    assert torch.equal(clip.clipped(torch.tensor([0.5, -3.0])), torch.tensor([0.5, -1.0]))
+    many = torch.full((2, 2**23 + 1), 4.0)  # more than torch.quantile takes
+    assert torch.equal(clip.clipped(many), many / 4)
 
 
 @pytest.mark.parametrize(("options", "says"), [
