@@ -87,13 +87,17 @@ def budgets(text: str) -> int | list[int]:
     Raises:
         ValueError: for anything else.
     """
+    from diffsolve.common.checks import required
+
     first, dash, last = text.partition("-")
     try:
-        if dash:
-            return list(range(int(first), int(last) + 1))
-        return [int(part) for part in text.split(",")] if "," in text else int(text)
+        if not dash:
+            return [int(part) for part in text.split(",")] if "," in text else int(text)
+        counts = list(range(int(first), int(last) + 1))
     except ValueError:
-        raise ValueError(f"nfe must be a number, a list or a range such as '4,6' or '4-12', got {text!r}") from None
+        counts = []
+    required(bool(counts), "nfe", text, "a number, a list or a rising range, such as '4,6' or '4-12'")
+    return counts
 
 
 def batch_of(model: str, label: str, num: int) -> tuple[tuple[int, ...], dict[str, Any] | None]:

@@ -346,7 +346,10 @@ def test_a_learned_run_is_saved_and_sampled_with():
     assert "2 network calls" in text
     family = ds.Family.load("two.json")
     np.testing.assert_array_equal(np.load("y.npy"), ds.sample(model, (5, 2), solver=family, nfe=2, seed=0).numpy())
-    assert "nfe must be a number, a list or a range" in run("tune", "--nfe", "two", code=2).replace("\n", " ")
+    for wrong in ("two", "4-2", "2,x"):
+        text = run("tune", "--nfe", wrong, code=2).replace("\n", " ")
+        assert "nfe must be a number, a list or a rising range" in text
+        assert f"got '{wrong}'" in text
     assert "was written for CondOT" in run(
         "sample", "--model", "mixture-2d(path='edm')", "--solver", "mine.json", code=2
     ).replace("\n", " ")
