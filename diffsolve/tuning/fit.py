@@ -111,7 +111,9 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
         history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
         times: learn the times of the calls too; False for a network that rounds its clock or looks it up.
         also: what is learned beside times and weights, of "told": the times that the network is told, apart from those
-            of the states; and "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1).
+            of the states; "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1); and
+            "blurs", a small operator in space: v of each call becomes v + k (m - v) with the mean m of each element's
+            neighbours along all axes after (B, C), one number k a call.
         together: M: after the first, calls are made in groups of M that do not depend on each other, which
             `parallel=ds.Independent()` makes as one batch. Then `nfe` is 1 more than a multiple of M.
         loss: a `diffsolve.tuning.Distance`, of features perhaps, or of the way too; or (x, ends) -> a number, or one
