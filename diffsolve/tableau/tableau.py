@@ -265,7 +265,7 @@ class Tableau:
 
     @property
     def unusual(self) -> dict[str, np.ndarray]:
-        """Second times, times told, scales of guidance and blurs by their names, as far as they are not the usual ones."""
+        """Second times, times told, scales of guidance and blurs by their names, as far as they are not usual."""
         return {name: value for name in USUAL if ((value := getattr(self, name)) != self._usual(name)).any()}
 
     def to_json(self) -> str:

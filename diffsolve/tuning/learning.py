@@ -244,7 +244,8 @@ def _check(settings: Mapping[str, Any], begin: Tableau, problem: Problem) -> Non
     """Check that the accurate run has at least the calls of the one that learns from it, and that times can be learned.
 
     Raises:
-        ValueError: if it has fewer, the network knows whole rows of its table only, or there is no guidance to learn.
+        ValueError: if it has fewer, the network knows whole rows of its table only, or there is no guidance to learn,
+            or no space to blur along.
     """
     timed = (settings["times"] or "told" in settings["also"]) and settings["method"] not in TIMED
     if timed and problem.model.clock == "index":
@@ -255,6 +256,9 @@ def _check(settings: Mapping[str, Any], begin: Tableau, problem: Problem) -> Non
         guidance = problem.guidance
         guided = not isinstance(guidance.scale, Tensor) and bool((guidance.schedule(begin) != 1).any())
         required(guided, "guidance", guidance.scale, "a scale other than 1, of all samples, with also='guides'")
+    if "blurs" in settings["also"]:
+        sizes = tuple(problem.sizes or ())
+        required(len(sizes) > 2, "shape", sizes, "(n, C, ...), with axes of space to blur along, with also='blurs'")
     teacher = settings["teacher"]
     calls = teacher.nfe if isinstance(teacher, Tableau) else teacher
     if not isinstance(calls, Tensor):

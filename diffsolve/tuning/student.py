@@ -15,9 +15,11 @@ With a history of K < N the rows leave the weight of a v as it is once the v is 
 
 Three columns of a tableau can be learned too: the time that the network is told at a call, apart from the time of the
 state (Zhu et al., 2507.14797, eq. 8, have such shifts), what the scale of guidance counts for there, and how much its v
-is blurred or sharpened in space, v_j + k_j (m(v_j) - v_j) with the mean m of an element's neighbours. That is 0 for a v
-that is constant in space, and a direction outside the span of the outputs for others. Or calls are made together: after the first one they stand in groups of M, and no row that makes an input of a group has weights on
-outputs of the same group, so that a group is one batch (parallel directions, ibid.).
+is blurred or sharpened in space, v_j + k_j (m(v_j) - v_j) with the mean m of an element's neighbours. What is added is
+0 for a v that is constant in space, and outside the span of the outputs for others.
+
+Calls can be made together: after the first one they stand in groups of M, and no row that makes an input of a group has
+weights on outputs of the same group, so that a group is one batch (parallel directions, ibid.).
 """
 
 from __future__ import annotations
