@@ -1,7 +1,7 @@
 r"""Learned runs against the best of those that are written down.
 
     python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core; or one --path of them
-    python benchmarks/tune.py digits       # results/tune_digits.md: five or so
+    python benchmarks/tune.py digits       # results/tune_digits.md: twenty or so
     python benchmarks/tune.py --quick      # little of both, to the terminal
 
 On exact mixtures, as in `accuracy.py` and on its particles: the mean over them of |x - x*| over the root mean square
@@ -19,7 +19,7 @@ import argparse
 import itertools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -40,6 +40,8 @@ BUDGETS = (4, 5, 6, 8, 10)
 PARTICLES = 128
 FRESH = 512
 """Images of the digits network that the runs are compared on."""
+LEARNED = {"tuned": (4, 6), "tuned, also told and blurs": (4, 5, 6, 8)}
+"""Budgets of what is learned on the digits network."""
 RIVALS = (
     "auto", "euler", "ab-2", "ab-3", "abm-2", "abm-3", "deis-2", "deis-3", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3",
     "ipndm-2", "ipndm-4", "res-2m", "res-3m", "heun", "midpoint",
@@ -111,7 +113,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def digit_images(
-    recorder: Recorder, budgets: Sequence[int], more: Sequence[int], iterations: int, n: int, teacher: int
+    recorder: Recorder, wanted: Mapping[str, Sequence[int]], more: Sequence[int], iterations: int, n: int, teacher: int
 ) -> list[str]:
     """Learned runs beside fixed ones; of `more` budgets the fixed ones alone."""
     model, (images, _) = ds.load("digits"), digits.load_data()
@@ -129,18 +131,16 @@ def digit_images(
 
     table = recorder.table("digits", ["NFE", "solver"], {"distance": ".4f", "Frechet": ".3f", "seconds": ".0f"})
     table.add([teacher, "the teacher"], [0.0, frechet(fresh, images), None])
-    tunings = fit(model, noise=x, teacher=ends, nfe=budgets, cond=cond, iterations=iterations, batch=64, seed=0)
-    for nfe in budgets:
+    for nfe in sorted({*more, *itertools.chain(*wanted.values())}):
         rivals = {name: row(name, nfe) for name in RIVALS}
         best = min(rivals, key=lambda name: rivals[name][0])
-        tuning = tunings[nfe]
         table.add([nfe, "`auto`"], [*rivals["auto"], None])
         table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
-        table.add([nfe, "tuned"], [*row(tuning.tableau, None), tuning.seconds])
-    for nfe in more:
-        rivals = {name: row(name, nfe) for name in RIVALS}
-        best = min(rivals, key=lambda name: rivals[name][0])
-        table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
+    how = {"noise": x, "teacher": ends, "cond": cond, "iterations": iterations, "batch": 64, "seed": 0}
+    for name, budgets in wanted.items():
+        tunings = fit(model, nfe=budgets, also=("told", "blurs") if "also" in name else (), **how)
+        for nfe in budgets:
+            table.add([nfe, name], [*row(tunings[nfe].tableau, None), tunings[nfe].seconds])
     return table.markdown()
 
 
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*nothing learned is better")
     if options.quick:
         mixtures(Recorder("tune", None), ["flow"], ["ring"], [4, 5], 128)
-        digit_images(Recorder("tune_digits", None), [4], [], 2, 32, 30)
+        digit_images(Recorder("tune_digits", None), {"tuned, also told and blurs": [4]}, [], 2, 32, 30)
         return
     paths, recorder = (
         [options.path] if options.path else list(COURSES),
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parts = {
         "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 1024)),
-        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), [4, 6], [8, 12], 12, 160, 100)),
+        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), LEARNED, [12], 16, 192, 100)),
     }
     for name, (file, measured) in parts.items():
         if options.part in (None, name):
