@@ -112,7 +112,7 @@ def tune(
     teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
     iterations: Annotated[int | None, typer.Option(help="Updates, at most. [default: the method's]")] = None,
     batch: Annotated[int | None, typer.Option(help="Noises at once. [default: the method's]")] = None,
-    method: Annotated[str | None, typer.Option(help="least-squares, adam, differences, gits or ays.")] = None,
+    method: Annotated[str | None, typer.Option(help="least-squares, adam, differences, gits, ays or dpm-v3.")] = None,
     also: Annotated[list[str] | None, typer.Option(help="Learned beside times and weights: told, blurs.")] = None,
     together: Annotated[int, typer.Option(min=1, help="Calls made as one, after the first.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,

@@ -17,7 +17,7 @@ from diffsolve.execute import bind
 from diffsolve.execute.start import Problem
 from diffsolve.tableau import Tableau
 from diffsolve.training.distributed import World
-from diffsolve.tuning import ays, gits
+from diffsolve.tuning import ays, dpm_v3, gits
 from diffsolve.tuning.adam import Adam
 from diffsolve.tuning.differences import Differences
 from diffsolve.tuning.least_squares import LeastSquares
@@ -140,14 +140,21 @@ def _learn(
 
 
 def _timed(task: Task, problem: Problem, settings: Mapping[str, Any]) -> Start:
-    """The best of the solvers at the times of GITS, or of aligned steps; a few noises are enough to find these."""
+    """The best of the solvers at the times of GITS, or of aligned steps, or of DPM-Solver-v3's weights at some times.
+
+    A few noises are enough to find these.
+    """
     index, name, nfe = task.learning[: FEW[0]], settings["method"], settings["nfe"]
     few, solver, teacher = task.noises.some(index), settings["solver"], settings["teacher"]
     if not isinstance(teacher, Tableau):
         teacher = teacher_of(
             problem.model, integer("teacher", teacher, 1), candidates(problem, settings)[0].tableau, few
         )
-    task.calls += teacher.nfe * len(few.x)
+    task.calls += teacher.nfe * len(few.x) * (2 if name == "dpm-v3" else 1)
+    if name == "dpm-v3":
+        statistics = dpm_v3.measured(problem.model, few, teacher, problem.key)
+        runs = dpm_v3.starts(problem.model.path, statistics, candidates(problem, settings))
+        return task.ranks.shared(min(runs, key=lambda run: task.verdict(run.tableau)))
     if name == "gits":
         cost = gits.costs(problem.model, few, teacher)
     else:
