@@ -102,9 +102,10 @@ def test_a_run_that_ends_elsewhere_too_often_is_not_returned():
         result = _result(Errors({1: near, 2: good, 3: flipped}), starts, table)
     assert result.tableau is result.start is best
     assert (result.learning, result.gain.value) == (pytest.approx(0.2), 0)
+    overfitted = [*[0.1] * 10, 0.3, 0.3]
     with pytest.warns(UserWarning, match="nothing learned"):
-        unseen = [*[0.1] * 10, 0.3, 0.3]  # of which it tells nothing
-        assert _result(Errors({1: near, 2: good, 3: unseen}), starts, table).tableau is best
+        result = _result(Errors({1: near, 2: good, 3: overfitted}), starts, table)
+    assert result.tableau is best
     result = _result(Errors({1: near, 2: good, 3: [0.1] * 12}), starts, table)
     assert result.tableau is table
     assert (result.start, result.before.value) == (best, pytest.approx(0.2))
