@@ -40,7 +40,7 @@ BUDGETS = (4, 5, 6, 8, 10)
 PARTICLES = 128
 FRESH = 512
 """Images of the digits network that the runs are compared on."""
-LEARNED = {"tuned": (4, 6), "tuned, also told and blurs": (4, 5, 6, 8)}
+LEARNED = {"tuned": (4, 6), "tuned, also told and blurs": (4, 6)}
 """Budgets of what is learned on the digits network."""
 RIVALS = (
     "auto", "euler", "ab-2", "ab-3", "abm-2", "abm-3", "deis-2", "deis-3", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3",
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parts = {
         "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 1024)),
-        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), LEARNED, [12], 16, 192, 100)),
+        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), LEARNED, [8, 12], 20, 384, 100)),
     }
     for name, (file, measured) in parts.items():
         if options.part in (None, name):
