@@ -115,6 +115,7 @@ def tune(
     method: Annotated[str | None, typer.Option(help="least-squares, adam, differences, gits, ays or dpm-v3.")] = None,
     also: Annotated[list[str] | None, typer.Option(help="Learned beside times and weights: told, blurs.")] = None,
     together: Annotated[int, typer.Option(min=1, help="Calls made as one, after the first.")] = 1,
+    history: Annotated[int | None, typer.Option(help="Outputs that a row may use. [default: all, at most 11]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     force: Force = False,
     progress: Progress = None,
@@ -132,8 +133,8 @@ def tune(
     how: Any = {"method": method} if method else {}
     found = fit(
         net, shape, nfe=budgets(nfe), solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
-        also=tuple(also or ()), together=together, cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", out=out,
-        force=force, progress=bar(progress), **how,
+        also=tuple(also or ()), together=together, history=history, cond=cond, seed=seed,
+        checkpoint=f"{out}.checkpoint", out=out, force=force, progress=bar(progress), **how,
     )  # fmt: skip
     for tuning in found.values() if isinstance(found, Tunings) else [found]:
         report(
