@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffsolve.common.checks import choice
-from diffsolve.common.files import read_tensors, reading
+from diffsolve.common.files import read_tensors, reading, write_tensors
 from diffsolve.distill import methods
 from diffsolve.distill.fit import fit
+from diffsolve.distill.matching import Matching, WithFake, distribution
 from diffsolve.distill.metrics import Adaptive
 from diffsolve.distill.runs import reflow, runs, trajectory
 from diffsolve.distill.stretches import Halves, Steps
@@ -21,6 +24,7 @@ from diffsolve.models import Model
 from diffsolve.reference import load, students
 from diffsolve.reference.data import fashion as load_fashion
 from diffsolve.reference.digits import load_data as load_digits
+from diffsolve.training.options import DEFAULTS
 
 __all__ = ["RECIPES", "Recipe", "about", "distill_reference", "load_student"]
 
@@ -32,6 +36,7 @@ class Recipe:
     """A method: its loss, and what `fit` gets."""
 
     loss: Callable[[Model], Callable[..., Any]]
+    """Of the teacher."""
     options: Mapping[str, Any]
     data: str = "data"
     """The teacher's training data, its "runs" at this many nodes, or "pairs" of their ends."""
@@ -40,6 +45,8 @@ class Recipe:
     """With which the student is sampled."""
     until: float = students.UNTIL
     """The highest frequency at which the student is told where to go."""
+    then: Sequence[Callable[[Model], Callable[..., Any]]] = ()
+    """Losses of further stages, of which each has the student so far as its teacher; the updates are shared evenly."""
     memory: torch.memory_format = torch.channels_last
     """A third faster on a CPU; torch has forward derivatives of group normalisation for contiguous tensors alone."""
 
@@ -123,10 +130,60 @@ def distill_reference(
     choice("model", model, students.NETWORKS)
     recipe, teacher = RECIPES[method], load(model)
     settings = {**recipe.options, **MODELS[model], "dtype": torch.float16, **options}
-    settings["note"] = {"model": model, "method": method, "sampler": recipe.sampler, "until": recipe.until}
+    note = {"model": model, "method": method, "sampler": recipe.sampler, "until": recipe.until}
     begun = students.student(model, teacher, recipe.until)
     begun.net.to(memory_format=recipe.memory)  # type: ignore[attr-defined]
-    return fit(recipe.loss(teacher), begun, data(recipe, model, teacher), out, **settings)
+    learns = data(recipe, model, teacher)
+    first = recipe.loss(teacher)
+    if not recipe.then and not isinstance(first, Matching):
+        return fit(first, begun, learns, out, **{**settings, "note": note})
+    return _staged(recipe, first, begun, learns, Path(out), settings, note)
+
+
+def _staged(
+    recipe: Recipe, loss: Any, student: Model, learns: Any, out: Path, settings: dict[str, Any], note: dict[str, Any]
+) -> dict[str, Any]:
+    """`fit` of one stage after the other, each to a file of its own that resumes it, and the student's file at last."""
+    count, total = 1 + len(recipe.then), settings.pop("steps")
+    dtype, report = settings.pop("dtype"), {"steps": 0, "seconds": 0.0}
+    files = [out.with_name(f"{out.name}.stage{i}") for i in range(count)]
+    if not settings.get("resume", True):
+        for file in files:
+            file.unlink(missing_ok=True)
+    for i, file in enumerate(files):
+        if i:
+            net = copy.deepcopy(student.net).requires_grad_(False)  # type: ignore[attr-defined]
+            loss = recipe.then[i - 1](replace(student, net=net))
+        steps = max(total // count, 1)
+        stage = _stage(loss, carrying(student, loss), learns, file, {**settings, "steps": steps, "note": note})
+        done = {name: report[name] + stage[name] for name in ("steps", "seconds")}
+        report = {**stage, **done}
+        if not stage["finished"]:
+            return report
+    weights = {name: value.to(dtype) for name, value in student.net.state_dict().items()}  # type: ignore[attr-defined]
+    about = {name: settings[name] for name in ("batch", "lr", "ema")}
+    write_tensors(out, weights, students.KEY, {**note, **about, "steps": report["steps"], "loss": report["loss"]})
+    for file in files:
+        file.unlink()
+    return {**report, "out": str(out)}
+
+
+def _stage(loss: Any, student: Model, learns: Any, file: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """`fit`, unless the file has what it wrote with these settings."""
+    net: Any = student.net
+    if file.exists():
+        weights, note = read_tensors(file, students.KEY, accepted=students.ACCEPTED)
+        same = {name: settings.get(name, DEFAULTS[name]) for name in ("steps", "batch", "lr", "seed")}
+        if all(note.get(name) == value for name, value in same.items()):
+            net.load_state_dict(weights)
+            net.eval()
+            return {"finished": True, "steps": settings["steps"], "seconds": 0.0, "loss": note["loss"]}
+    return fit(loss, student, learns, file, **settings)
+
+
+def carrying(student: Model, loss: Any) -> Model:
+    """The student, whose network carries the fake one of a loss that has one."""
+    return replace(student, net=WithFake(student.net, loss.fake.net)) if isinstance(loss, Matching) else student
 
 
 def data(recipe: Recipe, model: str, teacher: Model) -> Any:
