@@ -148,9 +148,10 @@ def distribution(
     .. math:: \nabla_x \propto D_{fake}(x_t, t) - D_{teacher}(x_t, t), \quad
               \text{over the mean of}\ |x - D_{teacher}|,
 
-    which is 0 where the samples have the teacher's law. `fake` is a network of its own, by default a copy of the teacher
-    without its dropout, that learns the student's law as it changes: `loss.fake_loss(student, x0, ..)` is its loss, of
-    several updates for one of the student's. There is no adversarial part. Another map than the teacher's flow may come out.
+    which is 0 where the samples have the teacher's law. `fake` is a network of its own, by default a copy of the
+    teacher without its dropout, that learns the student's law as it changes: `loss.fake_loss(student, x0, ..)` is its
+    loss, of several updates for one of the student's. There is no adversarial part. Another map than the teacher's flow
+    may come out.
 
     Args:
         guidance: of the teacher.
@@ -165,7 +166,11 @@ def distribution(
     """
     instance("teacher", teacher, Model, "a Model")
     fake = _copied(teacher) if fake is None else instance("fake", fake, Model, "a Model")
-    steps, turns, share = integer("steps", steps, 1), integer("turns", turns, 0), number("regression", regression, low=0)
+    steps, turns, share = (
+        integer("steps", steps, 1),
+        integer("turns", turns, 0),
+        number("regression", regression, low=0),
+    )
     return Matching(teacher, fake, guidance, times, steps, turns, share, options)
 
 
