@@ -316,5 +316,5 @@ def _report_training(training: dict[str, Any], steps: int | None, out: Path) -> 
     report(
         steps=f"{training['steps']}{total} in {training['seconds']:.1f} seconds, {how}",
         loss=f"{training['loss']:.4f}",
-        file=out if training["finished"] else f"{out}.checkpoint",
+        file=out if training["finished"] else f"{training['out']}.checkpoint",
     )

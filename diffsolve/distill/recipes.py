@@ -167,6 +167,7 @@ def _staged(
     recipe: Recipe, loss: Any, student: Model, learns: Any, out: Path, settings: dict[str, Any], note: dict[str, Any]
 ) -> dict[str, Any]:
     """`fit` of one stage after the other, each to a file of its own that resumes it, and the student's file at last."""
+    net: Any = student.net
     count, total = 1 + len(recipe.then), settings.pop("steps")
     dtype, report = settings.pop("dtype"), {"steps": 0, "seconds": 0.0}
     files = [out.with_name(f"{out.name}.stage{i}") for i in range(count)]
@@ -175,16 +176,16 @@ def _staged(
             file.unlink(missing_ok=True)
     for i, file in enumerate(files):
         if i:
-            net = copy.deepcopy(student.net).requires_grad_(False)  # type: ignore[attr-defined]
-            loss = recipe.then[i - 1](replace(student, net=net))
+            before = copy.deepcopy(net).requires_grad_(False)
+            loss = recipe.then[i - 1](replace(student, net=before))
         steps = max(total // count, 1)
         stage = _stage(loss, carrying(student, loss), learns, file, {**settings, "steps": steps, "note": note})
         done = {name: report[name] + stage[name] for name in ("steps", "seconds")}
         report = {**stage, **done}
         if not stage["finished"]:
             return report
-    weights = {name: value.to(dtype) for name, value in student.net.state_dict().items()}  # type: ignore[attr-defined]
-    about = {name: settings[name] for name in ("batch", "lr", "ema")}
+    weights = {name: value.to(dtype or value.dtype) for name, value in net.state_dict().items()}
+    about = {name: settings.get(name, DEFAULTS[name]) for name in ("batch", "lr", "seed")}
     write_tensors(out, weights, students.KEY, {**note, **about, "steps": report["steps"], "loss": report["loss"]})
     for file in files:
         file.unlink()
@@ -206,7 +207,9 @@ def _stage(loss: Any, student: Model, learns: Any, file: Path, settings: dict[st
 
 def carrying(student: Model, loss: Any) -> Model:
     """The student, whose network carries the fake one of a loss that has one."""
-    return replace(student, net=WithFake(student.net, loss.fake.net)) if isinstance(loss, Matching) else student
+    net: Any = student.net
+    fake: Any = loss.fake.net if isinstance(loss, Matching) else None
+    return student if fake is None else replace(student, net=WithFake(net, fake))
 
 
 def data(recipe: Recipe, model: str, teacher: Model) -> Any:
