@@ -82,8 +82,8 @@ RECIPES: dict[str, Recipe] = {
         lambda teacher: methods.consistency(teacher, stretches=Steps("jumps", 12)), _BASE, sampler="consistency"
     ),
     "ect": Recipe(
-        lambda teacher: methods.ect(stretches=Shrinking("uniform-t", "theta", every=350)),
-        {**_BASE, "steps": 1500, "lr": 5e-4},
+        lambda teacher: methods.ect(stretches=Shrinking("uniform-t", "theta", every=250)),
+        {**_BASE, "steps": 1000, "lr": 5e-4},
     ),
     "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm", **_PLAIN),
     "meanflow": Recipe(

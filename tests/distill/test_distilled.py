@@ -108,8 +108,9 @@ def test_settings_of_recipes():
     matching = distill.RECIPES["distribution"].loss(teacher)
     assert (matching.steps, matching.turns, matching.regression) == (2, 3, 1.0)
     assert distill.RECIPES["distribution"].data == distill.RECIPES["reflow"].data == "pairs"
+    assert distill.RECIPES["reflow"].loss(teacher).options == {}
     law = distill.RECIPES["ect"].loss(teacher).stretches
-    t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 1400).T
+    t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 900).T
     assert np.allclose(t, np.linspace(0.01, 0.99, 50))
     assert ((m > t) & (m < 0.5 + t / 2)).all()  # by then a neighbour
     assert (s == 1).all()

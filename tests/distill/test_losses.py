@@ -188,7 +188,8 @@ def test_distribution_matching_points_from_the_students_law_to_the_teachers():
     assert loss(exact, X0, seed=0, step=0)[0].max() < 1e-20
     off = replace(exact, net=lambda x, t, s: flow_map("condot", "velocity", "straight", wide).net(x, t, s))
     fake = flow_map("condot", "velocity", "straight", wide)
-    _, parts = distill.distribution(TEACHER, fake)(off, X0, seed=0, step=0)
+    losses, parts = distill.distribution(TEACHER, fake)(off, X0, seed=0, step=0)
+    assert torch.allclose(losses, (parts.output - parts.target).square().mean(1) / 2)  # whose gradient is the step
     p = TEACHER.path.at(parts.t)
     gains = [p.alpha[:, None] * v / std(TEACHER.path, parts.t, tuple(v.tolist())) ** 2 for v in (1.3**2 * LAM, LAM)]
     real = gains[1] * parts.x
@@ -232,11 +233,13 @@ def test_samples_of_several_calls_keep_the_law():
     assert torch.allclose(alike, nodes[2].expand(3), atol=0.08)
 
 
-def test_regression_on_pairs_is_part_of_distribution_matching():
-    exact = flow_map("condot", "velocity", "straight")
+@pytest.mark.parametrize("path", ["condot", "edm"])
+def test_regression_on_pairs_is_part_of_distribution_matching(path):
+    exact = flow_map(path, "velocity", "straight")
     noise = ds.Key(3).normal((6, 3), dtype=torch.float64)
-    loss = distill.distribution(TEACHER, exact, regression=0.5)
-    ends = noise * LAM.sqrt()  # of the flow
+    loss = distill.distribution(exact, exact, regression=0.5)
+    begin, end = exact.path.t_noise, exact.path.t_data
+    ends = flow(exact.path, noise * exact.path.prior_std(), begin, end)
     assert loss(exact, ends, noise=noise, seed=0, step=0)[0].max() < 1e-12
     losses, _ = loss(exact, ends + 2, noise=noise, seed=0, step=0)
     assert torch.allclose(losses, torch.full((6,), 2.0, dtype=torch.float64))
