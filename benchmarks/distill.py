@@ -3,6 +3,7 @@
     python benchmarks/distill.py ring                        # all methods on eight Gaussians on a ring
     python benchmarks/distill.py ring --only lagrangian ayf
     python benchmarks/distill.py digits *.safetensors        # the students in files of `diffsolve distill`
+    python benchmarks/distill.py digits *.safetensors --students    # their rows alone
     python benchmarks/distill.py fashion *.safetensors
 
 Of the ring the teacher is exact; a student is an MLP of two times, made from scratch by 1000 updates of 256 samples.

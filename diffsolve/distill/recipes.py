@@ -84,6 +84,7 @@ RECIPES: dict[str, Recipe] = {
     "ect": Recipe(
         lambda teacher: methods.ect(stretches=Shrinking("uniform-t", "theta", every=250)),
         {**_BASE, "steps": 1000, "lr": 5e-4},
+        sampler="consistency",
     ),
     "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm", **_PLAIN),
     "meanflow": Recipe(
