@@ -3,6 +3,7 @@
     python benchmarks/distill.py ring                        # all methods on eight Gaussians on a ring
     python benchmarks/distill.py ring --only lagrangian ayf
     python benchmarks/distill.py digits *.safetensors        # the students in files of `diffsolve distill`
+    python benchmarks/distill.py digits *.safetensors --students    # their rows alone
     python benchmarks/distill.py fashion *.safetensors
 
 Of the ring the teacher is exact; a student is an MLP of two times, made from scratch by 1000 updates of 256 samples.
@@ -31,7 +32,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve import distill
-from diffsolve.distill.recipes import SHAPES
+from diffsolve.distill.recipes import SHAPES, carrying
 from diffsolve.metrics import Statistics, frechet, sliced_wasserstein
 from diffsolve.metrics.data import DATA
 from diffsolve.models import Model
@@ -43,6 +44,8 @@ CALLS = (1, 2, 4, 8)
 UPDATES, BATCH, LR = 1000, 256, 2e-3
 UNTRAINED = ("auto", "ddim", "dpmpp-2m", "unipc-3", "heun")
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+TUNED = {"digits": (128, 100), "fashion": (32, 30)}
+"""Noises and iterations of `ds.tune`."""
 STRIP = 8
 """Images of each method and number of calls in the picture."""
 
@@ -215,28 +218,39 @@ class Images:
         return distance, float((x[:200] - self.exact).square().mean().sqrt() / self.rms)
 
     def cost(self, method: str, batch: int, updates: int = 4) -> float:
-        """Seconds of one update of a method, without the optimizer's and without making the runs it may learn from."""
-        recipe, model = distill.RECIPES[method], student_of(self.name, self.teacher)
-        loss, cond = recipe.loss(self.teacher), {"label": self.labels[:batch]}
-        x0 = ds.Key(5).normal((batch, recipe.nodes + 1, *SHAPES[self.name]))
-        x0 = x0 if recipe.data == "runs" else x0[:, 0]
-        began = 0.0
-        for step in range(updates + 1):
-            if step == 1:  # the first is not counted
-                began = time.process_time()
-            losses, _ = loss(model, x0, cond=cond, seed=0, step=step, **({"target": model} if loss.averaged else {}))
-            losses.mean().backward()
-        return (time.process_time() - began) / updates
+        """Seconds of one update of a method, without the optimizer's and without making the runs it may learn from.
+
+        The mean of its stages; of `distribution` a whole round, with the turns of the fake network.
+        """
+        recipe, cond = distill.RECIPES[method], {"label": self.labels[:batch]}
+        noise, x0 = (ds.Key(k).normal((batch, recipe.nodes + 1, *SHAPES[self.name])) for k in (5, 6))
+        x0, noise = x0 if recipe.data == "runs" else x0[:, 0], noise[:, 0]
+        spent, teacher, stages = 0.0, self.teacher, (recipe.loss, *recipe.then)
+        for stage in stages:
+            loss, model = stage(teacher), student_of(self.name, self.teacher, recipe.until)
+            model.net.to(memory_format=recipe.memory)
+            teacher, model = model, carrying(model, loss)
+            options: dict[str, Any] = {"target": model} if getattr(loss, "averaged", False) else {}
+            if recipe.data == "pairs":
+                options["noise"] = noise
+            for step in range(updates + 1):
+                if step == 1:  # the first is not counted
+                    began = time.process_time()
+                losses, _ = loss(model, x0, cond=cond, seed=0, step=step, **options)
+                losses.mean().backward()
+            spent += time.process_time() - began
+        return spent / updates / len(stages)
 
     def tuned(self, calls: int) -> ds.Tableau:
-        """What `ds.tune` makes of as many calls, on 128 noises and labels of their own."""
-        labels = torch.arange(128) % 10
-        shape = (128, *SHAPES[self.name])
-        return ds.tune(self.teacher, shape, nfe=calls, teacher=32, cond={"label": labels}, iterations=100, seed=1)
+        """What `ds.tune` makes of as many calls, on noises and labels of their own."""
+        count, iterations = TUNED[self.name]
+        labels, shape = torch.arange(count) % 10, (count, *SHAPES[self.name])
+        cond = {"label": labels}
+        return ds.tune(self.teacher, shape, nfe=calls, teacher=32, cond=cond, iterations=iterations, seed=1)
 
 
-def on_images(name: str, files: Sequence[str], recorder: Recorder) -> None:
-    """The table of a reference model, and its picture."""
+def on_images(name: str, files: Sequence[str], recorder: Recorder, students: bool = False) -> None:
+    """The table of a reference model, and its picture; or the rows of the students alone."""
     images = Images(name)
     columns = {"seconds": ".3g", **{f"FD, {n}": ".3f" for n in CALLS}, **{f"error, {n}": ".3f" for n in CALLS}}
     table = recorder.table(name, ["method"], columns)
@@ -250,6 +264,18 @@ def on_images(name: str, files: Sequence[str], recorder: Recorder) -> None:
         seen[method] = {n: x[:STRIP] for n, x in samples.items()}
         lines[method] = [scores[n][0] if n in scores else float("nan") for n in CALLS]
 
+    if not students:
+        beside(images, row)
+    for file in files:
+        model, note = distill.load_student(file), distill.about(file)
+        sampler, seconds = note["sampler"], images.cost(note["method"], note["batch"]) * note["steps"]
+        row(note["method"], seconds, lambda n, m=model, s=sampler: images.drawn(m, solver=s, nfe=n))
+    if not students:
+        pictured(name, seen, lines)
+
+
+def beside(images: Images, row: Callable[..., None]) -> None:
+    """The rows of the teacher, of untrained solvers and of `ds.tune`."""
     at32 = images.drawn(images.teacher, nfe=32)
     row("teacher, 32 calls", None, lambda n: at32 if n == 1 else None)
     for solver in UNTRAINED:
@@ -263,11 +289,6 @@ def on_images(name: str, files: Sequence[str], recorder: Recorder) -> None:
     learned = {n: images.tuned(n) for n in CALLS[1:]}
     spent = time.process_time() - began
     row("ds.tune", spent, lambda n: images.drawn(images.teacher, solver=learned[n]) if n in learned else None)
-    for file in files:
-        model, note = distill.load_student(file), distill.about(file)
-        sampler, seconds = note["sampler"], images.cost(note["method"], note["batch"]) * note["steps"]
-        row(note["method"], seconds, lambda n, m=model, s=sampler: images.drawn(m, solver=s, nfe=n))
-    pictured(name, seen, lines)
 
 
 def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, list[float]]) -> None:
@@ -292,7 +313,7 @@ def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, lis
                 canvas[top : top + side, across : across + STRIP * side] = torch.cat(list(ends[n][:, 0]), 1)
     right.imshow(canvas.clamp(-1, 1), cmap="gray", aspect="equal", interpolation="nearest")
     right.set_yticks([i * (side + 2) + side / 2 for i in range(len(shown))], list(shown), fontsize=8)
-    right.set_xticks([(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} calls" for n in few])
+    right.set_xticks([(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} call{'s' * (n > 1)}" for n in few])
     figure.savefig(DOCS / f"students-{name}.png")
 
 
@@ -301,13 +322,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", choices=["ring", *SHAPES])
     parser.add_argument("files", nargs="*", help="digits, fashion: files of students")
     parser.add_argument("--only", nargs="*", default=(), help="ring: these methods")
+    parser.add_argument("--students", action="store_true", help="digits, fashion: the rows of the files alone")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     recorder = Recorder("distill", resume=True)
     if options.target == "ring":
         on_ring(options.only, recorder)
     else:
-        on_images(options.target, options.files, recorder)
+        on_images(options.target, options.files, recorder, options.students)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 r"""Learned runs against the best of those that are written down.
 
     python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core; or one --path of them
-    python benchmarks/tune.py digits       # results/tune_digits.md: five or so
-    python benchmarks/tune.py --quick      # little of both, to the terminal
+    python benchmarks/tune.py digits       # results/tune_digits.md: twenty or so
+    python benchmarks/tune.py statistics   # results/tune_statistics.md: DPM-Solver-v3's on the digits; one or so
+    python benchmarks/tune.py --quick      # little of all, to the terminal
 
 On exact mixtures, as in `accuracy.py` and on its particles: the mean over them of |x - x*| over the root mean square
 norm of the data, in float64. `best` is the least error of all of our configurations that `accuracy.py` tries, picked
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -32,7 +35,9 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.reference import digits, mixture_model
-from diffsolve.tuning import Tunings, fit
+from diffsolve.tuning import Tunings, dpm_v3, fit
+from diffsolve.tuning.pilot import Start
+from diffsolve.tuning.runs import Noises
 
 HERE = FilePath(__file__).resolve().parent
 TARGETS = ("ring", "iso64")
@@ -40,6 +45,8 @@ BUDGETS = (4, 5, 6, 8, 10)
 PARTICLES = 128
 FRESH = 512
 """Images of the digits network that the runs are compared on."""
+LEARNED = {"tuned": (4, 6), "tuned, also told and blurs": (4, 6)}
+"""Budgets of what is learned on the digits network."""
 RIVALS = (
     "auto", "euler", "ab-2", "ab-3", "abm-2", "abm-3", "deis-2", "deis-3", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3",
     "ipndm-2", "ipndm-4", "res-2m", "res-3m", "heun", "midpoint",
@@ -111,7 +118,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
 
 
 def digit_images(
-    recorder: Recorder, budgets: Sequence[int], more: Sequence[int], iterations: int, n: int, teacher: int
+    recorder: Recorder, wanted: Mapping[str, Sequence[int]], more: Sequence[int], iterations: int, n: int, teacher: int
 ) -> list[str]:
     """Learned runs beside fixed ones; of `more` budgets the fixed ones alone."""
     model, (images, _) = ds.load("digits"), digits.load_data()
@@ -129,24 +136,55 @@ def digit_images(
 
     table = recorder.table("digits", ["NFE", "solver"], {"distance": ".4f", "Frechet": ".3f", "seconds": ".0f"})
     table.add([teacher, "the teacher"], [0.0, frechet(fresh, images), None])
-    tunings = fit(model, noise=x, teacher=ends, nfe=budgets, cond=cond, iterations=iterations, batch=64, seed=0)
-    for nfe in budgets:
+    for nfe in sorted({*more, *itertools.chain(*wanted.values())}):
         rivals = {name: row(name, nfe) for name in RIVALS}
         best = min(rivals, key=lambda name: rivals[name][0])
-        tuning = tunings[nfe]
         table.add([nfe, "`auto`"], [*rivals["auto"], None])
         table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
-        table.add([nfe, "tuned"], [*row(tuning.tableau, None), tuning.seconds])
-    for nfe in more:
-        rivals = {name: row(name, nfe) for name in RIVALS}
-        best = min(rivals, key=lambda name: rivals[name][0])
-        table.add([nfe, f"best: `{best}`"], [*rivals[best], None])
+    how = {"noise": x, "teacher": ends, "cond": cond, "iterations": iterations, "batch": 64, "seed": 0}
+    for name, budgets in wanted.items():
+        tunings = fit(model, nfe=budgets, also=("told", "blurs") if "also" in name else (), **how)
+        for nfe in budgets:
+            table.add([nfe, name], [*row(tunings[nfe].tableau, None), tunings[nfe].seconds])
+    return table.markdown()
+
+
+def statistics(recorder: Recorder, budgets: Sequence[int], n: int, fresh: int, teacher: int) -> list[str]:
+    """Weights by measured statistics at the times of other solvers, the best on the noises they were measured from."""
+    model, table = ds.load("digits"), recorder.table("statistics", ["NFE", "times of"], {
+        "its distance": ".4f", "dpm-v3": ".4f", "which": "", "defect": ".3f",
+    })  # fmt: skip
+    few = ds.Key(0).normal((n, 1, 8, 8), row=1)
+    others = ds.Key(1).normal((fresh, 1, 8, 8), row=1)
+
+    def ends(x: Tensor, solver: str | ds.Tableau, nfe: int | None = None) -> Tensor:
+        return ds.sample(model, noise=x, solver=solver, nfe=nfe, cond={"label": torch.arange(len(x)) % 10})
+
+    accurate = {len(x): ends(x, "auto", teacher) for x in (few, others)}
+
+    def distance(x: Tensor, table: ds.Tableau) -> float:
+        far, size = (part.flatten(1).norm(dim=1) for part in (ends(x, table) - accurate[len(x)], accurate[len(x)]))
+        return float(far.mean() / size.square().mean().sqrt())
+
+    about = Noises(few, {"label": torch.arange(n) % 10}, ds.Guidance(1.0))
+    found = dpm_v3.measured(model, about, ds.plan(model, nfe=teacher), ds.Key(0))
+    for nfe, name in itertools.product(budgets, ("auto", "unipc-3", "dpmpp-2m", "ab-3(variable='lambda')")):
+        own = ds.plan(model, name, nfe=nfe, grid="quadratic" if name.startswith("ab") else None)
+        runs = dpm_v3.starts(model.path, found, [Start(own, name)])
+        best = min(runs, key=lambda run: distance(few, run.tableau))
+        u = own.grid[:, 2] / own.grid[:, 1:].sum(1)
+        points = int(best.name.split("(")[1][0])
+        raw = dpm_v3.rows(found if "s=0" not in best.name else replace(found, s=0 * found.s), u, points, mended=False)
+        off = max(math.hypot(*dpm_v3.defect(row, u[0], u[i + 1])) for i, row in enumerate(raw))
+        table.add([nfe, f"`{name}`"], [distance(others, own), distance(others, best.tableau), f"`{best.name}`", off])
     return table.markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learned runs against the best of the others.")
-    parser.add_argument("part", nargs="?", choices=("mixtures", "digits"), help="one of the two; both if not given")
+    parser.add_argument(
+        "part", nargs="?", choices=("mixtures", "digits", "statistics"), help="one of them; all if not given"
+    )
     parser.add_argument("--path", choices=COURSES, help="of the mixtures; all if not given")
     parser.add_argument("--resume", action="store_true", help="keep the mixtures that are recorded")
     parser.add_argument("--quick", action="store_true", help="little of everything, and no file")
@@ -155,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*nothing learned is better")
     if options.quick:
         mixtures(Recorder("tune", None), ["flow"], ["ring"], [4, 5], 128)
-        digit_images(Recorder("tune_digits", None), [4], [], 2, 32, 30)
+        digit_images(Recorder("tune_digits", None), {"tuned, also told and blurs": [4]}, [], 2, 32, 30)
+        statistics(Recorder("tune_statistics", None), [4], 16, 17, 20)
         return
     paths, recorder = (
         [options.path] if options.path else list(COURSES),
@@ -163,14 +202,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parts = {
         "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 1024)),
-        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), [4, 6], [8, 12], 12, 160, 100)),
+        "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), LEARNED, [8, 12], 20, 384, 100)),
+        "statistics": (
+            "tune_statistics.md",
+            lambda: statistics(Recorder("tune_statistics"), [4, 6, 8, 11], 64, FRESH, 100),
+        ),
     }
     for name, (file, measured) in parts.items():
         if options.part in (None, name):
             began = time.perf_counter()
             found = measured()
-            file_of = {"mixtures": "tune", "digits": "tune_digits"}[name]
-            about = f"`benchmarks/tune.py` says how; {stamped(read(HERE / 'results' / f'{file_of}.jsonl'))}."
+            records = HERE / "results" / file.replace(".md", ".jsonl")
+            about = f"`benchmarks/tune.py` says how; {stamped(read(records))}."
             lines = [f"# Learned runs: {name}", "", about, "", *found, ""]
             (HERE / "results" / file).write_text("\n".join(lines))
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)

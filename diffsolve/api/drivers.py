@@ -140,7 +140,7 @@ def _as_graph(problem: Problem, options: Options) -> Run:
         run = ex.again(inputs)
         with torch.no_grad():
             while not run.done:
-                run.take(network(run.call, *run.inputs(), again["cond"], again["given"]))
+                run.take(run.blurred(network(run.call, *run.inputs(), again["cond"], again["given"])))
         return run.y
 
     how = ex.key if ex.tableau.stochastic else None, guidance.key(ex.tableau)

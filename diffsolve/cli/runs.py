@@ -112,9 +112,10 @@ def tune(
     teacher: Annotated[int, typer.Option(help="Network calls of the accurate run.")] = 100,
     iterations: Annotated[int | None, typer.Option(help="Updates, at most. [default: the method's]")] = None,
     batch: Annotated[int | None, typer.Option(help="Noises at once. [default: the method's]")] = None,
-    method: Annotated[str | None, typer.Option(help="least-squares, adam, differences, gits or ays.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="What is learned beside times and weights: told.")] = None,
+    method: Annotated[str | None, typer.Option(help="least-squares, adam, differences, gits, ays or dpm-v3.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="Learned beside times and weights: told, blurs.")] = None,
     together: Annotated[int, typer.Option(min=1, help="Calls made as one, after the first.")] = 1,
+    history: Annotated[int | None, typer.Option(help="Outputs that a row may use. [default: all, at most 11]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     force: Force = False,
     progress: Progress = None,
@@ -132,8 +133,8 @@ def tune(
     how: Any = {"method": method} if method else {}
     found = fit(
         net, shape, nfe=budgets(nfe), solver=solver, grid=grid, teacher=teacher, iterations=iterations, batch=batch,
-        also=tuple(also or ()), together=together, cond=cond, seed=seed, checkpoint=f"{out}.checkpoint", out=out,
-        force=force, progress=bar(progress), **how,
+        also=tuple(also or ()), together=together, history=history, cond=cond, seed=seed,
+        checkpoint=f"{out}.checkpoint", out=out, force=force, progress=bar(progress), **how,
     )  # fmt: skip
     for tuning in found.values() if isinstance(found, Tunings) else [found]:
         report(
@@ -316,5 +317,5 @@ def _report_training(training: dict[str, Any], steps: int | None, out: Path) -> 
     report(
         steps=f"{training['steps']}{total} in {training['seconds']:.1f} seconds, {how}",
         loss=f"{training['loss']:.4f}",
-        file=out if training["finished"] else f"{out}.checkpoint",
+        file=out if training["finished"] else f"{training['out']}.checkpoint",
     )

@@ -8,12 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["column", "flat", "normal_log_density", "per_sample"]
+__all__ = ["column", "flat", "neighbours", "normal_log_density", "per_sample"]
 
 
 def flat(x: Tensor) -> Tensor:
     """(B, ...) as (B, n), whatever its strides: of numbers (B,) n is 1, and an empty batch keeps its n."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def neighbours(x: Tensor) -> Tensor:
+    """The mean of the neighbours of each element of x (B, C, ...), along all axes after the channels.
+
+    At an edge the element itself stands for the one beyond it. So the mean of a constant is that constant, and cosines
+    cos(pi k (i + 1/2) / n) along an axis of n are its eigenvectors, with cos(pi k / n): those of the DCT-II.
+    """
+    sums = torch.zeros_like(x)
+    for axis in range(2, x.dim()):
+        n = x.shape[axis]
+        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, n - 1)], axis)
+        after = torch.cat([x.narrow(axis, 1, n - 1), x.narrow(axis, n - 1, 1)], axis)
+        sums = sums + (before + after)
+    return sums / (2 * (x.dim() - 2))
 
 
 def per_sample(weight: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from diffsolve.distill.base import Loss, Parts
 from diffsolve.distill.fit import fit
 from diffsolve.distill.identities import Eulerian, Identity, Lagrangian, Semigroup
 from diffsolve.distill.loss import Distillation, Scales
-from diffsolve.distill.matching import distribution
+from diffsolve.distill.matching import WithFake, distribution
 from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian, meanflow, progressive, scm, shortcut
 from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
 from diffsolve.distill.recipes import RECIPES, about, distill_reference, load_student
@@ -34,6 +34,7 @@ __all__ = [
     "Steps",
     "Stretches",
     "TwoTimes",
+    "WithFake",
     "about",
     "ayf",
     "best_times",

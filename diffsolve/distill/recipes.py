@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffsolve.common.checks import choice
-from diffsolve.common.files import read_tensors, reading
+from diffsolve.common.files import read_tensors, reading, write_tensors
 from diffsolve.distill import methods
 from diffsolve.distill.fit import fit
+from diffsolve.distill.loss import Distillation
+from diffsolve.distill.matching import Matching, WithFake, distribution
 from diffsolve.distill.metrics import Adaptive
 from diffsolve.distill.runs import reflow, runs, trajectory
-from diffsolve.distill.stretches import Halves, Steps
+from diffsolve.distill.stretches import Halves, Shrinking, Steps
 from diffsolve.models import Model
 from diffsolve.reference import load, students
 from diffsolve.reference.data import fashion as load_fashion
 from diffsolve.reference.digits import load_data as load_digits
+from diffsolve.training.options import DEFAULTS
 
 __all__ = ["RECIPES", "Recipe", "about", "distill_reference", "load_student"]
 
 RUNS = 20_000
+SEED = 1
+"""Of the noise that the runs begin at, another than that of most samples."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Recipe:
     """A method: its loss, and what `fit` gets."""
 
     loss: Callable[[Model], Callable[..., Any]]
+    """Of the teacher."""
     options: Mapping[str, Any]
     data: str = "data"
     """The teacher's training data, its "runs" at this many nodes, or "pairs" of their ends."""
@@ -40,6 +48,8 @@ class Recipe:
     """With which the student is sampled."""
     until: float = students.UNTIL
     """The highest frequency at which the student is told where to go."""
+    then: Sequence[Callable[[Model], Callable[..., Any]]] = ()
+    """Losses of further stages, of which each has the student so far as its teacher; the updates are shared evenly."""
     memory: torch.memory_format = torch.channels_last
     """A third faster on a CPU; torch has forward derivatives of group normalisation for contiguous tensors alone."""
 
@@ -55,6 +65,13 @@ _PLAIN: dict[str, Any] = {"memory": torch.contiguous_format, "until": 6.0}
 """Of losses with derivatives. A derivative in s multiplies the network's error of frequency w by w (v_s - v_t), and the
 updates of `lagrangian` grow without bound where that is large: they do at 100, and do not at 6."""
 
+
+def _stage_of(teacher: Model, steps: int, solver: str = "flow-map") -> Distillation:
+    """Progressive distillation to that many steps, with those of half and a quarter their length, to be of use too."""
+    stretches = Halves(steps=4 * steps, least=steps)
+    return methods.progressive(teacher, steps, solver=solver, weight="none", stretches=stretches)
+
+
 RECIPES: dict[str, Recipe] = {
     "trajectory": Recipe(
         lambda teacher: trajectory(path=teacher.path, nodes=8, ends=0.4), {**_BASE, "batch": 128, "steps": 4000}, "runs"
@@ -64,7 +81,11 @@ RECIPES: dict[str, Recipe] = {
     "consistency": Recipe(
         lambda teacher: methods.consistency(teacher, stretches=Steps("jumps", 12)), _BASE, sampler="consistency"
     ),
-    "ect": Recipe(lambda teacher: methods.ect(every=500, q=2.0), _BASE, sampler="consistency"),
+    "ect": Recipe(
+        lambda teacher: methods.ect(stretches=Shrinking("uniform-t", "theta", every=250)),
+        {**_BASE, "steps": 1000, "lr": 5e-4},
+        sampler="consistency",
+    ),
     "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm", **_PLAIN),
     "meanflow": Recipe(
         lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE, **_PLAIN
@@ -75,8 +96,18 @@ RECIPES: dict[str, Recipe] = {
         ),
         _BASE,
     ),
-    "progressive": Recipe(lambda teacher: methods.progressive(teacher, 4, weight="none"), _BASE),
-    "reflow": Recipe(lambda teacher: reflow(), _BASE, "pairs", sampler="euler"),
+    "progressive": Recipe(
+        lambda teacher: _stage_of(teacher, 8, "heun"),
+        {**_BASE, "steps": 1600, "ema": 0.99},
+        then=[lambda teacher, steps=steps: _stage_of(teacher, steps) for steps in (4, 2, 1)],  # type: ignore[misc]
+    ),
+    "reflow": Recipe(lambda teacher: reflow(), {**_BASE, "batch": 128, "steps": 1000}, "pairs", sampler="euler"),
+    "distribution": Recipe(
+        lambda teacher: distribution(teacher, steps=2, turns=3, regression=1.0),
+        {**_BASE, "steps": 1200, "lr": 5e-4, "ema": 0.99},
+        "pairs",
+        sampler="consistency",
+    ),
 }
 """The methods of `diffsolve distill`."""
 
@@ -123,10 +154,63 @@ def distill_reference(
     choice("model", model, students.NETWORKS)
     recipe, teacher = RECIPES[method], load(model)
     settings = {**recipe.options, **MODELS[model], "dtype": torch.float16, **options}
-    settings["note"] = {"model": model, "method": method, "sampler": recipe.sampler, "until": recipe.until}
+    note = {"model": model, "method": method, "sampler": recipe.sampler, "until": recipe.until}
     begun = students.student(model, teacher, recipe.until)
     begun.net.to(memory_format=recipe.memory)  # type: ignore[attr-defined]
-    return fit(recipe.loss(teacher), begun, data(recipe, model, teacher), out, **settings)
+    learns = data(recipe, model, teacher)
+    first = recipe.loss(teacher)
+    if not recipe.then and not isinstance(first, Matching):
+        return fit(first, begun, learns, out, **{**settings, "note": note})
+    return _staged(recipe, first, begun, learns, Path(out), settings, note)
+
+
+def _staged(
+    recipe: Recipe, loss: Any, student: Model, learns: Any, out: Path, settings: dict[str, Any], note: dict[str, Any]
+) -> dict[str, Any]:
+    """`fit` of one stage after the other, each to a file of its own that resumes it, and the student's file at last."""
+    net: Any = student.net
+    count, total = 1 + len(recipe.then), settings.pop("steps")
+    dtype, report = settings.pop("dtype"), {"steps": 0, "seconds": 0.0}
+    files = [out.with_name(f"{out.name}.stage{i}") for i in range(count)]
+    if not settings.get("resume", True):
+        for file in files:
+            file.unlink(missing_ok=True)
+    for i, file in enumerate(files):
+        if i:
+            before = copy.deepcopy(net).requires_grad_(False)
+            loss = recipe.then[i - 1](replace(student, net=before))
+        steps = max(total // count, 1)
+        stage = _stage(loss, carrying(student, loss), learns, file, {**settings, "steps": steps, "note": note})
+        done = {name: report[name] + stage[name] for name in ("steps", "seconds")}
+        report = {**stage, **done}
+        if not stage["finished"]:
+            return report
+    weights = {name: value.to(dtype or value.dtype) for name, value in net.state_dict().items()}
+    about = {name: settings.get(name, DEFAULTS[name]) for name in ("batch", "lr", "seed")}
+    write_tensors(out, weights, students.KEY, {**note, **about, "steps": report["steps"], "loss": report["loss"]})
+    for file in files:
+        file.unlink()
+    return {**report, "out": str(out)}
+
+
+def _stage(loss: Any, student: Model, learns: Any, file: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """`fit`, unless the file has what it wrote with these settings."""
+    net: Any = student.net
+    if file.exists():
+        weights, note = read_tensors(file, students.KEY, accepted=students.ACCEPTED)
+        same = {name: settings.get(name, DEFAULTS[name]) for name in ("steps", "batch", "lr", "seed")}
+        if all(note.get(name) == value for name, value in same.items()):
+            net.load_state_dict(weights)
+            net.eval()
+            return {"finished": True, "steps": settings["steps"], "seconds": 0.0, "loss": note["loss"]}
+    return fit(loss, student, learns, file, **settings)
+
+
+def carrying(student: Model, loss: Any) -> Model:
+    """The student, whose network carries the fake one of a loss that has one."""
+    net: Any = student.net
+    fake: Any = loss.fake.net if isinstance(loss, Matching) else None
+    return student if fake is None else replace(student, net=WithFake(net, fake))
 
 
 def data(recipe: Recipe, model: str, teacher: Model) -> Any:
@@ -137,7 +221,7 @@ def data(recipe: Recipe, model: str, teacher: Model) -> Any:
     labels = torch.randint(-1, 10, (RUNS,), generator=torch.Generator().manual_seed(0))
     nodes = recipe.nodes if recipe.data == "runs" else 1
     shape = (RUNS, *SHAPES[model])
-    states: Tensor = runs(teacher, shape, nodes=nodes, fine=16 // nodes, cond={"label": labels}, batch=250)
+    states: Tensor = runs(teacher, shape, nodes=nodes, fine=16 // nodes, cond={"label": labels}, seed=SEED, batch=250)
     if recipe.data == "runs":
         return states, {"label": labels}
     return states[:, -1], {"label": labels, "noise": states[:, 0]}

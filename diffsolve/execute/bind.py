@@ -13,6 +13,7 @@ from torch import Tensor
 from diffsolve import kernels
 from diffsolve.common.caching import remembered
 from diffsolve.common.fingerprint import rounded
+from diffsolve.execute.blur import Blur
 from diffsolve.execute.network import conversion, derivatives
 from diffsolve.kernels import Row
 from diffsolve.kernels.terms import OUT, D, S, Y, Z, terms
@@ -35,6 +36,8 @@ class Program:
     """Whether the network's input is scaled: by c_in for a raw EDM network."""
     depth: int
     """The number of past predictions that are kept."""
+    blur: Blur | None = None
+    """What becomes of an output in space before its row takes it: `Executor.blurred`."""
 
     @cached_property
     def _lowered(self) -> dict[Any, tuple[Row, ...]]:
@@ -146,7 +149,8 @@ def _bind(tableau: Tableau, model: Model, prediction: str, two_states: bool) -> 
         rows.append(
             Row(keep, None if single_state else sides[0], sides[1], bool(W[i, :, -1].any()), input_scales[i + 1])
         )
-    return Program(tableau, prediction, tuple(rows), input_scale is not None, K if any(needed) else 0)
+    depth = K if any(needed) else 0
+    return Program(tableau, prediction, tuple(rows), input_scale is not None, depth, Blur.of(tableau, p, q))
 
 
 WORDS = ("solver", "path", "prediction")

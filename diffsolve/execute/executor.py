@@ -266,10 +266,17 @@ class Executor:
         for part in (out.cond, out.uncond) if isinstance(out, Guided) else (out,):
             required(isinstance(part, Tensor) and part.is_floating_point(), "out", part, "a floating tensor", TypeError)
             required(part.shape == self._y.shape, "out", part, f"of the shape of the state, {tuple(self._y.shape)}")
-        self.take(out)
+        self.take(self.blurred(out))
+
+    def blurred(self, out: Tensor | Guided) -> Tensor | Guided:
+        """The output as the tableau blurs it: what `take` is given; itself where nothing is blurred."""
+        blur = self.program.blur
+        if blur is None:
+            return out
+        return blur(self.call, self._y, out if isinstance(out, Tensor) else out.tensor())
 
     def take(self, out: Tensor | Guided, spread: Tensor | None = None) -> None:
-        """`advance`, without its checks: for outputs that were checked where they were made.
+        """`advance`, without its checks, for outputs that were checked, and blurred, where they were made.
 
         Args:
             spread: (B, ...), what the noise of the row is multiplied by, element by element.

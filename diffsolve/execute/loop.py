@@ -99,7 +99,7 @@ def solve_in_order(ex: Executor, problem: Problem, observers: Observers, correct
                 step = replace(step, denoised=out)
             if apart and pair is not None:
                 out, difference = apart(i, pair)
-            ex.take(out, learned.spread(i, ex.y) if learned else None)
+            ex.take(ex.blurred(out), learned.spread(i, ex.y) if learned else None)
             if apart and difference is not None:
                 ex.shift(difference, *apart.shift(i))
             record.transition(i)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.tensors import per_sample
+from diffsolve.execute.blur import Blur
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
 from diffsolve.paths import Position
@@ -31,24 +32,29 @@ class Network:
     """(N,) or (N, 2): the network's clock at each call, from `network_times`."""
     scales: Sequence[float] | Tensor | None
     """(N,): the factors on the inputs; None for 1."""
+    blur: Blur | None = None
+    """What the tableau makes of the outputs in space."""
 
     @classmethod
     def of(cls, model: Model, tableau: Tableau, guidance: Guidance, like: Tensor) -> Network:
         """The network at the calls of a tableau, for states such as `like`."""
-        scale = model.input_scale(model.path.nodes(tableau.calls[:, 0]))
-        times = network_times(model, tableau, like)
-        return cls(guidance.around(model, tableau), times, None if scale is None else scale.tolist())
+        at = model.path.nodes(tableau.calls[:, 0])
+        scale, times = model.input_scale(at), network_times(model, tableau, like)
+        blur = Blur.of(tableau, *conversion(derivatives(model, tableau), model, at))
+        return cls(guidance.around(model, tableau), times, None if scale is None else scale.tolist(), blur)
 
     def __call__(self, i: int, y: Tensor, *conditions: Mapping[str, Any]) -> Tensor:
         """The output at call i for states y (B, ...), given cond and, in place of the guidance's own, `given`."""
         x = y if self.scales is None else y * self.scales[i]
-        return self.outputs(i, x, self.times[i].expand(len(y), *self.times.shape[1:]), *conditions)
+        out = self.outputs(i, x, self.times[i].expand(len(y), *self.times.shape[1:]), *conditions)
+        return out if self.blur is None else self.blur(i, y, out)
 
     def at_calls(self, rows: Tensor, y: Tensor, *conditions: Mapping[str, Any], example: int) -> Tensor:
         """The outputs for states y (M, ...) at the calls `rows` (M,), all guided like the call `example`."""
         # The scale in the dtype of y, to which a Python number would be rounded too.
         x = y if self.scales is None else y * per_sample(self._scale_table[rows].to(y.dtype), y)
-        return self.outputs(example, x, self.times[rows], *conditions)
+        out = self.outputs(example, x, self.times[rows], *conditions)
+        return out if self.blur is None else self.blur.at_calls(rows, y, out)
 
     @cached_property
     def _scale_table(self) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsolve.common.checks import required
 from diffsolve.common.result import Status
 from diffsolve.execute import Program, network_times
 from diffsolve.execute.results import DenoisedEstimate, seed_of
@@ -45,6 +46,8 @@ class Request:
         self.rows: tuple[Row, ...] = program.rows_on(like, together=True)
         self.times: np.ndarray = network_times(model, tableau, torch.empty(0, dtype=like.dtype)).numpy()
         guidance.check_pair("a Stepper")
+        fits = program.blur is None or not guidance.rescale
+        required(fits, "solver", tableau.solver, "one that blurs nothing, where guidance is rescaled")
         self.scales = guidance.schedule(tableau)
         self.guided = self.scales != 1
         self.kinds: dict[bool, Hashable] = {True: kind_of(problem.cond), False: kind_of(guidance.uncond)}

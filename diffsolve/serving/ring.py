@@ -115,7 +115,7 @@ class Ring:
         batch = self._composed()
         y, times, scales = self._asked(batch)
         captured = self._captured(model, batch, y, times, scales)
-        outputs = self._outputs(model, batch, y, times, scales) if captured is None else None
+        outputs = _blurred(batch, y, self._outputs(model, batch, y, times, scales)) if captured is None else None
         turns = {r: r.turn(*where) for r, where in zip(batch.requests, batch.places, strict=True)}
         if captured is not None:
             outputs = captured(list(turns.values()))
@@ -130,11 +130,12 @@ class Ring:
     def _captured(
         self, model: Model, batch: Batch, y: Tensor, times: Tensor, scales: Tensor | None
     ) -> Callable[[Sequence[Turn]], Tensor] | None:
-        """The recorded tick of a batch: of one part, and without rescaled guidance."""
+        """The recorded tick of a batch: of one part, without rescaled guidance, and of runs that blur nothing."""
         rescaled = any(
             pair and r.problem.guidance.rescale for r, pair in zip(batch.requests, batch.guided, strict=True)
         )
-        if self._captures is None or len(batch.parts) > 1 or rescaled:
+        blurs = any(r.program.blur is not None for r in batch.requests)
+        if self._captures is None or len(batch.parts) > 1 or rescaled or blurs:
             return None
         return self._captures(model, batch.requests[0].kinds[True], batch.parts[0].cond, y, times, scales)
 
@@ -177,3 +178,14 @@ class Ring:
         batch = self._batch
         assert batch is not None
         return {r: [row for row in rows if row >= 0] for r, rows in zip(batch.requests, batch.places, strict=True)}
+
+
+def _blurred(batch: Batch, y: Tensor, outputs: Tensor) -> Tensor:
+    """The outputs at y as the requests' tableaux blur them; of a guided one both, which is what their pair becomes."""
+    for request, places in zip(batch.requests, batch.places, strict=True):
+        if request.program.blur is not None:
+            rows = [place for place in places if place >= 0]
+            outputs = outputs.to(y.dtype)  # the network's may be of less
+            blurred = request.program.blur(request.call, y[rows], outputs[rows])
+            outputs = outputs.index_copy(0, torch.tensor(rows, device=y.device), blurred)
+    return outputs

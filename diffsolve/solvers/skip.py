@@ -55,6 +55,8 @@ class _Rows:
         a, b = tableau.d.T
         self.d = np.array([[-1.0, 1.0]] * tableau.nfe) if self.frame == "straight" else tableau.d
         self.p, self.q = convert((a, b), tuple(self.d.T), at.alpha[:-1], at.sigma[:-1])
+        # The v of a blurred d is the blurred v only where one is a multiple of the other.
+        required(not (tableau.blurs * self.p).any(), "solver", tableau.solver, f"one that blurs its {self.frame} d")
 
     def inputs(self, places: np.ndarray, order: int) -> np.ndarray:
         """(k + 1, 1 + k): the network's inputs at the calls, and the result, as combinations of x, d_1, .., d_k."""
@@ -116,6 +118,7 @@ def skipped(tableau: Tableau, calls: int | Sequence[int], order: int) -> Tableau
         clock=np.zeros((k, 2)),
         told=tableau.told[places],
         guides=tableau.guides[places],
+        blurs=tableau.blurs[places],
     )
 
 

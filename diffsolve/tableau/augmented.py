@@ -76,8 +76,9 @@ def augmented(tableau: Tableau) -> Augmented:
     """
     required(not tableau.stochastic, "solver", tableau.solver, "deterministic")
     required(not tableau.jumps.any(), "solver", tableau.solver, "one that tells the network one time here")
-    own = (tableau.told == tableau.calls[:, 0]).all() and (tableau.guides == 1).all()
-    required(own, "solver", tableau.solver, "one that tells the network the state's own time, and guides evenly, here")
+    own = {*tableau.unusual} <= {"to"}
+    wanted = "one that tells the network the state's own time, guides evenly and blurs nothing, here"
+    required(own, "solver", tableau.solver, wanted)
     n, K = tableau.nfe, tableau.history
     unit, units = tableau.entry[:, 0].copy(), np.ones(n + 1)
     weights, given, d = np.zeros((n, 2, K + 2)), tableau.weights.copy(), tableau.d.copy()

@@ -6,6 +6,7 @@ A general linear method with one row per network call (i = 0..N-1):
     d_i     = a_i x_0 + b_i eps                      from the network at (y_i, t_i), see `frames.convert`
                                                      or at (y_i, t_i, s_i), averaged from t_i to s_i (`frames.landing`)
                                                      or at y_i, told another time than t_i (`Tableau.told`)
+                                                     with a part of its blur, where there is one (`Tableau.blurs`)
     [s', y_{i+1}] = weights[i] @ [s, y_i, d_i, d_{i-1}, .., d_{i-K+1}, z_i]
 
 s is the state, y the next network input (in the end, the result), z standard normals. K is the history.
@@ -33,7 +34,7 @@ from diffsolve.tableau.theory import SPECTRUM, distance, frechet, response
 __all__ = ["DRIFT", "Tableau"]
 
 FORMAT = "diffsolve.tableau/1"
-USUAL = ("to", "told", "guides")
+USUAL = ("to", "told", "guides", "blurs")
 """Columns that most tableaux have the usual values of, and files leave out then."""
 
 
@@ -74,6 +75,9 @@ class Tableau:
     """(N,): the time that the network is told at each call, whatever time the state is at; by default t."""
     guides: np.ndarray = field(default_factory=lambda: np.empty(0))
     """(N,): what guidance counts for at each call, of scale 1 + guides (scale - 1); by default 1."""
+    blurs: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(N,): k where d (B, C, ...) becomes d + k (m - d), m the mean of each element's neighbours in space
+    (`diffsolve.common.tensors.neighbours`): blurred where k > 0, sharpened where k < 0; by default 0."""
 
     def __post_init__(self) -> None:
         for name, shape in (("grid", (None, 3)), ("calls", (None, 3)), ("d", (self.nfe, 2)), ("node", (self.nfe,)),
@@ -132,7 +136,8 @@ class Tableau:
         return bool(self.entry[:, 1].any() or self.weights[:, :, -1].any())
 
     def _usual(self, name: str) -> np.ndarray:
-        return np.ones(self.nfe) if name == "guides" else self.calls[:, 0]
+        constant = {"guides": 1.0, "blurs": 0.0}
+        return np.full(self.nfe, constant[name]) if name in constant else self.calls[:, 0]
 
     @property
     def jumps(self) -> np.ndarray:
@@ -231,6 +236,7 @@ class Tableau:
         self, path: Path | str | None, predicts: str, spectrum: Sequence[float]
     ) -> tuple[Path, tuple[float, ...]]:
         check_prediction("predicts", predicts)
+        required(not self.blurs.any(), "the run", self.solver, "one that blurs nothing, which has no directions here")
         listed = np.ndim(spectrum) == 1 and len(spectrum) > 0
         required(listed, "spectrum", spectrum, "a list of variances > 0", TypeError)
         variances = tuple(number("spectrum", variance, low=0) for variance in spectrum)
@@ -259,7 +265,7 @@ class Tableau:
 
     @property
     def unusual(self) -> dict[str, np.ndarray]:
-        """Second times, times told and scales of guidance by their names, as far as they are not the usual ones."""
+        """Second times, times told, scales of guidance and blurs by their names, as far as they are not usual."""
         return {name: value for name in USUAL if ((value := getattr(self, name)) != self._usual(name)).any()}
 
     def to_json(self) -> str:

@@ -95,8 +95,7 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
     batch; the first one writes. What comes out is what one process gives, so there should be a batch for each rank.
 
     Args:
-        model: as in `solve`. Least squares take derivatives of its network along directions, exactly or by differences;
-            Adam differentiates it in its input, and in its time unless `times` is False.
+        model: as in `solve`. Adam differentiates it in its input, and in its time unless `times` is False.
         shape: (n, ...): n noises are drawn, for learning and validation. They differ from the noises of `sample` with
             any seed. Or
         noise: (n, ...) initial states, as in `solve`.
@@ -108,10 +107,11 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             added.
         teacher: the accurate run: a number of network calls of "auto", a Tableau between the same times, or
             precomputed ends (n, ...) of `noise`.
-        history: K >= 2, the number of outputs that a row may use; the run keeps K + 1 states. If None all, at most 11.
+        history: K >= 2, how many outputs a row may use; the run keeps K + 1 states. If None all, at most 11.
         times: learn the times of the calls too; False for a network that rounds its clock or looks it up.
         also: what is learned beside times and weights, of "told": the times that the network is told, apart from those
-            of the states; and "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1).
+            of the states; "guides": what the scale of guidance counts for at each call, 1 + guides (scale - 1); and
+            "blurs", an operator in space: k of v + k (m - v), m the mean of the neighbours along the axes after (B, C).
         together: M: after the first, calls are made in groups of M that do not depend on each other, which
             `parallel=ds.Independent()` makes as one batch. Then `nfe` is 1 more than a multiple of M.
         loss: a `diffsolve.tuning.Distance`, of features perhaps, or of the way too; or (x, ends) -> a number, or one
@@ -127,7 +127,8 @@ def fit(model: ModelLike, shape: Shape | None = None, **options: Any) -> Tuning 
             loss of sets, if None is given. Or "gits": only the times, and without a derivative of the network: those of
             the least sum of a first-order step's errors along the teacher's runs (`diffsolve.tuning.gits`), or of
             the least bound on the divergence from the SDE, "ays" (`diffsolve.tuning.ays`), for the best of a few
-            solvers, or the one that is named.
+            solvers, or the one that is named. Or "dpm-v3": only the weights, by statistics of the network along these
+            runs (`diffsolve.tuning.dpm_v3`), at the times of `grid`, or the best of a few.
         iterations: at most; 40, or 300 of method="adam".
         batch: noises at once: 256, or 64 in each of Adam's iterations.
         lr: of Adam, 0.02 if None, or 0.1 with "differences"; the parameters are weights and logits of step sizes, of

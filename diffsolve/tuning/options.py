@@ -30,8 +30,8 @@ __all__ = ["DEFAULTS", "LONGEST", "METHODS", "SAME_ENDS", "OneOptions", "TuneOpt
 
 LONGEST = LIMIT - 1
 """The longest history: with the state, the inputs of one linear combination."""
-TIMED = ("gits", "ays")
-"""The methods that find times by dynamic programming, and learn nothing else."""
+TIMED = ("gits", "ays", "dpm-v3")
+"""The methods that measure something and learn nothing: times by dynamic programming, or weights by statistics."""
 METHODS = ("least-squares", "adam", "differences", *TIMED)
 ITERATIONS = {"least-squares": 40, "adam": 300, "differences": 40, **dict.fromkeys(TIMED, 1)}
 BATCH = {**dict.fromkeys(METHODS, 256), "adam": 64}
@@ -55,7 +55,7 @@ class OneOptions(TypedDict, total=False):
     together: int
     loss: Loss | None
     ball: float
-    method: Literal["least-squares", "adam", "differences", "gits", "ays"] | None
+    method: Literal["least-squares", "adam", "differences", "gits", "ays", "dpm-v3"] | None
     iterations: int | None
     batch: int | None
     lr: float | None
@@ -119,12 +119,15 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         required(bool(budgets), "nfe", settings["nfe"], "at least one budget")
         settings["nfe"] = budgets
     if method in TIMED:
-        for name in ("iterations", "history", "lr", "checkpoint", "grid", "start", "stop"):
+        own = "solver" if method == "dpm-v3" else "grid"
+        for name in ("iterations", "history", "lr", "checkpoint", own, "start", "stop"):
             required(settings[name] is None, name, settings[name], f"left out with method={method!r}")
         required(settings["nfe"] is not None, "nfe", None, f"given with method={method!r}")
         required(
             not isinstance(settings["teacher"], Tensor), "teacher", settings["teacher"], f"a run with method={method!r}"
         )
+        for nfe in np.ravel(settings["nfe"]).tolist() if method == "dpm-v3" else ():
+            integer("nfe", nfe, 2, LONGEST)
     for name, usual in (("iterations", ITERATIONS[method]), ("batch", BATCH[method])):
         settings[name] = integer(name, usual if settings[name] is None else settings[name], 1)
     required(not ball or method == "adam", "ball", ball, "0 but with method='adam'")

@@ -123,4 +123,5 @@ def _with_calls(model: Model, tableau: Tableau, k: int, count: int, name: str) -
     B = np.insert(B, [k + 1] * count, 0.0, axis=1)
     made = written(path, np.insert(times, [k + 1] * count, new), B, name, None)
     told = np.insert(tableau.told, [k + 1] * count, new)
-    return replace(made, told=told, guides=np.insert(tableau.guides, [k + 1] * count, 1.0))
+    guides, blurs = (np.insert(old, [k + 1] * count, new) for old, new in ((tableau.guides, 1.0), (tableau.blurs, 0.0)))
+    return replace(made, told=told, guides=guides, blurs=blurs)

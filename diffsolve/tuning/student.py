@@ -13,10 +13,13 @@ multistep methods.
 
 With a history of K < N the rows leave the weight of a v as it is once the v is K calls old: B_ij = B_{j+K-1, j}.
 
-Two columns of a tableau can be learned too: the time that the network is told at a call, apart from the time of the
-state (Zhu et al., 2507.14797, eq. 8, have such shifts), and what the scale of guidance counts for there. Or calls are
-made together: after the first one they stand in groups of M, and no row that makes an input of a group has weights on
-outputs of the same group, so that a group is one batch (parallel directions, ibid.).
+Three columns of a tableau can be learned too: the time that the network is told at a call, apart from the time of the
+state (Zhu et al., 2507.14797, eq. 8, have such shifts), what the scale of guidance counts for there, and how much its v
+is blurred or sharpened in space, v_j + k_j (m(v_j) - v_j) with the mean m of an element's neighbours. What is added is
+0 for a v that is constant in space, and outside the span of the outputs for others.
+
+Calls can be made together: after the first one they stand in groups of M, and no row that makes an input of a group has
+weights on outputs of the same group, so that a group is one batch (parallel directions, ibid.).
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from diffsolve.common.checks import required
 from diffsolve.execute import Network, bind, network_times
+from diffsolve.execute.blur import blurred
 from diffsolve.kernels import combine
 from diffsolve.models import Model
 from diffsolve.models.guidance import Guidance
@@ -47,7 +52,7 @@ STRAIGHT = FRAMES["straight"]
 V = (-1.0, 1.0)
 """v = eps - x_0, as a combination of the data and the noise."""
 
-COLUMNS = ("told", "guides")
+COLUMNS = ("told", "guides", "blurs")
 """The columns of a tableau that can be learned beside its times and weights."""
 
 
@@ -100,12 +105,13 @@ def groups(calls: int, together: int) -> np.ndarray:
 class Lines(NamedTuple):
     """A run as what it does to its start and its velocities, and how that changes along directions.
 
-    A direction is one of its times, times told, parts of the scale of guidance, or weights. Of the P directions those
-    come first that act first.
+    A direction is one of its times, times told, parts of the scale of guidance, blurs, or weights. Of the P directions
+    those come first that act first.
     """
 
     inputs: Tensor
-    """(3, N): of the calls, the times of the states and those told, on the path's clock, and `Tableau.guides`."""
+    """(4, N): of the calls, the times of the states and those told, on the path's clock, and `Tableau.guides`,
+    `Tableau.blurs`."""
     rows: Tensor
     """(N, N + 1): row i makes y_{i+1} of x, v_0, .., v_i."""
     slopes: Tensor
@@ -113,7 +119,7 @@ class Lines(NamedTuple):
     begins: Tensor
     """(P,): 2 i of what changes v_i; 2 i + 1 of what changes row i, and nothing before."""
     moves: Tensor
-    """(3, P, N): the derivatives of `inputs`."""
+    """(4, P, N): the derivatives of `inputs`."""
     onto: Tensor
     """(parameters, P): the derivatives of the directions by the parameters of the student, all in a row."""
 
@@ -164,6 +170,9 @@ class Student(Nodes):
         self._base = torch.from_numpy(base)
         self.weights = torch.zeros(len(self.free), dtype=torch.float64, requires_grad=True)
         self.guides = torch.tensor(start.guides).requires_grad_("guides" in also)
+        straight = not start.blurs.any() or {*start.frame} == {"straight"}
+        required(straight, "solver", start.solver, "one that blurs straight velocities, where it is learned from")
+        self.blurs = torch.tensor(start.blurs).requires_grad_("blurs" in also)
         theta, told = self.theta().detach(), angles(_nodes(model.path, start.told))
         moved = torch.from_numpy(told - angles(start.calls)) / (theta[:-1] - theta[1:]).clamp(min=LEAST / n)
         self.offsets = moved.requires_grad_("told" in also)
@@ -171,8 +180,8 @@ class Student(Nodes):
     @property
     def parameters(self) -> dict[str, Tensor]:
         """What is learned, by name."""
-        named = {"logits": self.logits, "weights": self.weights, "offsets": self.offsets, "guides": self.guides}
-        return {name: p for name, p in named.items() if p.requires_grad}
+        names = ("logits", "weights", "offsets", "guides", "blurs")
+        return {name: p for name in names if (p := getattr(self, name)).requires_grad}
 
     @property
     def apart(self) -> bool:
@@ -208,14 +217,14 @@ class Student(Nodes):
             u = STRAIGHT.v(self.model.path.nodes(times))
             B = self.matrix(torch.from_numpy(u)).numpy()
             table = written(self.model.path, times, B, self.name, self.history)
-            return replace(table, told=self.told().numpy(), guides=self.guides.numpy())
+            return replace(table, told=self.told().numpy(), guides=self.guides.numpy(), blurs=self.blurs.numpy())
 
     def lines(self) -> Lines:
         """The present run, and its derivatives by the times and weights."""
         n, count = self.calls, len(self.free)
         with torch.enable_grad():
             t, told = self.times(), self.told()
-            inputs = torch.stack([t[:-1], told, self.guides]).detach()
+            inputs = torch.stack([t[:-1], told, self.guides, self.blurs]).detach()
             onto = self._onto(t, told)
             t = t.detach().requires_grad_()
             p = self.model.path.at(t)
@@ -224,7 +233,7 @@ class Student(Nodes):
         with torch.no_grad():
             c, u, after = c.detach(), u.detach(), c.detach()[1:, None]
             table = torch.cat([after / c[0], after * self.matrix(u)], 1)
-            slopes, moves = table.new_zeros(len(onto.T), n, n + 1), table.new_zeros(3, len(onto.T), n)
+            slopes, moves = table.new_zeros(len(onto.T), n, n + 1), table.new_zeros(4, len(onto.T), n)
             newest = -self._spread.sum(2)[..., None] * self._newest
             slopes[:count, :, 1:] = after * (self._spread + newest)
             at = count
@@ -235,9 +244,10 @@ class Student(Nodes):
                 slopes[here[:, None], (k - 1)[:, None], 1 + torch.arange(n)] += (c * du)[k, None] * self._newest[k - 1]
                 moves[: 1 if self.apart else 2, here, k] = 1
                 at += n - 1
-            for column, part in ((1, self.apart), (2, self.guides.requires_grad)):
+            columns = (1, self.apart, self._toward), (2, self.guides.requires_grad, 1), (3, self.blurs.requires_grad, 1)
+            for column, part, size in columns:
                 if part:
-                    moves[column, at + torch.arange(n), torch.arange(n)] = 1 if column == 2 else self._toward
+                    moves[column, at + torch.arange(n), torch.arange(n)] = size
                     at += n
             begins = self._begins()
             order = torch.argsort(begins, stable=True)
@@ -249,11 +259,11 @@ class Student(Nodes):
         return math.copysign(1.0, self.model.path.t_data - self.model.path.t_noise)
 
     def _begins(self) -> Tensor:
-        """`Lines.begins` of weights, times, times told and guidance, before they are sorted."""
+        """`Lines.begins` of weights, times, times told, guidance and blurs, before they are sorted."""
         calls = torch.arange(self.calls)
         parts = [2 * torch.from_numpy(self.free[:, 0]) + 1]
         parts += [2 * calls[1:] - 1] if self.fixed is None else []
-        parts += [2 * calls] * (self.apart + self.guides.requires_grad)
+        parts += [2 * calls] * (self.apart + self.guides.requires_grad + self.blurs.requires_grad)
         return torch.cat(parts)
 
     def _onto(self, t: Tensor, told: Tensor) -> Tensor:
@@ -261,7 +271,7 @@ class Student(Nodes):
         parts = [self.weights]
         parts += [t[1:-1]] if self.fixed is None else []
         parts += [self._toward * told] if self.apart else []
-        parts += [self.guides] if self.guides.requires_grad else []
+        parts += [column for column in (self.guides, self.blurs) if column.requires_grad]
         parameters = list(self.parameters.values())
         columns = []
         for value in torch.cat(parts):
@@ -287,16 +297,22 @@ class Student(Nodes):
         to_v = torch.stack(convert(V, model.coefficients(at), at.alpha, at.sigma), -1)
         B = self.matrix(STRAIGHT.v(p))
         steps = torch.cat([B[:1], B.diff(dim=0)]) * c[1:, None]
-        scales = self.scales(guidance, tableau)
+        scales, blurs = self.scales(guidance, tableau), self.blurring
         y, history = x, tuple[Tensor, ...]()  # of v, newest first
         for i in range(self.calls):
             given = guidance.given if scales is None else {**guidance.given, "scale": scales[i].expand(len(x)).to(x)}
             out = network(i, y, cond, given)
             (v,) = combine([y, out], to_v[i : i + 1], dtypes=[y.dtype])
+            v = blurred(v, self.blurs[i].to(v)) if blurs else v
             history = (v, *history)[: self.history]
             back = steps[i, max(0, i - self.history + 1) : i + 1].flip(0)
             (y,) = combine([y, *history], torch.cat([c[i + 1 : i + 2] / c[i : i + 1], back])[None])
         return y
+
+    @property
+    def blurring(self) -> bool:
+        """Whether a v is blurred, or may be."""
+        return self.blurs.requires_grad or bool(self.blurs.any())
 
     def scales(self, guidance: Guidance, tableau: Tableau) -> Tensor | None:
         """(N,): the scale of guidance at each call, differentiable in `guides`; None if these are not learned."""

@@ -5,7 +5,7 @@ moves rows, times or both, so that
 
     dy_{i+1} = sum_j dR_ij (x, v)_j + sum_j R_{i,j+1} dv_j,    dv_j = v(y_j, t_j)'(dy_j, dt_j).
 
-The time that the network is told, and the scale of its guidance, are inputs of v beside the time of the state.
+The time that the network is told, the scale of its guidance and the blur are inputs of v beside the time of the state.
 
 Only the last is the network's: its directional derivative in as many directions as parameters have acted so far, a
 third of all of them on average. It is taken by differences, of states that are moved a little: any network has them,
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from diffsolve.common.tensors import column
+from diffsolve.execute.blur import blurred
 from diffsolve.models.conditions import picked
 from diffsolve.tableau.frames import convert
 from diffsolve.tuning.runs import Noises
@@ -80,21 +81,23 @@ def _unit(x: Tensor) -> Tensor:
 class _Velocity:
     """v = eps - x_0 as the guided network says it, at a call's states y (B, ...) and times t (B,) of the path.
 
-    The network is told the times `told` (B,), and guided by the part `guides` (B,) of the scale.
+    The network is told the times `told` (B,), and guided by the part `guides` (B,) of the scale; `blurs` (B,) is the
+    share of v that is blurred.
     """
 
     def __init__(self, student: Student, noises: Noises) -> None:
         self.model, self.noises = student.model, noises
         tableau = student.tableau()
         self.outputs = noises.guidance.around(student.model, tableau)
+        self.blurring = student.blurring
         plain = replace(tableau, guides=np.ones(tableau.nfe))
         self.scales = noises.guidance.schedule(plain) if student.guides.requires_grad else None
 
     def at(self, i: int) -> Callable[..., Tensor]:
-        """The function of (y, t, told, guides) at call i; for `copies` of the noises one after another."""
+        """The function of (y, t, told, guides, blurs) at call i; for `copies` of the noises one after another."""
         model, size = self.model, len(self.noises.x)
 
-        def velocity(y: Tensor, t: Tensor, told: Tensor, guides: Tensor, copies: int = 1) -> Tensor:
+        def velocity(y: Tensor, t: Tensor, told: Tensor, guides: Tensor, blurs: Tensor, copies: int = 1) -> Tensor:
             given: tuple[Any, Any] = (self.noises.cond, self.noises.guidance.given)
             if copies > 1:
                 given = picked(given, torch.arange(size).repeat(copies), size)
@@ -106,7 +109,8 @@ class _Velocity:
             network_time = model.network_time(told).to(y.device, model.time_dtype(y.dtype))
             out = self.outputs(i, x, network_time, *given).to(y.dtype)
             p, q = convert(V, model.coefficients(at), at.alpha, at.sigma)
-            return column(p, y) * y + column(q, y) * out
+            v = column(p, y) * y + column(q, y) * out
+            return blurred(v, column(blurs, v)) if self.blurring else v
 
         return velocity
 

@@ -339,12 +339,13 @@ def test_a_learned_run_is_saved_and_sampled_with():
     assert "mine.json, 3 steps, 3 network calls" in text
     np.testing.assert_array_equal(np.load("x.npy"), ds.sample(model, (5, 2), solver=table, seed=1).numpy())
     assert "nfe=4 cannot be given" in run("sample", "--solver", "mine.json", "--nfe", 4, code=2)
-    more = ("--iterations", 1, "--also", "told", "--method", "least-squares")
+    more = ("--iterations", 1, "--also", "told", "--history", 2, "--method", "least-squares")
     assert run("tune", *how[:-2], *more, "--nfe", "2-3", "--out", "two.json").count("method   tuned(") == 2
     assert "multiple of together=2" in run("tune", *how[:-2], "--together", 2, "--nfe", 4, code=2).replace("\n", " ")
     text = run("sample", "--model", "mixture-2d", "--solver", "two.json", "--num", 5, "--nfe", 2, "--out", "y.npy")
     assert "2 network calls" in text
     family = ds.Family.load("two.json")
+    assert [family[nfe].history for nfe in (2, 3)] == [2, 2]
     np.testing.assert_array_equal(np.load("y.npy"), ds.sample(model, (5, 2), solver=family, nfe=2, seed=0).numpy())
     for wrong in ("two", "4-2", "2,x"):
         text = run("tune", "--nfe", wrong, code=2).replace("\n", " ")

@@ -1,5 +1,6 @@
 """The digits' student: it begins as its teacher, is written, read and sampled, from the command line too."""
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -7,6 +8,7 @@ from typer.testing import CliRunner
 import diffsolve as ds
 from diffsolve import distill
 from diffsolve.cli.app import app
+from diffsolve.common.files import read_tensors, write_tensors
 from diffsolve.distill import recipes
 from diffsolve.reference import students
 
@@ -41,8 +43,6 @@ def test_from_the_command_line(tmp_path, monkeypatch):
 
 
 def test_other_files_are_no_students(tmp_path):
-    from diffsolve.common.files import write_tensors
-
     write_tensors(
         tmp_path / "other.safetensors", {"a": torch.zeros(1)}, "diffsolve", {"method": "trajectory", "model": "digits"}
     )
@@ -50,6 +50,80 @@ def test_other_files_are_no_students(tmp_path):
         distill.about(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="one with the tensors of this network"):
         students.load("digits", tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("method", ["progressive", "distribution"])
+def test_stages_killed_and_resumed_have_the_same_bits(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "RUNS", 8)
+    whole, parted = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors"
+    options = {"steps": 8, "batch": 2}
+    report = distill.distill_reference(method, whole, **options)
+    assert report["steps"] == 8
+    report = distill.distill_reference(method, parted, **options, minutes=1e-7)
+    assert not report["finished"]
+    assert not parted.exists()
+    again = distill.distill_reference(method, parted, **options)
+    assert again["finished"]
+    assert again["out"] == str(parted)
+    a, b = (read_tensors(file, students.KEY) for file in (whole, parted))
+    assert a[1] == b[1]
+    assert all(torch.equal(value, b[0][name]) for name, value in a[0].items())
+    assert {file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")} == {whole.name, parted.name}
+
+
+def test_a_finished_stage_is_not_trained_again_but_with_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "RUNS", 8)
+    out, fitted = tmp_path / "student.safetensors", []
+
+    def fit(loss, student, learns, file, **settings):
+        fitted.append((loss, file.name, settings["steps"]))
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return distill.fit(loss, student, learns, file, **settings)
+
+    monkeypatch.setattr(recipes, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        distill.distill_reference("progressive", out, steps=9, batch=2)
+    distill.distill_reference("progressive", out, steps=9, batch=2)
+    assert [name for _, name, _ in fitted] == [f"{out.name}.stage{i}" for i in (0, 1, 2, 2, 3)]
+    stages = [fitted[i][0] for i in (0, 1, 2, 4)]
+    assert [loss.stretches.least for loss in stages] == [8, 4, 2, 1]
+    assert [loss.stretches.steps for loss in stages] == [32, 16, 8, 4]
+    assert [loss.solver for loss in stages] == ["heun", *["flow-map"] * 3]
+    assert [loss.teacher.jumps for loss in stages] == [None, *["straight"] * 3]
+    assert all(loss.weight == "none" for loss in stages)
+    assert not any(p.requires_grad for p in stages[1].teacher.net.parameters())
+    assert stages[1].teacher.net is not stages[2].teacher.net
+    out.with_name(f"{out.name}.stage0").write_bytes(out.read_bytes())  # left there by another training
+    fitted.clear()
+    monkeypatch.setattr(
+        recipes, "fit", lambda *args, **settings: fitted.append(args[3].name) or distill.fit(*args, **settings)
+    )
+    distill.distill_reference("progressive", out, steps=4, batch=4)
+    assert len(fitted) == 4
+
+
+def test_settings_of_recipes():
+    teacher = ds.load("digits")
+    matching = distill.RECIPES["distribution"].loss(teacher)
+    assert (matching.steps, matching.turns, matching.regression) == (2, 3, 1.0)
+    assert distill.RECIPES["distribution"].data == distill.RECIPES["reflow"].data == "pairs"
+    assert distill.RECIPES["reflow"].loss(teacher).options == {}
+    law = distill.RECIPES["ect"].loss(teacher).stretches
+    t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 900).T
+    assert np.allclose(t, np.linspace(0.01, 0.99, 50))
+    assert ((m > t) & (m < 0.5 + t / 2)).all()  # by then a neighbour
+    assert (s == 1).all()
+
+
+def test_pairs_are_the_two_ends_of_runs_from_noise_of_their_own(monkeypatch):
+    monkeypatch.setattr(recipes, "RUNS", 3)
+    teacher = ds.load("digits")
+    x0, cond = recipes.data(distill.RECIPES["reflow"], "digits", teacher)
+    assert torch.equal(cond["noise"], ds.Key(recipes.SEED).normal((3, 1, 8, 8)))
+    assert recipes.SEED != 0  # with which samples are drawn when nothing is said
+    ends = ds.sample(teacher, noise=cond["noise"], cond={"label": cond["label"]}, nfe=32)
+    assert (x0 - ends).abs().mean() < 0.02
 
 
 @pytest.mark.product({"method": list(distill.RECIPES)}, some={"method": ["lagrangian", "reflow", "scm"]})

@@ -188,7 +188,8 @@ def test_distribution_matching_points_from_the_students_law_to_the_teachers():
     assert loss(exact, X0, seed=0, step=0)[0].max() < 1e-20
     off = replace(exact, net=lambda x, t, s: flow_map("condot", "velocity", "straight", wide).net(x, t, s))
     fake = flow_map("condot", "velocity", "straight", wide)
-    _, parts = distill.distribution(TEACHER, fake)(off, X0, seed=0, step=0)
+    losses, parts = distill.distribution(TEACHER, fake)(off, X0, seed=0, step=0)
+    assert torch.allclose(losses, (parts.output - parts.target).square().mean(1) / 2)  # whose gradient is the step
     p = TEACHER.path.at(parts.t)
     gains = [p.alpha[:, None] * v / std(TEACHER.path, parts.t, tuple(v.tolist())) ** 2 for v in (1.3**2 * LAM, LAM)]
     real = gains[1] * parts.x
@@ -200,6 +201,95 @@ def test_distribution_matching_points_from_the_students_law_to_the_teachers():
     made = off.jump(ds.Key(0).normal((6, 3), stream=11, dtype=torch.float64), 0.0, 1.0)
     assert torch.allclose(fakes.target, made - (fakes.x - fakes.times[:, None] * made) / (1 - fakes.times[:, None]))
     assert fake_losses.shape == (6,)
+
+
+def test_samples_of_several_calls_keep_the_law():
+    """An exact student's samples are the data's whatever the node at which the last jump begins."""
+    exact = flow_map("condot", "velocity", "straight")
+    loss = distill.distribution(TEACHER, exact, steps=3)
+    x0 = torch.zeros(6000, 3, dtype=torch.float64)
+    made = []
+
+    class Watched:
+        def __call__(self, x, t, s):
+            made.append((x, t, s))
+            return exact.net(x, t, s)
+
+    _, parts = loss(replace(exact, net=Watched()), x0, seed=5, step=2)
+    assert torch.allclose(parts.output.square().mean(0), LAM, rtol=0.06)
+    (z, start, _), (begins, t, s) = made
+    assert (start == 0).all()
+    assert (s == 1).all()
+    nodes = torch.from_numpy(ds.grids.named("jumps(variable='theta')")(exact.path, 3))[:-1]
+    assert {float(time) for time in t} == set(nodes.tolist())
+    for node in nodes:
+        there = begins[t == node]
+        assert abs(len(there) - 2000) < 200
+        assert torch.allclose(there.square().mean(0), std(exact.path, node[None])[0] ** 2, rtol=0.12)
+    assert torch.equal(begins[t == 0], z[t == 0])
+    # Else it is the same sample, noised again: no more alike than alpha says.
+    late = t == nodes[2]
+    alike = (begins[late] * z[late]).mean(0) / LAM.sqrt()
+    assert torch.allclose(alike, nodes[2].expand(3), atol=0.08)
+
+
+@pytest.mark.parametrize("path", ["condot", "edm"])
+def test_regression_on_pairs_is_part_of_distribution_matching(path):
+    exact = flow_map(path, "velocity", "straight")
+    noise = ds.Key(3).normal((6, 3), dtype=torch.float64)
+    loss = distill.distribution(exact, exact, regression=0.5)
+    begin, end = exact.path.t_noise, exact.path.t_data
+    ends = flow(exact.path, noise * exact.path.prior_std(), begin, end)
+    assert loss(exact, ends, noise=noise, seed=0, step=0)[0].max() < 1e-12
+    losses, _ = loss(exact, ends + 2, noise=noise, seed=0, step=0)
+    assert torch.allclose(losses, torch.full((6,), 2.0, dtype=torch.float64))
+    with pytest.raises(ValueError, match="noise must be the start of each x0, with regression"):
+        loss(exact, ends, seed=0, step=0)
+
+
+class Scaled(torch.nn.Module):
+    """The flow map, or the velocity, of data whose deviations are learned."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.full((), float(by)).double())
+
+    def forward(self, x, t, s=None):
+        if s is None:  # the velocity of Gaussian data of that variance
+            v = (self.by**2 * LAM) * t[:, None]
+            return (v - (1 - t[:, None])) / (t[:, None] ** 2 * self.by**2 * LAM + (1 - t[:, None]) ** 2) * x
+        return (self.by * LAM.sqrt() - 1) * x  # as it is from the noise to the data
+
+
+def test_student_and_fake_by_turns():
+    """From too wide a law, by one optimizer, the student comes to the teacher's, and the fake network after it."""
+    net = distill.WithFake(Scaled(1.6), Scaled(1.6))
+    model = ds.adapt(net, "condot", "velocity", jumps="straight")
+    fake = ds.adapt(net.fake, "condot", "velocity")
+    loss = distill.distribution(TEACHER, fake, turns=2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    x0 = torch.zeros(64, 3, dtype=torch.float64)
+    for step in range(150):
+        losses, _ = loss(model, x0, seed=1, step=step)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        assert (net.net.by.grad is None) == (step % 3 != 2)
+        assert (net.fake.by.grad is None) == (step % 3 == 2)
+        optimizer.step()
+    assert abs(net.net.by - 1) < 0.1
+    assert abs(net.fake.by - 1) < 0.2
+    with pytest.raises(ValueError, match="student.net must be a WithFake that carries the fake network"):
+        loss(replace(model, net=net.net), x0, seed=0, step=0)
+
+
+def test_the_fake_network_is_a_copy_that_drops_nothing():
+    net = torch.nn.Sequential(Net(), torch.nn.Dropout(0.5))
+    teacher = ds.adapt(net.requires_grad_(False), "condot", "velocity")
+    fake = distill.distribution(teacher).fake
+    assert fake.net is not net
+    assert fake.net[1].p == 0
+    assert net[1].p == 0.5
+    assert all(p.requires_grad for p in fake.net.parameters())
 
 
 def test_a_slow_copy_is_the_target(tmp_path):

@@ -188,7 +188,7 @@ def test_guidance_learned_call_by_call():
 
 def test_what_there_is_to_learn_is_checked():
     for options, message in (
-        ({"also": "more"}, "also must be 'told' or 'guides', got 'more'"),
+        ({"also": "more"}, "also must be 'told', 'guides' or 'blurs', got 'more'"),
         ({"together": 0}, "together must be an integer"),
         ({"together": 2, "nfe": 4}, "nfe must be 1 more than a multiple of together=2, got 4"),
         ({"together": 2, "history": 2, "nfe": 5}, "history must be an integer from 3"),

@@ -1,6 +1,7 @@
 """How many network calls a learning makes, and says that it makes."""
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 import diffsolve as ds
 from diffsolve.tuning import fit
-from diffsolve.tuning.pilot import STARTS
+from diffsolve.tuning.learning import _result
+from diffsolve.tuning.pilot import STARTS, Start
 from diffsolve.tuning.progress import Progress
 
 
@@ -37,7 +39,8 @@ def test_calls_are_counted_once_for_every_sample(options, passes):
     assert tuning.calls == seen - looked
     if passes:
         pilot = 9 * 4 * len(STARTS)  # the noises that are not held out
-        validated = len(tuning.validation) * 1 + 2 * 2 + 9  # of one noise each; then before and after, of two
+        validated = len(tuning.validation) * 1  # of one noise each
+        validated += len(STARTS) * 10 + 2 * 12  # then the best of the list, of those so far; and it and what is learned
         assert tuning.calls == 12 * 10 + pilot + 3 * 4 * 4 * passes + validated * 4
 
 
@@ -72,3 +75,37 @@ def test_ends_that_were_made_before_cost_no_calls(tmp_path):
         file.write_bytes(b"?")
     with pytest.raises(ValueError, match="must be the ends of a teacher's runs, got"):
         fit(model, (8, 2), nfe=2, **options)
+
+
+class Errors:
+    """A task whose runs, by their order, have these errors on 12 noises: 8 to learn from, 2 to choose by, 2 unseen."""
+
+    loss, calls, seconds = None, 0, 0.0
+    learning, choosing, unseen = torch.split(torch.arange(12), [8, 2, 2])
+
+    def __init__(self, of):
+        self.of = of
+
+    def errors(self, run, index):
+        return torch.tensor(self.of[run.order], dtype=torch.float64)[index]
+
+    def most(self, errors):
+        return 50 * float(errors.median())
+
+
+def test_a_run_that_ends_elsewhere_too_often_is_not_returned():
+    """Nearer on the unseen noises, and to the best of the list; but one of those learned from ended far away."""
+    start, best, table = (replace(ds.plan("condot", "euler", steps=2), order=order) for order in (1, 2, 3))
+    near, good, flipped = [0.3] * 12, [0.2] * 12, [*[0.1] * 7, 4.0, *[0.1] * 4]
+    starts = [Start(start, "start"), Start(best, "best")]
+    with pytest.warns(UserWarning, match="nothing learned is better than the start, whose held-out loss is 0.2"):
+        result = _result(Errors({1: near, 2: good, 3: flipped}), starts, table)
+    assert result.tableau is result.start is best
+    assert (result.learning, result.gain.value) == (pytest.approx(0.2), 0)
+    overfitted = [*[0.1] * 10, 0.3, 0.3]
+    with pytest.warns(UserWarning, match="nothing learned"):
+        result = _result(Errors({1: near, 2: good, 3: overfitted}), starts, table)
+    assert result.tableau is best
+    result = _result(Errors({1: near, 2: good, 3: [0.1] * 12}), starts, table)
+    assert result.tableau is table
+    assert (result.start, result.before.value) == (best, pytest.approx(0.2))

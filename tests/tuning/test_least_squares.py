@@ -179,7 +179,7 @@ def test_what_it_does_not_take_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             fit(RING, (8, 2), nfe=3, method="least-squares", **options)
-    with pytest.raises(ValueError, match="method must be 'least-squares', 'adam', .* or 'ays', got 'newton'"):
+    with pytest.raises(ValueError, match="method must be 'least-squares', 'adam', .* or 'dpm-v3', got 'newton'"):
         fit(RING, (8, 2), nfe=3, method="newton")
     rows = ds.adapt(RING.net, "ddpm", "noise", clock="index")
     with pytest.raises(ValueError, match="in its time, got none with clock='index'; times=False"):
