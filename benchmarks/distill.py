@@ -313,7 +313,9 @@ def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, lis
                 canvas[top : top + side, across : across + STRIP * side] = torch.cat(list(ends[n][:, 0]), 1)
     right.imshow(canvas.clamp(-1, 1), cmap="gray", aspect="equal", interpolation="nearest")
     right.set_yticks([i * (side + 2) + side / 2 for i in range(len(shown))], list(shown), fontsize=8)
-    right.set_xticks([(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} call{'s' * (n > 1)}" for n in few])
+    right.set_xticks(
+        [(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} call{'s' * (n > 1)}" for n in few]
+    )
     figure.savefig(DOCS / f"students-{name}.png")
 
 
