@@ -86,7 +86,12 @@ RECIPES: dict[str, Recipe] = {
         {**_BASE, "steps": 1000, "lr": 5e-4},
         sampler="consistency",
     ),
-    "scm": Recipe(lambda teacher: methods.scm(teacher, warmup=500), _DERIVATIVE, sampler="scm", **_PLAIN),
+    "scm": Recipe(
+        lambda teacher: methods.scm(teacher, warmup=500, times="uniform-t"),
+        {**_BASE, "steps": 500, "ema": 0.99},
+        sampler="scm",
+        **_PLAIN,
+    ),
     "meanflow": Recipe(
         lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE, **_PLAIN
     ),

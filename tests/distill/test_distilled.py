@@ -109,6 +109,9 @@ def test_settings_of_recipes():
     assert (matching.steps, matching.turns, matching.regression) == (2, 3, 1.0)
     assert distill.RECIPES["distribution"].data == distill.RECIPES["reflow"].data == "pairs"
     assert distill.RECIPES["reflow"].loss(teacher).options == {}
+    scm = distill.RECIPES["scm"].loss(teacher)
+    assert scm.identity == distill.Eulerian("noise", 500)
+    assert scm.stretches == distill.Between("uniform-t", data=1.0)
     law = distill.RECIPES["ect"].loss(teacher).stretches
     t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 900).T
     assert np.allclose(t, np.linspace(0.01, 0.99, 50))
