@@ -1,6 +1,6 @@
 r"""DDIM's table on the noise prediction of Fashion-MNIST: eta against steps.
 
-    python -m benchmarks ddim                               # a quarter of an hour of one idle core
+    python -m benchmarks ddim                               # half an hour of one idle core
     python -m benchmarks ddim --resume --steps 10 20 50     # a part of it, beside what is there
     python -m benchmarks ddim --num 10000 --jobs 64         # in every cell: 30 hours of one core
 
@@ -33,7 +33,7 @@ ROWS = {
     "1": "ddim(eta=1)",
     "sigma-hat": "ddpm(variance='large')",
 }
-STEPS = {10: 300, 20: 300, 50: 300, 100: 150, 1000: 40}
+STEPS = {10: 1000, 20: 1000, 50: 1000, 100: 1000, 1000: 100}
 """Steps -> samples."""
 
 
