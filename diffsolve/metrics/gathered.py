@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,15 @@ class Checkpoint:
         }  # fmt: skip
         write_tensors(self.file, tensors, KEY, note)
         self._next = time.monotonic() + (time.monotonic() - began) / SHARE
+
+    def settle(self, known: Container[tuple[str, int, int]]) -> None:
+        """Remove the file if its cell (label, budget, seed) is known: a kill may fall between result and removal."""
+        if self.file is None or not self.file.exists():
+            return
+        with suppress(FileError, KeyError, TypeError, ValueError):
+            label, nfe, seed, *_ = read_tensors(self.file, KEY, accepted="a cell under way")[1]["cell"]
+            if (label, nfe, seed) in known:
+                self.remove()
 
     def remove(self) -> None:
         self._next = 0.0

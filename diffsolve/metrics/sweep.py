@@ -154,6 +154,7 @@ def _filled(study: Study, wanted: list[tuple[int, Cell]], out: str | Path | None
         missing = [(seed, cell) for seed, cell in wanted if (cell.label, cell.nfe, seed) not in rows]
         part = "" if ranks.size == 1 else f"-{ranks.rank + 1}of{ranks.size}"
         checkpoint = Checkpoint(out, about, part)
+        checkpoint.settle(rows)
         total = len(missing) * study.num // ranks.size
         with tqdm(total=total, disable=not (progress and ranks.first), unit="sample") as bar:
             for seed, cell in missing:

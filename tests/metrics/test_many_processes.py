@@ -80,6 +80,29 @@ def test_a_cell_goes_on_from_the_batch_it_was_at(tmp_path, monkeypatch, options)
     assert os.listdir(tmp_path) == ["s.jsonl"]
 
 
+def test_a_kill_between_a_result_and_the_removal_of_its_cell_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffsolve.metrics.gathered.SHARE", 1e9)
+    out, remove = tmp_path / "s.jsonl", Checkpoint.remove
+
+    def killed(self):
+        raise Stop
+
+    monkeypatch.setattr(Checkpoint, "remove", killed)
+    with pytest.raises(Stop):
+        run(limited(10**9), out)
+    monkeypatch.setattr(Checkpoint, "remove", remove)
+    kept = out.with_name("s.jsonl.cell").read_bytes()
+    run(limited(0), out)  # all that was asked for is there
+    assert os.listdir(tmp_path) == ["s.jsonl"]
+    with pytest.raises(Stop):
+        run(limited(3 * 8 * 4), tmp_path / "t.jsonl", solvers=["heun"])
+    under_way = (tmp_path / "t.jsonl.cell").read_bytes()
+    assert kept != under_way
+    (tmp_path / "s.jsonl.cell").write_bytes(under_way)  # of a cell that is not in the file
+    run(limited(0), out)
+    assert (tmp_path / "s.jsonl.cell").read_bytes() == under_way
+
+
 def test_what_another_run_left_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr("diffsolve.metrics.gathered.SHARE", 1e9)
     with pytest.raises(Stop):
