@@ -1,14 +1,14 @@
 r"""Learned runs against the best of those that are written down.
 
-    python benchmarks/tune.py mixtures     # results/tune.md: ten minutes or so on an idle core; or one --path of them
+    python benchmarks/tune.py mixtures     # results/tune.md: twenty minutes or so of an idle core; or --path
     python benchmarks/tune.py digits       # results/tune_digits.md: twenty or so
     python benchmarks/tune.py statistics   # results/tune_statistics.md: DPM-Solver-v3's on the digits; one or so
     python benchmarks/tune.py --quick      # little of all, to the terminal
 
-On exact mixtures, as in `accuracy.py` and on its particles: the mean over them of |x - x*| over the root mean square
-norm of the data, in float64. `best` is the least error of all of our configurations that `accuracy.py` tries, picked
-after the fact in each cell; `tuned` has seen other noises, 1024 of them, and a run of 100 calls in the place of the
-exact flow.
+On exact mixtures, as in `accuracy.py`: the mean over 2048 particles of |x - x*| over the root mean square norm of the
+data, in float64: so many, as one that ends in another mode counts as much as thousands. `best` is the least error of
+all our configurations that `accuracy.py` tries, picked after the fact in each cell; `tuned` has seen other noises, 4096
+of them, and a run of 100 calls in the place of the exact flow.
 
 On the digits network, by classes in turn: the same distance to a run of 100 calls over noises that the learning had no
 part in, and the Frechet distance between the pixels (64 of them, as they are) of the samples and of the data set.
@@ -44,7 +44,7 @@ TARGETS = ("ring", "iso64")
 BUDGETS = (4, 5, 6, 8, 10)
 AUTO = [("auto", grid) for grid in ("angle", "angle(scale=2)", "angle(scale=5)", "uniform-u")]
 """The first is what the tables call auto."""
-PARTICLES = 128
+PARTICLES = 2048
 FRESH = 512
 """Images of the digits network that the runs are compared on."""
 LEARNED = {"tuned": (4, 6), "tuned, also told and blurs": (4, 6)}
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         partial(Recorder, "tune", resume=options.resume),
     )
     parts = {
-        "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 1024)),
+        "mixtures": ("tune.md", lambda: mixtures(recorder(), paths, TARGETS, BUDGETS, 4096)),
         "digits": ("tune_digits.md", lambda: digit_images(Recorder("tune_digits"), LEARNED, [8, 12], 20, 384, 100)),
         "statistics": (
             "tune_statistics.md",
