@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: here its kernels run on the CPU, or not at all
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from support import peers
 from support.product import cases, named
+from tqdm import tqdm
 
 from diffsolve.reference.mixture import GaussianMixture
 
 torch.set_num_threads(1)
+# tqdm's own lock is shared with forks: one that a test kills while it has it would leave this process waiting for ever.
+tqdm.set_lock(threading.RLock())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
