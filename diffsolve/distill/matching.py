@@ -166,12 +166,8 @@ def distribution(
     """
     instance("teacher", teacher, Model, "a Model")
     fake = _copied(teacher) if fake is None else instance("fake", fake, Model, "a Model")
-    steps, turns, share = (
-        integer("steps", steps, 1),
-        integer("turns", turns, 0),
-        number("regression", regression, low=0),
-    )
-    return Matching(teacher, fake, guidance, times, steps, turns, share, options)
+    steps, turns = integer("steps", steps, 1), integer("turns", turns, 0)
+    return Matching(teacher, fake, guidance, times, steps, turns, number("regression", regression, low=0), options)
 
 
 def _copied(teacher: Model) -> Model:

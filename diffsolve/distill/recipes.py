@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ RECIPES: dict[str, Recipe] = {
     "progressive": Recipe(
         lambda teacher: _stage_of(teacher, 8, "heun"),
         {**_BASE, "steps": 1600, "ema": 0.99},
-        then=[lambda teacher, steps=steps: _stage_of(teacher, steps) for steps in (4, 2, 1)],  # type: ignore[misc]
+        then=[partial(_stage_of, steps=steps) for steps in (4, 2, 1)],
     ),
     "reflow": Recipe(lambda teacher: reflow(), {**_BASE, "batch": 128, "steps": 1000}, "pairs", sampler="euler"),
     "distribution": Recipe(
@@ -191,8 +192,8 @@ def _staged(
         if not stage["finished"]:
             return report
     weights = {name: value.to(dtype or value.dtype) for name, value in net.state_dict().items()}
-    about = {name: settings.get(name, DEFAULTS[name]) for name in ("batch", "lr", "seed")}
-    write_tensors(out, weights, students.KEY, {**note, **about, "steps": report["steps"], "loss": report["loss"]})
+    about = {**note, **_noted(settings), "steps": report["steps"], "loss": report["loss"]}
+    write_tensors(out, weights, students.KEY, about)
     for file in files:
         file.unlink()
     return {**report, "out": str(out)}
@@ -203,12 +204,17 @@ def _stage(loss: Any, student: Model, learns: Any, file: Path, settings: dict[st
     net: Any = student.net
     if file.exists():
         weights, note = read_tensors(file, students.KEY, accepted=students.ACCEPTED)
-        same = {name: settings.get(name, DEFAULTS[name]) for name in ("steps", "batch", "lr", "seed")}
-        if all(note.get(name) == value for name, value in same.items()):
+        wanted = {**settings["note"], **_noted(settings), "steps": settings["steps"]}
+        if all(note.get(name) == value for name, value in wanted.items()):
             net.load_state_dict(weights)
             net.eval()
             return {"finished": True, "steps": settings["steps"], "seconds": 0.0, "loss": note["loss"]}
     return fit(loss, student, learns, file, **settings)
+
+
+def _noted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student's file says of its training."""
+    return {name: settings.get(name, DEFAULTS[name]) for name in ("batch", "lr", "seed")}
 
 
 def carrying(student: Model, loss: Any) -> Model:
