@@ -101,6 +101,12 @@ def test_a_finished_stage_is_not_trained_again_but_with_other_settings(tmp_path,
     )
     distill.distill_reference("progressive", out, steps=4, batch=4)
     assert len(fitted) == 4
+    weights, note = read_tensors(out, students.KEY, accepted=students.ACCEPTED)
+    for method, trained in (("reflow", 4), ("progressive", 3)):
+        write_tensors(f"{out}.stage0", weights, students.KEY, {**note, "method": method, "steps": 1})
+        fitted.clear()
+        distill.distill_reference("progressive", out, steps=4, batch=4)
+        assert len(fitted) == trained
 
 
 def test_settings_of_recipes():
