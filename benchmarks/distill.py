@@ -227,7 +227,7 @@ class Images:
         x0, noise = x0 if recipe.data == "runs" else x0[:, 0], noise[:, 0]
         spent, teacher, stages = 0.0, self.teacher, (recipe.loss, *recipe.then)
         for stage in stages:
-            loss, model = stage(teacher), student_of(self.name, self.teacher, recipe.until)
+            loss, model = stage(teacher), student_of(self.name, self.teacher, recipe.highest)
             model.net.to(memory_format=recipe.memory)
             teacher, model = model, carrying(model, loss)
             options: dict[str, Any] = {"target": model} if getattr(loss, "averaged", False) else {}

@@ -9,7 +9,7 @@ from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian,
 from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
 from diffsolve.distill.recipes import RECIPES, about, distill_reference, load_student
 from diffsolve.distill.runs import reflow, runs, trajectory
-from diffsolve.distill.second import TwoTimes
+from diffsolve.distill.second import SmoothTime, TwoTimes
 from diffsolve.distill.stretches import Between, Halves, Shrinking, Steps, Stretches
 from diffsolve.distill.times import best_times
 
@@ -30,6 +30,7 @@ __all__ = [
     "Scales",
     "Semigroup",
     "Shrinking",
+    "SmoothTime",
     "Squared",
     "Steps",
     "Stretches",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffsolve.common.checks import number
+from diffsolve.common.tensors import per_sample
 
 __all__ = ["Adaptive", "Huber", "Metric", "Normalised", "Squared"]
 
@@ -67,7 +68,11 @@ class Adaptive(Metric):
 
 @dataclass(frozen=True)
 class Normalised(Metric):
-    """The square of R / sg(|R| + c): tangent normalisation (sCM, 2410.11081, section 4.1), by root mean squares."""
+    """|g|^2, g = R / (|R| + c), with the gradient 2 g to R: tangent normalisation (sCM, 2410.11081, section 4.1).
+
+    There g takes the place of R in |o - sg(o) + g|^2, so that no sample pulls harder than another; |R| is a root mean
+    square here.
+    """
 
     c: float = 0.1
 
@@ -75,5 +80,6 @@ class Normalised(Metric):
         number("c", self.c, above=0)
 
     def __call__(self, residual: Tensor) -> Tensor:
-        square = squared(residual)
-        return square / (square.detach().sqrt() + self.c) ** 2
+        fixed = residual.detach()
+        size = squared(fixed).sqrt() + self.c
+        return squared(residual - fixed + fixed / per_sample(size, residual))

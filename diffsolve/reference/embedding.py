@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffsolve.common.checks import integer, required
 
-__all__ = ["Conditioned", "fourier", "zero"]
+__all__ = ["Conditioned", "fourier", "refit", "zero"]
 
 
 def fourier(t: Tensor, size: int, highest: float = 100.0) -> Tensor:
@@ -97,3 +98,33 @@ def zero(layer: nn.Module) -> nn.Module:
     for p in layer.parameters():
         nn.init.zeros_(p)
     return layer
+
+
+def refit(layers: nn.Sequential, inputs: Tensor, wanted: Tensor, steps: int = 1500) -> float:
+    """Train layers, of which the last is linear, to make `wanted` (N, width) of `inputs` (N, features).
+
+    It is done on everything at once by least squares and Adam, from the weights as they are.
+
+    Returns:
+        The root mean square of what is left over that of `wanted`.
+    """
+    inputs, wanted = inputs.detach(), wanted.detach()
+    size = wanted.square().mean().sqrt().clamp(min=1e-12)
+    last: Any = layers[-1]
+    with torch.no_grad():  # so that a step of Adam is as long for wanted values of any size
+        for parameter in last.parameters():
+            parameter /= size
+    optimizer = torch.optim.Adam(layers.parameters(), lr=3e-3)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            error = (layers(inputs) - wanted / size).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+            rates.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter *= size
+    return float(error.detach().sqrt())

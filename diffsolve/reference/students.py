@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib import resources
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffsolve.common.checks import choice, number
 from diffsolve.common.files import match, read_tensors, reading
 from diffsolve.models import Model, adapt
+from diffsolve.reference.embedding import fourier, refit
 from diffsolve.reference.unet import UNet
 
 __all__ = ["ACCEPTED", "KEY", "NETWORKS", "load", "student"]
@@ -23,27 +26,36 @@ __all__ = ["ACCEPTED", "KEY", "NETWORKS", "load", "student"]
 KEY = "diffsolve"  # the one entry of the files' metadata, a JSON object
 ACCEPTED = "a student of `diffsolve distill` (of other weights say the model: 'fashion(weights=\"mine.safetensors\")')"
 
-NETWORKS: dict[str, Callable[[float], UNet]] = {
-    "digits": lambda until: UNet(1, 24, (1, 2), num_classes=10, times=2, until=until),
-    "fashion": lambda until: UNet(1, 32, (1, 2), num_classes=10, patch=2, times=2, until=until),
+NETWORKS: dict[str, Callable[..., UNet]] = {
+    "digits": partial(UNet, 1, 24, (1, 2), num_classes=10, times=2),
+    "fashion": partial(UNet, 1, 32, (1, 2), num_classes=10, patch=2, times=2),
 }
 """Each teacher's network told two times, freshly initialised."""
 
-UNTIL = 100.0
-"""The highest frequency of s in files that do not say it."""
+HIGHEST = 100.0
+"""The highest frequency at which the teachers are told the time, and students whose files do not say it."""
+POINTS = 512
+"""Times at which a smoother embedding is fitted."""
 
 
-def student(of: str, teacher: Model | None = None, until: float = UNTIL) -> Model:
+def student(of: str, teacher: Model | None = None, highest: float = HIGHEST, until: float | None = None) -> Model:
     """A student of the teacher "digits" or "fashion": its network, told two times, which begins as the teacher.
 
-    Without a teacher its weights are random, the same each time. `until` is as in `UNet`.
+    Without a teacher its weights are random, the same each time. `highest` and `until` are as in `UNet`; of a `highest`
+    that is not the teacher's, the embedding of t is fitted to the teacher's first.
     """
     choice("of", of, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        net = NETWORKS[of](until)
+        net = NETWORKS[of](highest=highest, until=until)
     if teacher is not None:
-        net.load_state_dict(teacher.net.state_dict(), strict=False)  # type: ignore[attr-defined]
+        told: Any = teacher.net
+        net.load_state_dict(told.state_dict(), strict=False)
+        if highest != told.highest:
+            t = torch.linspace(0, 1, POINTS)
+            with torch.no_grad():
+                wanted = told.time(fourier(t, told.features, told.highest))
+            refit(net.time, fourier(t, net.features, highest), wanted)
     return adapt(net, "condot", "velocity", jumps="straight")
 
 
@@ -62,7 +74,8 @@ def load(of: str, path: str | PathLike[str] | None = None) -> Model:
     with resources.as_file(packaged) if path is None else nullcontext(Path(path)) as file:
         weights, note = read_tensors(file, KEY, accepted=ACCEPTED)
         with reading(file, ACCEPTED):
-            model = student(of, until=number("until", note.get("until", UNTIL), above=0))
+            highest = number("highest", note.get("highest", HIGHEST), above=0)
+            model = student(of, None, highest, number("until", note.get("until", highest), above=0))
         match(file, weights, model.net.state_dict())  # type: ignore[attr-defined]
     model.net.load_state_dict({name: value.float() for name, value in weights.items()})  # type: ignore[attr-defined]
     model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]

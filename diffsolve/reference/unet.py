@@ -75,7 +75,8 @@ class UNet(Conditioned):
         patch: Pixels to a side of the squares that become channels before the first level, and pixels again at the end:
             a network of `patch` 2 has its first level at half the resolution, at a quarter of the cost.
         times: 1, or 2 for a flow map that is told where to go.
-        until: The highest frequency, in radians, at which it is told where to go.
+        highest: The highest frequency, in radians, at which it is told the time.
+        until: That at which it is told where to go; by default the same.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -95,13 +96,14 @@ class UNet(Conditioned):
         dropout: float = 0.0,
         patch: int = 1,
         times: int = 1,
-        until: float = 100.0,
+        highest: float = 100.0,
+        until: float | None = None,
     ) -> None:
         super().__init__()
         self.patch = integer("patch", patch, 1)
         self.stride = patch * 2 ** (len(multipliers) - 1)
         width = 4 * channels
-        self.embed_with(channels, width, num_classes, times, until=until)
+        self.embed_with(channels, width, num_classes, times, highest, until)
 
         widths = [channels * m for m in multipliers]
         self.stem = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)

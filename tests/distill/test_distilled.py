@@ -22,6 +22,29 @@ def test_a_student_begins_as_its_teacher(name):
     assert torch.allclose(model(x, 0.3, 0.9, label=label), teacher(x, 0.3, label=label), atol=1e-6)
 
 
+def test_a_student_that_is_told_the_time_smoothly_begins_near_its_teacher():
+    teacher = ds.load("digits")
+    model = students.student("digits", teacher, highest=6.0)
+    assert model.net.highest == model.net.highest_until == 6
+    x, label = ds.Key(0).normal((20, 1, 8, 8)), torch.arange(20) % 10
+    model.net.eval()
+    for t in (0.05, 0.5, 0.95):
+        near, own = model(x, t, 1.0, label=label), teacher(x, t, label=label)
+        assert 0 < (near - own).square().mean().sqrt() < 0.1 * own.square().mean().sqrt()
+    again = students.student("digits", teacher, highest=6.0)
+    assert all(map(torch.equal, model.net.state_dict().values(), again.net.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("note", "frequencies"), [({}, (100, 100)), ({"until": 6.0}, (100, 6)), ({"highest": 6.0}, (6, 6))]
+)
+def test_a_file_says_at_which_frequencies_its_student_is_told_its_times(note, frequencies, tmp_path):
+    weights = students.student("digits").net.state_dict()
+    write_tensors(tmp_path / "student.safetensors", weights, students.KEY, {"model": "digits", **note})
+    net = students.load("digits", tmp_path / "student.safetensors").net
+    assert (net.highest, net.highest_until) == frequencies
+
+
 def test_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "RUNS", 8)
     file, picture = tmp_path / "student.safetensors", tmp_path / "student.npy"
@@ -142,4 +165,5 @@ def test_every_recipe_trains(method, tmp_path, monkeypatch):
     assert report["finished"]
     model = distill.load_student(tmp_path / "student.safetensors")
     assert model.jumps == "straight"
-    assert model.net.highest_until == distill.RECIPES[method].until == (6 if method in ("lagrangian", "scm") else 100)
+    highest = distill.RECIPES[method].highest
+    assert model.net.highest == model.net.highest_until == highest == (6 if method in ("lagrangian", "scm") else 100)

@@ -119,8 +119,8 @@ def test_metrics():
     assert torch.allclose(distill.Adaptive(0.5, 0.01)(residual), square / (square + 0.01).sqrt())
     assert torch.allclose(distill.Normalised(0.1)(residual), (square.sqrt() / (square.sqrt() + 0.1)) ** 2)
     moving = residual.clone().requires_grad_()
-    distill.Normalised(0.1)(moving).sum().backward()  # weights have no gradient
-    assert torch.allclose(moving.grad, residual / (square.sqrt() + 0.1)[:, None] ** 2)
+    distill.Normalised(0.1)(moving).sum().backward()  # as if the residual were g, in 2410.11081, eq. 8
+    assert torch.allclose(moving.grad, residual / (square.sqrt() + 0.1)[:, None])
 
 
 def test_a_guided_teacher_and_a_student_told_the_scale():
@@ -360,6 +360,79 @@ def test_s_is_told_as_a_share_of_the_span():
     assert steep > 3 * rate
     with pytest.raises(ValueError, match="span must be a finite number > 0, got 0"):
         distill.TwoTimes(Net(), Net().time, 0)
+
+
+class Wobbling(Net):
+    """A network told its time at a high frequency too, on a clock from -2 to 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.told, self.norm = torch.nn.Sequential(self.time, torch.nn.Identity()), torch.nn.BatchNorm1d(3).double()
+
+    def forward(self, x, t, label=None):
+        e = self.told((t[:, None] + 2) / 5 + 0.02 * torch.sin(60 * t[:, None]))
+        return self.last(torch.tanh(self.first(self.norm(x)) + e + (0 if label is None else label[:, None])))
+
+
+def smooth(**options):
+    plain = Wobbling()
+    made = distill.SmoothTime(plain, plain.told, X0[:1], {"label": torch.tensor([1.0])}, times=(-2.0, 3.0), **options)
+    return plain, made
+
+
+def test_an_embedding_of_the_time_is_replaced_by_a_smoother_one():
+    plain, told = smooth()
+    assert plain.training
+    assert plain.norm.num_batches_tracked == 0  # that the network is shown a row leaves nothing behind
+    told.eval()
+    t, label = torch.linspace(-2, 3, 200).double(), torch.full((200,), 0.5).double()
+    x = X0[:1].expand(200, 3)
+    with torch.no_grad():
+        near, own = told(x, t, label=label), plain(x, t, label=label)
+    assert 0 < (near - own).abs().max() < 0.15 * own.std()
+    assert 0.001 < told.lost < 0.1
+
+    def rate(net):
+        return torch.func.jvp(lambda t: net(x, t), (t,), (torch.ones_like(t),))[1].abs().mean()
+
+    assert rate(told) < 0.7 * rate(plain)
+    assert rate(smooth(highest=300.0)[1].eval()) > rate(told)
+
+
+def test_a_smoother_embedding_is_what_learns_and_takes_a_second_time():
+    plain, told = smooth()
+    both = distill.TwoTimes(told, told.time).eval()
+    model = ds.adapt(both, "condot", "velocity", jumps="straight")
+    assert torch.equal(model(X0, 0.3, 0.8), told(X0, torch.full((len(X0),), 0.3).double()))
+    losses, _ = LOSSES["ayf"](model, X0, seed=0, step=0)
+    losses.sum().backward()
+    assert told.time[0].weight.grad.abs().max() > 0
+    assert both.until[2].weight.grad.abs().max() > 0
+    assert plain.first.weight.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in plain.time.parameters())
+
+
+def test_what_a_smoother_embedding_refuses():
+    plain = Wobbling()
+    with pytest.raises(ValueError, match="embedding must be a module inside the network, got 'Linear'"):
+        distill.SmoothTime(plain, torch.nn.Linear(1, 1), X0)
+    with pytest.raises(ValueError, match="times must be the lowest and the highest"):
+        distill.SmoothTime(plain, plain.time, X0, times=(1.0, 0.0))
+    with pytest.raises(ValueError, match="highest must be a finite number > 0"):
+        distill.SmoothTime(plain, plain.time, X0, highest=0)
+    images = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Unflatten(1, (1, 3)), torch.nn.Flatten())
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = images.double()
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    net = Plain()
+    with pytest.raises(ValueError, match=r"embedding must be a module whose output is \(B, width\)"):
+        distill.SmoothTime(net, images[1], X0)
 
 
 def test_teachers_run_over_times_of_each_sample():
