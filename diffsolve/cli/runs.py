@@ -43,6 +43,10 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
     label: Label = "all",
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance, two network calls in one; students told it need one."),
+    ] = None,
     parallel: Annotated[
         int | None,
         typer.Option(min=1, help="Calls of each sample to make at once, by Picard iteration. [default: one]"),
@@ -60,6 +64,7 @@ def sample(
     from diffsolve.cli.pictures import encoded
     from diffsolve.common.files import write_whole
     from diffsolve.execute.plan import refuse
+    from diffsolve.reference.told import WithScale
     from diffsolve.tuning.family import learned_solver
 
     check_out(out, ".png", ".npy")
@@ -68,18 +73,24 @@ def sample(
     picard = None if parallel is None else ds.Picard(window=parallel, tol=ds.Picard.tol if tol is None else tol)
     net, kind, own = _loaded(model)
     shape, cond = batch_of(kind, label, num)
+    if guidance is not None and not cond:
+        raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
+    elif cond and guidance is not None and isinstance(net.net, WithScale):
+        cond, guidance = {**cond, "scale": guidance}, None
     solver = own if solver == "auto" else solver
     run_by = learned_solver(solver) if solver.endswith(".json") else solver
     if isinstance(run_by, ds.Tableau):
         refuse("a tableau as solver", nfe=nfe, steps=steps, grid=grid)
         tableau = run_by
     else:
-        tableau = ds.plan(net, run_by, nfe=budget(nfe, steps), steps=steps, grid=grid, shape=shape)
+        scale = 1.0 if guidance is None else guidance
+        tableau = ds.plan(net, run_by, nfe=budget(nfe, steps), steps=steps, grid=grid, guidance=scale, shape=shape)
     torch.set_num_threads(1)  # these networks are too small to gain from more, and lose much on busy cores
     began = time.perf_counter()
     run = ds.solve(
-        net, shape, solver=tableau, seed=seed, cond=cond, progress=bar(progress), check=True, parallel=picard
-    )
+        net, shape, solver=tableau, seed=seed, cond=cond, guidance=guidance, progress=bar(progress), check=True,
+        parallel=picard,
+    )  # fmt: skip
     seconds = time.perf_counter() - began
     rounds = {"parallel": f"{run.parallel.rounds} rounds in place of {tableau.nfe} calls"} if run.parallel else {}
     decode = getattr(net.net, "decode", None)  # of latents

@@ -9,9 +9,10 @@ from diffsolve.distill.methods import ayf, consistency, ect, guided, lagrangian,
 from diffsolve.distill.metrics import Adaptive, Huber, Metric, Normalised, Squared
 from diffsolve.distill.recipes import RECIPES, about, distill_reference, load_student
 from diffsolve.distill.runs import reflow, runs, trajectory
-from diffsolve.distill.second import SmoothTime, TwoTimes
+from diffsolve.distill.smooth import SmoothTime
 from diffsolve.distill.stretches import Between, Halves, Shrinking, Steps, Stretches
 from diffsolve.distill.times import best_times
+from diffsolve.reference.told import TwoTimes, WithScale
 
 __all__ = [
     "RECIPES",
@@ -36,6 +37,7 @@ __all__ = [
     "Stretches",
     "TwoTimes",
     "WithFake",
+    "WithScale",
     "about",
     "ayf",
     "best_times",

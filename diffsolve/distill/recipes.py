@@ -49,6 +49,8 @@ class Recipe:
     """With which the student is sampled."""
     highest: float = students.HIGHEST
     """The highest frequency at which the student is told its times."""
+    told: str = "until"
+    """What it is told besides the time: "until", where to go, or the "scale" of guidance."""
     then: Sequence[Callable[[Model], Callable[..., Any]]] = ()
     """Losses of further stages, of which each has the student so far as its teacher; the updates are shared evenly."""
     memory: torch.memory_format = torch.channels_last
@@ -107,6 +109,12 @@ RECIPES: dict[str, Recipe] = {
         {**_BASE, "steps": 1600, "ema": 0.99},
         then=[partial(_stage_of, steps=steps) for steps in (4, 2, 1)],
     ),
+    "guided": Recipe(
+        lambda teacher: methods.guided(teacher, 1.0, students.SPAN),
+        {**_BASE, "steps": 1500, "ema": 0.99},
+        sampler="auto",
+        told="scale",
+    ),
     "reflow": Recipe(lambda teacher: reflow(), {**_BASE, "batch": 128, "steps": 1000}, "pairs", sampler="euler"),
     "distribution": Recipe(
         lambda teacher: distribution(teacher, steps=2, turns=3, regression=1.0),
@@ -160,8 +168,9 @@ def distill_reference(
     choice("model", model, students.NETWORKS)
     recipe, teacher = RECIPES[method], load(model)
     settings = {**recipe.options, **MODELS[model], "dtype": torch.float16, **options}
-    note = {"model": model, "method": method, "sampler": recipe.sampler, "highest": recipe.highest}
-    begun = students.student(model, teacher, recipe.highest)
+    note: dict[str, Any] = {"model": model, "method": method, "sampler": recipe.sampler}
+    note |= {"highest": recipe.highest, "told": recipe.told}
+    begun = students.student(model, teacher, recipe.highest, told=recipe.told)
     begun.net.to(memory_format=recipe.memory)  # type: ignore[attr-defined]
     learns = data(recipe, model, teacher)
     first = recipe.loss(teacher)

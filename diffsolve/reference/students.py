@@ -1,4 +1,4 @@
-"""Students of the reference models: their networks, told two times, on which `ds.load` and `diffsolve distill` agree.
+"""Students of the reference models, on which `ds.load` and `diffsolve distill` agree: their networks, told more.
 
 `diffsolve.distill.RECIPES` says how they are trained.
 """
@@ -19,6 +19,7 @@ from diffsolve.common.checks import choice, number
 from diffsolve.common.files import match, read_tensors, reading
 from diffsolve.models import Model, adapt
 from diffsolve.reference.embedding import fourier, refit
+from diffsolve.reference.told import WithScale
 from diffsolve.reference.unet import UNet
 
 __all__ = ["ACCEPTED", "KEY", "NETWORKS", "load", "student"]
@@ -27,10 +28,13 @@ KEY = "diffsolve"  # the one entry of the files' metadata, a JSON object
 ACCEPTED = "a student of `diffsolve distill` (of other weights say the model: 'fashion(weights=\"mine.safetensors\")')"
 
 NETWORKS: dict[str, Callable[..., UNet]] = {
-    "digits": partial(UNet, 1, 24, (1, 2), num_classes=10, times=2),
-    "fashion": partial(UNet, 1, 32, (1, 2), num_classes=10, patch=2, times=2),
+    "digits": partial(UNet, 1, 24, (1, 2), num_classes=10),
+    "fashion": partial(UNet, 1, 32, (1, 2), num_classes=10, patch=2),
 }
-"""Each teacher's network told two times, freshly initialised."""
+"""Each teacher's network, freshly initialised."""
+TOLD = ("until", "scale")
+SPAN = 4.0
+"""The largest scale of guidance that students are told."""
 
 HIGHEST = 100.0
 """The highest frequency at which the teachers are told the time, and students whose files do not say it."""
@@ -38,25 +42,39 @@ POINTS = 512
 """Times at which a smoother embedding is fitted."""
 
 
-def student(of: str, teacher: Model | None = None, highest: float = HIGHEST, until: float | None = None) -> Model:
-    """A student of the teacher "digits" or "fashion": its network, told two times, which begins as the teacher.
+def student(
+    of: str,
+    teacher: Model | None = None,
+    highest: float = HIGHEST,
+    until: float | None = None,
+    told: str = "until",
+) -> Model:
+    """A student of the teacher "digits" or "fashion": its network, told more, which begins as the teacher.
 
-    Without a teacher its weights are random, the same each time. `highest` and `until` are as in `UNet`; of a `highest`
-    that is not the teacher's, the embedding of t is fitted to the teacher's first.
+    Without a teacher its weights are random, the same each time.
+
+    Args:
+        highest, until: as in `UNet`; of a `highest` that is not the teacher's, the embedding of t is fitted to the
+            teacher's first.
+        told: "until", where to go; or "scale", that of guidance, at most `SPAN`, and no second time.
     """
     choice("of", of, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        net = NETWORKS[of](highest=highest, until=until)
+        net = NETWORKS[of](highest=highest, until=until, times=2 if told == "until" else 1)
     if teacher is not None:
-        told: Any = teacher.net
-        net.load_state_dict(told.state_dict(), strict=False)
-        if highest != told.highest:
+        taught: Any = teacher.net
+        net.load_state_dict(taught.state_dict(), strict=False)
+        if highest != taught.highest:
             t = torch.linspace(0, 1, POINTS)
             with torch.no_grad():
-                wanted = told.time(fourier(t, told.features, told.highest))
+                wanted = taught.time(fourier(t, taught.features, taught.highest))
             refit(net.time, fourier(t, net.features, highest), wanted)
-    return adapt(net, "condot", "velocity", jumps="straight")
+    if choice("told", told, TOLD) == "until":
+        return adapt(net, "condot", "velocity", jumps="straight")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return adapt(WithScale(net, net.time, SPAN), "condot", "velocity")
 
 
 def load(of: str, path: str | PathLike[str] | None = None) -> Model:
@@ -75,7 +93,8 @@ def load(of: str, path: str | PathLike[str] | None = None) -> Model:
         weights, note = read_tensors(file, KEY, accepted=ACCEPTED)
         with reading(file, ACCEPTED):
             highest = number("highest", note.get("highest", HIGHEST), above=0)
-            model = student(of, None, highest, number("until", note.get("until", highest), above=0))
+            until = number("until", note.get("until", highest), above=0)
+            model = student(of, None, highest, until, choice("told", note.get("told", "until"), TOLD))
         match(file, weights, model.net.state_dict())  # type: ignore[attr-defined]
     model.net.load_state_dict({name: value.float() for name, value in weights.items()})  # type: ignore[attr-defined]
     model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]

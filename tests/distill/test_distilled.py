@@ -65,6 +65,31 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     assert "method must be 'trajectory', 'lagrangian'" in " ".join(refused.output.split())
 
 
+def test_a_student_told_the_scale_from_the_command_line(tmp_path):
+    file, picture = tmp_path / "guided.safetensors", tmp_path / "x.npy"
+    run = CliRunner().invoke(app, ["distill", "guided", "--out", str(file), "--steps", "3", "--batch", "4"])
+    assert run.exit_code == 0, run.output
+    rest = ["--nfe", "4", "--num", "2", "--out", str(picture), "--guidance"]
+    run = CliRunner().invoke(app, ["sample", "--model", str(file), *rest, "3"])
+    assert run.exit_code == 0, run.output
+    cond = {"label": torch.arange(2), "scale": 3.0}
+    model = distill.load_student(file)
+    assert np.array_equal(np.load(picture), ds.sample(model, (2, 1, 8, 8), nfe=4, seed=0, cond=cond))
+    run = CliRunner().invoke(app, ["sample", "--model", str(file), *rest, "7"])
+    assert "scale must be a finite number <= 4, got 7.0" in " ".join(run.output.split())
+
+
+def test_guidance_from_the_command_line(tmp_path):
+    picture = tmp_path / "x.npy"
+    rest = ["--nfe", "4", "--num", "2", "--out", str(picture), "--guidance", "3"]
+    run = CliRunner().invoke(app, ["sample", *rest])
+    assert run.exit_code == 0, run.output
+    wanted = ds.sample(ds.load("digits"), (2, 1, 8, 8), nfe=4, seed=0, cond={"label": torch.arange(2)}, guidance=3.0)
+    assert np.array_equal(np.load(picture), wanted)
+    run = CliRunner().invoke(app, ["sample", "--model", "mixture-2d", *rest])
+    assert "guidance must be left out for a model without classes" in " ".join(run.output.split())
+
+
 def test_other_files_are_no_students(tmp_path):
     write_tensors(
         tmp_path / "other.safetensors", {"a": torch.zeros(1)}, "diffsolve", {"method": "trajectory", "model": "digits"}

@@ -333,11 +333,11 @@ def test_a_network_of_one_time_gets_a_second():
     model = ds.adapt(told, "condot", "velocity", jumps="straight")
     x = X0[:2]
     assert torch.equal(model(x, 0.3, 0.8), ds.adapt(plain, "condot", "velocity")(x, 0.3))
-    told.until[2].weight.data.normal_()
+    told.added[2].weight.data.normal_()
     assert not torch.equal(model(x, 0.3, 0.8), model(x, 0.3, 0.5))
     losses, _ = LOSSES["ayf"](model, X0, seed=0, step=0)
     losses.sum().backward()
-    assert told.until[0].weight.grad.abs().max() > 0
+    assert told.added[0].weight.grad.abs().max() > 0
     with pytest.raises(ValueError, match="embedding must be a module inside the network"):
         distill.TwoTimes(plain, torch.nn.Linear(1, 1))
 
@@ -349,7 +349,7 @@ def test_s_is_told_as_a_share_of_the_span():
         torch.manual_seed(0)
         plain = Net()
         told = distill.TwoTimes(plain, plain.time, span, highest)
-        told.until[2].weight.data.normal_()
+        told.added[2].weight.data.normal_()
         s = torch.full((2,), 0.4 * span, dtype=torch.float64, requires_grad=True)
         out = told(X0[:2], torch.zeros(2).double(), s)
         return out.detach(), torch.autograd.grad(out.sum(), s)[0].abs().mean() * span
@@ -360,6 +360,56 @@ def test_s_is_told_as_a_share_of_the_span():
     assert steep > 3 * rate
     with pytest.raises(ValueError, match="span must be a finite number > 0, got 0"):
         distill.TwoTimes(Net(), Net().time, 0)
+
+
+def test_a_network_is_told_the_scale_of_guidance():
+    plain = Net()
+    told = distill.WithScale(plain, plain.time)
+    model = ds.adapt(told, "condot", "velocity")
+    x, same = X0[:2], {"label": torch.tensor([1.0, 2.0]).double()}
+    assert torch.equal(model(x, 0.3, scale=3.0, **same), ds.adapt(plain, "condot", "velocity")(x, 0.3, **same))
+    told.added[2].weight.data.normal_()
+    assert torch.equal(model(x, 0.3, scale=torch.tensor([1.0, 1.0])), model(x, 0.3))
+    assert not torch.equal(model(x, 0.3, scale=2.0), model(x, 0.3))
+    assert torch.equal(model(x, 0.3, scale=torch.tensor([2.0, 3.0]))[1], model(x, 0.3, scale=3.0)[1])
+    two = ds.adapt(distill.TwoTimes(told, plain.time), "condot", "velocity", jumps="straight")
+    assert torch.equal(two(x, 0.3, 0.8, scale=2.0), model(x, 0.3, scale=2.0))
+    losses, _ = LOSSES["guided"](model, X0, seed=0, step=0)
+    losses.sum().backward()
+    assert told.added[0].weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match=r"scale must be a finite number <= 4, got 5"):
+        model(x, 0.3, scale=5)
+
+
+def test_a_student_told_the_scale_learns_what_its_guided_teacher_says():
+    """Of a teacher that is linear in the label the guided velocity is x (0.3 + scale 0.2)."""
+    net = lambda x, t, label=None: x * (0.3 if label is None else 0.5)  # noqa: E731
+    teacher = ds.adapt(net, "condot", "velocity")
+    plain = Net()
+    model = ds.adapt(distill.WithScale(plain, plain.time), "condot", "velocity")
+    loss, optimizer = distill.guided(teacher), torch.optim.Adam(model.net.parameters(), lr=5e-3)
+    for step in range(600):
+        losses, _ = loss(
+            model, ds.Key(step).normal((32, 3)).double(), cond={"label": torch.zeros(32).double()}, seed=0, step=step
+        )
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    x, label = ds.Key(1).normal((200, 3)).double(), torch.zeros(200).double()
+    for scale in (1.5, 3.5):
+        wanted = x * (0.3 + scale * 0.2)
+        with torch.no_grad():
+            assert (model(x, 0.5, label=label, scale=scale) - wanted).square().mean().sqrt() < 0.1 * wanted.std()
+
+
+def test_all_on_the_diagonal_needs_no_forward_derivative(monkeypatch):
+    """And has the target that the derivative's factor of 0 leaves."""
+    monkeypatch.setattr(torch.func, "jvp", None)
+    loss = distill.ayf(TEACHER, stretches=distill.Between(diagonal=1.0))
+    model = student()
+    _, parts = loss(model, X0, seed=0, step=0)
+    v = TEACHER.velocity(parts.x, parts.t)
+    assert torch.allclose(parts.target, v)
 
 
 class Wobbling(Net):
@@ -407,7 +457,7 @@ def test_a_smoother_embedding_is_what_learns_and_takes_a_second_time():
     losses, _ = LOSSES["ayf"](model, X0, seed=0, step=0)
     losses.sum().backward()
     assert told.time[0].weight.grad.abs().max() > 0
-    assert both.until[2].weight.grad.abs().max() > 0
+    assert both.added[2].weight.grad.abs().max() > 0
     assert plain.first.weight.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in plain.time.parameters())
 

@@ -1,4 +1,4 @@
-"""Other times for a network that was made for one: a second, or the same more smoothly."""
+"""A time told more smoothly, for losses with a derivative in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffsolve.common.checks import instance, number, required
-from diffsolve.reference.embedding import fourier, refit, zero
+from diffsolve.common.checks import number, required
+from diffsolve.reference.embedding import fourier, refit
+from diffsolve.reference.told import FEATURES, inside, layers
 
-__all__ = ["SmoothTime", "TwoTimes"]
+__all__ = ["SmoothTime"]
 
-FEATURES = 32
 POINTS, ROWS = 512, 32
 """Times at which an embedding is fitted, and of how many a call of the network is told."""
 
@@ -49,13 +49,13 @@ class SmoothTime(nn.Module):
         highest: float = 6.0,
     ) -> None:
         super().__init__()
-        _inside(net, embedding)
+        inside(net, embedding)
         self.low, self.high = (number("times", time) for time in times)
         required(self.low < self.high, "times", times, "the lowest and the highest")
         self.highest = number("highest", highest, above=0)
         t = torch.linspace(self.low, self.high, POINTS, device=x.device, dtype=torch.float64)
         wanted = _noted(net, embedding, x, t, cond or {})
-        self.time = _layers(wanted.shape[1]).to(wanted)
+        self.time = layers(wanted.shape[1]).to(wanted)
         self.lost = refit(self.time, self._features(t).to(wanted), wanted)
         self.net = net
         embedding.requires_grad_(False)
@@ -80,67 +80,6 @@ class SmoothTime(nn.Module):
         first: Any = self.time[0]
         smooth: Tensor = self.time(self._features(self._t).to(first.weight))
         return smooth.to(out)
-
-
-class TwoTimes(nn.Module):
-    """A network `net(x, t, **cond)` as one `net(x, t, s, **cond)`: an embedding of s is added to that of t.
-
-        student = ds.adapt(ds.distill.TwoTimes(net, net.time_embedding), path, predicts, jumps="straight")
-
-    It is zero at first, so that the student begins as the network. For consistency alone, jumps to the data, the
-    network itself will do.
-
-    Args:
-        embedding: the module inside `net` whose output (B, width) is the embedding of t. Its last linear layer says the
-            width.
-        span: the largest time that the network is told: 1, or 999 of a table of 1000.
-        highest: the highest frequency of s / span, in radians. With much more, losses that have a derivative in s may
-            not converge.
-
-    Raises:
-        ValueError: if the module is not inside the network, or has no linear layer.
-    """
-
-    def __init__(self, net: nn.Module, embedding: nn.Module, span: float = 1.0, highest: float = 6.0) -> None:
-        super().__init__()
-        self.span, self.highest = number("span", span, above=0), number("highest", highest, above=0)
-        _inside(net, embedding)
-        layers = [module for module in embedding.modules() if isinstance(module, nn.Linear)]
-        required(bool(layers), "embedding", embedding, "a module with a linear layer")
-        width = layers[-1].out_features
-        self.net = net
-        self.until = _layers(width)
-        zero(self.until[-1])
-        self.until.to(next(net.parameters()))
-        self._s: Tensor | None = None
-        embedding.register_forward_hook(self._add)
-
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """The network told both times."""
-        self._s = s
-        try:
-            out: Tensor = self.net(x, t, **cond)
-        finally:
-            self._s = None
-        return out
-
-    def _add(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        if self._s is None:
-            return out
-        first = self.until[0].weight
-        added: Tensor = self.until(fourier(self._s / self.span, FEATURES, self.highest).to(first))  # type: ignore[arg-type]
-        return out + added
-
-
-def _layers(width: int) -> nn.Sequential:
-    """Of the cosines and sines of a time to an embedding."""
-    return nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-
-
-def _inside(net: nn.Module, embedding: nn.Module) -> None:
-    instance("net", net, nn.Module, "a torch module")
-    inside = any(module is embedding for module in net.modules())
-    required(inside, "embedding", type(embedding).__name__, "a module inside the network")
 
 
 @torch.no_grad()
