@@ -10,14 +10,15 @@ Of the ring the teacher is exact; a student is an MLP of two times, made from sc
 Endpoints are 2000, against an exact run; the law is compared by the sliced Wasserstein distance. Of images they are
 1000 in the features of a small classifier, as in fid.py; the error is that of 200 against `auto` at 100 calls on the
 teacher; the seconds are those of the updates, not of the runs that some learn from. Beside the students are untrained
-solvers and `ds.tune`. Images end in a picture, docs/students-NAME.png. Records are kept between runs.
+solvers and `ds.tune`. A student of `guided` has a table of its own, of the error against the guided teacher. Images end
+in a picture, docs/students-NAME.png. Records are kept between runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ CALLS = (1, 2, 4, 8)
 UPDATES, BATCH, LR = 1000, 256, 2e-3
 UNTRAINED = ("auto", "ddim", "dpmpp-2m", "unipc-3", "heun")
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+SCALES = (1.0, 1.5, 2.0, 3.0)
+"""Of guidance."""
 TUNED = {"digits": (128, 100), "fashion": (32, 30)}
 """Noises and iterations of `ds.tune`."""
 STRIP = 8
@@ -202,20 +205,22 @@ class Images:
         self.name, self.teacher, self.data = name, ds.load(name), DATA[name]()
         self.labels = torch.randint(10, (num,), generator=torch.Generator().manual_seed(0))
         self.exact = self.drawn(self.teacher, 200, nfe=100)
-        self.rms = self.exact.square().mean().sqrt()
 
-    def drawn(self, model: Model, num: int | None = None, **options: Any) -> Tensor:
-        """Samples of the first `num` labels."""
+    def drawn(
+        self, model: Model, num: int | None = None, told: Mapping[str, Any] | None = None, **options: Any
+    ) -> Tensor:
+        """Samples of the first `num` labels; the network is told more."""
         parts = []
         for first, labels in enumerate(self.labels[:num].split(200)):
-            shape = (len(labels), *SHAPES[self.name])
-            parts.append(ds.sample(model, shape, seed=0, index=200 * first, cond={"label": labels}, **options))
+            shape, cond = (len(labels), *SHAPES[self.name]), {"label": labels, **(told or {})}
+            parts.append(ds.sample(model, shape, seed=0, index=200 * first, cond=cond, **options))
         return torch.cat(parts)
 
-    def scores(self, x: Tensor) -> tuple[float, float]:
+    def scores(self, x: Tensor, exact: Tensor | None = None) -> tuple[float, float]:
         """FD to the data, and the distance of the first samples from the ends of the teacher's flow."""
+        exact = self.exact if exact is None else exact
         distance = frechet(Statistics.of(x, self.data.features, keep=0), self.data)
-        return distance, float((x[:200] - self.exact).square().mean().sqrt() / self.rms)
+        return distance, float((x[:200] - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
     def cost(self, method: str, batch: int, updates: int = 4) -> float:
         """Seconds of one update of a method, without the optimizer's and without making the runs it may learn from.
@@ -268,10 +273,27 @@ def on_images(name: str, files: Sequence[str], recorder: Recorder, students: boo
         beside(images, row)
     for file in files:
         model, note = distill.load_student(file), distill.about(file)
+        if note["method"] == "guided":
+            guided(images, model, recorder)
+            continue
         sampler, seconds = note["sampler"], images.cost(note["method"], note["batch"]) * note["steps"]
         row(note["method"], seconds, lambda n, m=model, s=sampler: images.drawn(m, solver=s, nfe=n))
     if not students:
         pictured(name, seen, lines)
+
+
+def guided(images: Images, student: Model, recorder: Recorder) -> None:
+    """The table of a student told the scale: it and the guided teacher, which makes two evaluations in each call."""
+    calls = CALLS[1:]
+    columns = {**{f"error, {n}": ".3f" for n in calls}, **{f"FD, {n}": ".3f" for n in calls}}
+    table = recorder.table(f"{images.name}-guided", ["scale", "network"], columns)
+    for scale in SCALES:
+        exact = images.drawn(images.teacher, 200, guidance=scale, nfe=100)
+        taught = [images.drawn(images.teacher, guidance=scale, nfe=n) for n in calls]
+        own = [images.drawn(student, told={"scale": scale}, nfe=n) for n in calls]
+        for name, samples in (("teacher", taught), ("student", own)):
+            distances, errors = zip(*(images.scores(x, exact) for x in samples), strict=True)
+            table.add([f"{scale:g}", name], [*errors, *distances])
 
 
 def beside(images: Images, row: Callable[..., None]) -> None:
