@@ -90,8 +90,8 @@ RECIPES: dict[str, Recipe] = {
         lambda teacher: methods.consistency(teacher, stretches=Steps("jumps", 12)), _BASE, sampler="consistency"
     ),
     "ect": Recipe(
-        lambda teacher: methods.ect(stretches=Shrinking("uniform-t", "theta", every=250)),
-        {**_BASE, "steps": 1000, "lr": 5e-4},
+        lambda teacher: methods.ect(stretches=Shrinking("uniform-t", "theta", every=500)),
+        {**_BASE, "steps": 4000, "lr": 5e-4},
         sampler="consistency",
     ),
     "scm": Recipe(

@@ -74,6 +74,7 @@ def test_a_student_told_the_scale_from_the_command_line(tmp_path):
     assert run.exit_code == 0, run.output
     cond = {"label": torch.arange(2), "scale": 3.0}
     model = distill.load_student(file)
+    assert model.net.net.times == 1
     assert np.array_equal(np.load(picture), ds.sample(model, (2, 1, 8, 8), nfe=4, seed=0, cond=cond))
     run = CliRunner().invoke(app, ["sample", "--model", str(file), *rest, "7"])
     assert "scale must be a finite number <= 4, got 7.0" in " ".join(run.output.split())
@@ -167,7 +168,7 @@ def test_settings_of_recipes():
     assert scm.stretches == distill.Between("uniform-t", data=1.0, noise=0.2)
     assert scm.identity == distill.Eulerian("straight", 500)
     law = distill.RECIPES["ect"].loss(teacher).stretches
-    t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 900).T
+    t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 1800).T
     assert np.allclose(t, np.linspace(0.01, 0.99, 50))
     assert ((m > t) & (m < 0.5 + t / 2)).all()  # by then a neighbour
     assert (s == 1).all()

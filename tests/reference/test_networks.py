@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.reference.dit import DiT
-from diffsolve.reference.embedding import Conditioned, fourier
+from diffsolve.reference.embedding import Conditioned, fourier, refit
 from diffsolve.reference.mlp import MLP
 from diffsolve.reference.unet import UNet
 
@@ -164,3 +164,17 @@ def test_block_of_the_transformer_is_that_of_the_paper():
     h = x + parts[2] * block.out(torch.einsum("bhij,bjhd->bihd", share, v).flatten(2))
     expected = h + parts[5] * block.dense(normed(h, *parts[3:5]))
     torch.testing.assert_close(block(x, e), expected)
+
+
+def test_layers_are_fitted_from_what_they_are():
+    """To wanted values of any size; those that are right already stay so."""
+    torch.manual_seed(0)
+    layers, other = (nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3)) for _ in range(2))
+    inputs = torch.randn(50, 4)
+    with torch.no_grad():
+        for parameter in layers[-1].parameters():
+            parameter *= 1000
+        wanted = layers(inputs)
+    assert refit(layers, inputs, wanted, steps=1) < 1e-5
+    assert refit(other, inputs, wanted) < 0.1
+    assert (other(inputs) - wanted).std() < 0.1 * wanted.std()
