@@ -100,6 +100,12 @@ RECIPES: dict[str, Recipe] = {
         sampler="scm",
         **_PLAIN,
     ),
+    "sct": Recipe(
+        lambda teacher: methods.scm(identity=Eulerian("straight", 500), stretches=_TO_DATA),
+        {**_BASE, "steps": 1000, "lr": 2e-4},
+        sampler="scm",
+        **_PLAIN,
+    ),
     "meanflow": Recipe(
         lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE, **_PLAIN
     ),

@@ -1,5 +1,7 @@
 """The digits' student: it begins as its teacher, is written, read and sampled, from the command line too."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -167,6 +169,7 @@ def test_settings_of_recipes():
     scm = distill.RECIPES["scm"].loss(teacher)
     assert scm.stretches == distill.Between("uniform-t", data=1.0, noise=0.2)
     assert scm.identity == distill.Eulerian("straight", 500)
+    assert distill.RECIPES["sct"].loss(teacher) == replace(scm, source="data", teacher=None)
     law = distill.RECIPES["ect"].loss(teacher).stretches
     t, m, s = law.draw(torch.linspace(0.01, 0.99, 50)[:, None].expand(50, 4).numpy(), teacher.path, 1800).T
     assert np.allclose(t, np.linspace(0.01, 0.99, 50))
@@ -194,4 +197,4 @@ def test_every_recipe_trains(method, tmp_path, monkeypatch):
     assert model.jumps == (None if method == "guided" else "straight")
     highest = distill.RECIPES[method].highest
     assert net.highest == net.highest_until == highest
-    assert highest == (6 if method in ("lagrangian", "ayf", "meanflow", "scm") else 100)
+    assert highest == (6 if method in ("lagrangian", "ayf", "meanflow", "scm", "sct") else 100)
