@@ -233,7 +233,7 @@ class Images:
         spent, teacher, stages = 0.0, self.teacher, (recipe.loss, *recipe.then)
         for stage in stages:
             loss, model = stage(teacher), student_of(self.name, self.teacher, recipe.highest)
-            model.net.to(memory_format=recipe.memory)
+            model.net.to(memory_format=torch.channels_last)
             teacher, model = model, carrying(model, loss)
             options: dict[str, Any] = {"target": model} if getattr(loss, "averaged", False) else {}
             if recipe.data == "pairs":

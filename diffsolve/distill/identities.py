@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffsolve.common.checks import choice, integer, required
+from diffsolve.common.derivatives import plain_operations
 from diffsolve.common.tensors import column
 from diffsolve.distill.situation import Situation
 from diffsolve.models import Model
@@ -200,8 +200,7 @@ def _along(at: Situation, derivative: str, direction: Tensor | None) -> Tensor:
     direction = torch.zeros_like(at.x) if direction is None else direction
     with torch.no_grad(), at.same_dropout():
         if derivative == "forward":
-            # The fused kernels of attention have no forward derivative.
-            with sdpa_kernel(SDPBackend.MATH):
+            with plain_operations():
                 slope: Tensor = torch.func.jvp(outputs, (at.x, moving), (direction, torch.ones_like(moving)))[1]
             return slope
         low, high = sorted((student.path.t_noise, student.path.t_last))

@@ -1,25 +1,26 @@
 """Products of a network's Jacobian with directions, by the passes that the network has.
 
 - "forward" gives J v, by `torch.func.jvp` for all directions at once;
-- "math" gives J v too, with attention in plain operations;
+- "math" gives J v too, with attention and group normalisation in plain operations;
 - "reverse" gives J^T v, by the network's graph and one backward pass for each direction;
 - "auto" is the first of these whose derivatives the network has. (A trace called by itself goes forward.)
 
 A trace may take J^T in the place of J: both have the same. Torch has no forward derivative of fused attention
-(`scaled_dot_product_attention`), nor of an `autograd.Function` without a `jvp`. "math" switches the kernel for the
-whole process while it runs, as torch has it: other threads' attention then differs by rounding.
+(`scaled_dot_product_attention`), nor of group normalisation of tensors that are not contiguous, nor of an
+`autograd.Function` without a `jvp`. "math" switches the kernel of attention for the whole process while it runs, as
+torch has it: other threads' attention then differs by rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffsolve.common.derivatives import plain_operations
 
 __all__ = ["MODES", "WAYS", "push"]
 
@@ -38,7 +39,7 @@ def push(net: Network, x: Tensor, directions: Tensor, mode: str = "forward") -> 
         out, pushed = jvp(net, (x,), (v,))[:2]
         return out, pushed
 
-    with _plain_attention(mode == "math"):
+    with plain_operations() if mode == "math" else nullcontext():
         both: tuple[Tensor, Tensor] = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
     return both
 
@@ -46,7 +47,7 @@ def push(net: Network, x: Tensor, directions: Tensor, mode: str = "forward") -> 
 def _reverse(net: Network, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     differentiable = torch.is_grad_enabled()
     # Fused attention has no second derivative either.
-    with torch.enable_grad(), _plain_attention(differentiable):
+    with torch.enable_grad(), plain_operations() if differentiable else nullcontext():
         start = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         out = net(start)
         if not out.requires_grad:
@@ -60,8 +61,3 @@ def _pulled(out: Tensor, x: Tensor, v: Tensor, differentiable: bool) -> Tensor:
         out, x, v.to(out.dtype), retain_graph=True, create_graph=differentiable, allow_unused=True
     )
     return torch.zeros_like(x) if back is None else back
-
-
-def _plain_attention(wanted: bool) -> AbstractContextManager[Any]:
-    context: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
-    return context

@@ -10,6 +10,7 @@ from support.flowmaps import VARIANCES, flow, flow_map, std
 
 import diffsolve as ds
 from diffsolve import distill, paths
+from diffsolve.reference import students
 from diffsolve.reference.embedding import fourier
 
 LAM = torch.tensor(VARIANCES, dtype=torch.float64)
@@ -401,6 +402,20 @@ def test_a_student_told_the_scale_learns_what_its_guided_teacher_says():
         wanted = x * (0.3 + scale * 0.2)
         with torch.no_grad():
             assert (model(x, 0.5, label=label, scale=scale) - wanted).square().mean().sqrt() < 0.1 * wanted.std()
+
+
+@pytest.mark.parametrize("method", ["ayf", "lagrangian"])
+def test_forward_derivatives_of_networks_in_channels_last(method):
+    """Whose group normalisation torch has no forward derivative of."""
+    x0 = ds.Key(0).normal((3, 1, 8, 8))
+    model, teacher = students.student("digits"), ds.load("digits")
+    for layer in model.net.head:  # which begins at zero
+        torch.nn.init.normal_(layer.weight, std=0.1) if hasattr(layer, "weight") else None
+    loss = getattr(distill, method)(teacher)
+    plain, _ = loss(model, x0, seed=0, step=0)
+    model.net.to(memory_format=torch.channels_last)
+    last, _ = loss(model, x0.to(memory_format=torch.channels_last), seed=0, step=0)
+    torch.testing.assert_close(plain, last, rtol=1e-3, atol=1e-4)
 
 
 def test_all_on_the_diagonal_needs_no_forward_derivative(monkeypatch):
