@@ -1,5 +1,6 @@
 """Losses as users call them: keyed, pure, guided, in parts; runs, pairs, distributions; training to a file."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -480,6 +481,21 @@ def test_a_smoother_embedding_is_what_learns_and_takes_a_second_time():
     assert both.added[2].weight.grad.abs().max() > 0
     assert plain.first.weight.grad.abs().max() > 0
     assert not any(parameter.requires_grad for parameter in plain.time.parameters())
+
+
+def test_copies_of_networks_that_are_told_more_are_their_own():
+    """As the running average of a student is."""
+    _, told = smooth()
+    both = distill.TwoTimes(told, told.time).eval()
+    copied = copy.deepcopy(both)
+    t, s = torch.full((len(X0),), 0.5).double(), torch.ones(len(X0)).double()
+    before = both(X0, t, s)
+    for layer in (copied.net.time[2], copied.added[2]):
+        torch.nn.init.normal_(layer.weight)
+    assert torch.equal(both(X0, t, s), before)
+    assert not torch.equal(copied(X0, t, s), before)
+    torch.nn.init.zeros_(both.net.time[2].weight)
+    assert not torch.equal(both(X0, t, s), before)
 
 
 def test_what_a_smoother_embedding_refuses():
