@@ -21,6 +21,7 @@ POINTS, ROWS = 512, 32
 class SmoothTime(nn.Module):
     """A network `net(x, t, **cond)` told t at low frequencies, in place of its own embedding of t, which is fitted.
 
+        net = copy.deepcopy(teacher_net)
         net = ds.distill.SmoothTime(net, net.time_embedding, images[:1])
 
     For losses with a derivative in t, `scm`, `ayf` and `meanflow`, whose updates need not settle where a network is
@@ -53,7 +54,7 @@ class SmoothTime(nn.Module):
         self.low, self.high = (number("times", time) for time in times)
         required(self.low < self.high, "times", times, "the lowest and the highest")
         self.highest = number("highest", highest, above=0)
-        t = torch.linspace(self.low, self.high, POINTS, device=x.device, dtype=torch.float64)
+        t = torch.linspace(self.low, self.high, POINTS, dtype=torch.float64)
         wanted = _noted(net, embedding, x, t, cond or {})
         self.time = layers(wanted.shape[1]).to(wanted)
         self.lost = refit(self.time, self._features(t).to(wanted), wanted)
@@ -97,7 +98,7 @@ def _noted(net: nn.Module, embedding: nn.Module, x: Tensor, t: Tensor, cond: Map
                 name: value[:1].expand(rows, *value.shape[1:]) if isinstance(value, Tensor) and value.dim() else value
                 for name, value in cond.items()
             }
-            net(x[:1].expand(rows, *x.shape[1:]), times.to(told_as), **own)
+            net(x[:1].expand(rows, *x.shape[1:]), times.to(x.device, told_as), **own)
     finally:
         hook.remove()
         for module, training in modes.items():
