@@ -187,6 +187,23 @@ def _rates(model: Model, t: np.ndarray, s: np.ndarray, by: str) -> tuple[tuple[T
     return values, rates
 
 
+def _forward(outputs: Callable[..., Tensor], values: tuple[Tensor, ...], rates: tuple[Tensor, ...]) -> Tensor:
+    """A forward derivative.
+
+    Raises:
+        NotImplementedError: if a network has none.
+    """
+    try:
+        with plain_operations():
+            slope: Tensor = torch.func.jvp(outputs, values, rates)[1]
+        return slope
+    except RuntimeError as error:  # NotImplementedError is one
+        if not any(word in str(error) for word in ("forward AD", "forward mode AD", "functorch transforms")):
+            raise
+        way = "identity=ds.distill.Eulerian(derivative='difference'), or Lagrangian(..), needs none"
+        raise NotImplementedError(f"the student's network has no forward derivative ({error}); {way}") from error
+
+
 def _along(at: Situation, derivative: str, direction: Tensor | None) -> Tensor:
     """The derivative of the student's output along dx/dt = direction, or by s if there is none; without a graph."""
     by_s = direction is None
@@ -200,9 +217,7 @@ def _along(at: Situation, derivative: str, direction: Tensor | None) -> Tensor:
     direction = torch.zeros_like(at.x) if direction is None else direction
     with torch.no_grad(), at.same_dropout():
         if derivative == "forward":
-            with plain_operations():
-                slope: Tensor = torch.func.jvp(outputs, (at.x, moving), (direction, torch.ones_like(moving)))[1]
-            return slope
+            return _forward(outputs, (at.x, moving), (direction, torch.ones_like(moving)))
         low, high = sorted((student.path.t_noise, student.path.t_last))
         size = STEP * (high - low)
         # One-sided at the ends, as the network is not told a time beyond them.

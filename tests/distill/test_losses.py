@@ -419,6 +419,31 @@ def test_forward_derivatives_of_networks_in_channels_last(method):
     torch.testing.assert_close(plain, last, rtol=1e-3, atol=1e-4)
 
 
+class Tanh(torch.autograd.Function):
+    """Without a forward derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        out = x.tanh()
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * (1 - ctx.saved_tensors[0] ** 2)
+
+
+def test_a_network_without_a_forward_derivative_is_told_of_the_way_without():
+    layer = torch.nn.Linear(3, 3).double()
+    model = ds.adapt(lambda x, t, s: Tanh.apply(layer(x)) * (1 + s[:, None]), "condot", "velocity", jumps="straight")
+    for method, identity in ((distill.ayf, distill.Eulerian), (distill.lagrangian, distill.Lagrangian)):
+        with pytest.raises(NotImplementedError, match="no forward derivative .*identity=.*derivative='difference'"):
+            method(TEACHER)(model, X0, seed=0, step=0)
+        losses, _ = method(TEACHER, identity=identity(derivative="difference"))(model, X0, seed=0, step=0)
+        losses.sum().backward()
+        assert layer.weight.grad.isfinite().all()
+
+
 def test_all_on_the_diagonal_needs_no_forward_derivative(monkeypatch):
     """And has the target that the derivative's factor of 0 leaves."""
     monkeypatch.setattr(torch.func, "jvp", None)
