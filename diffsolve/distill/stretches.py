@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from diffsolve import grids
 from diffsolve.common.checks import choice, integer, number, required
@@ -118,7 +119,7 @@ class Shrinking(Stretches):
     def draw(self, u: Uniforms, path: Path, step: int) -> np.ndarray:
         t = np.asarray(laws.named(self.times).quantile(u[:, 0].clip(1e-9, 1 - 1e-9), path))
         w = np.asarray(VARIABLES[self.variable](path.nodes(t)))
-        n = 1 + self.k / (1 + np.exp(self.b * w))
+        n = 1 + self.k * expit(-self.b * w)
         less = w * np.maximum(1 - n * self.q ** -float(min(1 + step // self.every, 60)), 0.0)
         m = np.full(len(t), path.t_data)
         inside = less > 0

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,9 @@ def test_the_schedule_of_ect():
         t, m, _ = law.draw(u, path, step).T
         ratio = 1 - (1 + 8 / (1 + np.exp(t))) / 2.0 ** (1 + step // 100)
         assert np.allclose(m / t, np.maximum(ratio, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of times near the noise end, where sigma / alpha is 1e4
+        distill.Shrinking(b=100.0).draw(np.full((1, 4), 0.999), paths.named("edm"), 0)
 
 
 def test_metrics():
