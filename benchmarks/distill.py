@@ -28,6 +28,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 from record import Recorder
 from torch import Tensor
 
@@ -317,15 +318,6 @@ def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, lis
     """FD against calls, and a strip of the same noises for each method and number of calls."""
     teacher = lines.pop("teacher, 32 calls")[0]
     shown = {method: ends for method, ends in seen.items() if method not in UNTRAINED or method == "auto"}
-    figure = plt.figure(figsize=(13, 0.55 * len(shown) + 2))
-    left, right = figure.subplots(1, 2, width_ratios=[1, 2.2])
-    for method, values in lines.items():
-        style = {"color": "0.6", "lw": 0.8} if method in UNTRAINED and method != "auto" else {"marker": "o", "ms": 3}
-        left.plot(CALLS, values, label=method, **style)
-    left.axhline(teacher, color="black", ls=":", label="teacher, 32 calls")
-    left.set(xscale="log", yscale="log", xlabel="network calls", ylabel="FD", xticks=CALLS, xticklabels=map(str, CALLS))
-    left.minorticks_off()
-    left.legend(fontsize=7, loc="upper right")
     side, few = SHAPES[name][-1], CALLS[:3]
     canvas = torch.ones(len(shown) * (side + 2), (STRIP * side + 6) * len(few))
     for i, ends in enumerate(shown.values()):
@@ -333,12 +325,30 @@ def pictured(name: str, seen: dict[str, dict[int, Tensor]], lines: dict[str, lis
             if n in ends:
                 top, across = i * (side + 2), j * (STRIP * side + 6)
                 canvas[top : top + side, across : across + STRIP * side] = torch.cat(list(ends[n][:, 0]), 1)
+    figure = plt.figure(figsize=(13, 9 * canvas.shape[0] / canvas.shape[1] + 0.6))
+    left, right = figure.subplots(1, 2, width_ratios=[1, 2.6])
+    colours, drawn = plt.rcParams["axes.prop_cycle"].by_key()["color"], 0
+    for method, values in lines.items():
+        if method in UNTRAINED and method != "auto":
+            left.plot(CALLS, values, label=method, color="0.6", lw=0.8)
+            continue
+        colour, marker = colours[drawn % len(colours)], "os^v"[drawn // len(colours)]
+        left.plot(CALLS, values, label=method, color=colour, marker=marker, ms=4)
+        drawn += 1
+    left.axhline(teacher, color="black", ls=":", label="teacher, 32 calls")
+    left.set(xscale="log", yscale="log", xlabel="network calls", ylabel="FD", xticks=CALLS, xticklabels=map(str, CALLS))
+    left.set_ylim(0.6 * teacher, 50 * teacher)
+    left.minorticks_off()
+    left.legend(fontsize=7, loc="upper right")
     right.imshow(canvas.clamp(-1, 1), cmap="gray", aspect="equal", interpolation="nearest")
+    right.grid(visible=False)
     right.set_yticks([i * (side + 2) + side / 2 for i in range(len(shown))], list(shown), fontsize=8)
     right.set_xticks(
         [(j + 0.5) * (STRIP * side + 6) for j in range(len(few))], [f"{n} call{'s' * (n > 1)}" for n in few]
     )
-    figure.savefig(DOCS / f"students-{name}.png")
+    file = DOCS / f"students-{name}.png"
+    figure.savefig(file)
+    Image.open(file).quantize(64).save(file, optimize=True)  # a third of the bytes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
