@@ -75,7 +75,7 @@ def sample(
     shape, cond = batch_of(kind, label, num)
     if guidance is not None and not cond:
         raise ValueError(f"guidance must be left out for a model without classes, got {guidance!r}")
-    elif cond and guidance is not None and isinstance(net.net, WithScale):
+    if cond and guidance is not None and isinstance(net.net, WithScale):
         cond, guidance = {**cond, "scale": guidance}, None
     solver = own if solver == "auto" else solver
     run_by = learned_solver(solver) if solver.endswith(".json") else solver

@@ -63,13 +63,17 @@ SHAPES = {"digits": (1, 8, 8), "fashion": (1, 28, 28)}
 
 _BASE = {"batch": 64, "lr": 1e-3, "ema": 0.995, "steps": 3000}
 _DERIVATIVE = {**_BASE, "steps": 2000}
+_SLOW = {**_BASE, "steps": 1000, "lr": 2e-4}
+"""Where the target moves with the network."""
 _SMOOTH = 6.0
 """`highest` of losses with derivatives. One in t or s multiplies the network's error of frequency w by w (v_s - v_t):
 the updates of `lagrangian` grow without bound where that is large, and those of `scm` do not settle. Here both do."""
 
 
-_TO_DATA = Between("uniform-t", data=1.0, noise=0.2)
-"""The law of the paper, on another path, would leave out the noise end, where one call begins."""
+def _scm(teacher: Model | None) -> Distillation:
+    """The paper's law of times, on another path, would leave out the noise end, where one call begins."""
+    stretches = Between("uniform-t", data=1.0, noise=0.2)
+    return methods.scm(teacher, identity=Eulerian("straight", 500), stretches=stretches)
 
 
 def _stage_of(teacher: Model, steps: int, solver: str = "flow-map") -> Distillation:
@@ -92,18 +96,8 @@ RECIPES: dict[str, Recipe] = {
         {**_BASE, "steps": 4000, "lr": 5e-4},
         sampler="consistency",
     ),
-    "scm": Recipe(
-        lambda teacher: methods.scm(teacher, identity=Eulerian("straight", 500), stretches=_TO_DATA),
-        {**_BASE, "steps": 1000, "lr": 2e-4},
-        sampler="scm",
-        highest=_SMOOTH,
-    ),
-    "sct": Recipe(
-        lambda teacher: methods.scm(identity=Eulerian("straight", 500), stretches=_TO_DATA),
-        {**_BASE, "steps": 1000, "lr": 2e-4},
-        sampler="scm",
-        highest=_SMOOTH,
-    ),
+    "scm": Recipe(_scm, _SLOW, sampler="scm", highest=_SMOOTH),
+    "sct": Recipe(lambda teacher: _scm(None), _SLOW, sampler="scm", highest=_SMOOTH),
     "meanflow": Recipe(
         lambda teacher: methods.meanflow(0.5, times="uniform-t", metric=Adaptive(0.5)), _DERIVATIVE, highest=_SMOOTH
     ),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsolve.common.checks import number, required
+from diffsolve.models.conditions import picked, told
 from diffsolve.reference.embedding import fourier, refit
 from diffsolve.reference.told import FEATURES, inside, layers
 
@@ -31,7 +32,7 @@ class SmoothTime(nn.Module):
     Args:
         embedding: the module inside `net` whose output (B, width) is the embedding of t, and of nothing else.
         x: an input of one row or more, of which the first is shown to the network while its embedding is noted.
-        cond: of that row, as tensors of one row or more, or any other value.
+        cond: of x: tensors whose first axis is that of x have a row for each of its rows.
         times: the lowest and the highest that the network is told.
         highest: the highest frequency, in radians over the whole of these times.
 
@@ -93,12 +94,8 @@ def _noted(net: nn.Module, embedding: nn.Module, x: Tensor, t: Tensor, cond: Map
     net.eval()
     try:
         for times in torch.split(t, ROWS):
-            rows = len(times)
-            own = {
-                name: value[:1].expand(rows, *value.shape[1:]) if isinstance(value, Tensor) and value.dim() else value
-                for name, value in cond.items()
-            }
-            net(x[:1].expand(rows, *x.shape[1:]), times.to(x.device, told_as), **own)
+            first = torch.zeros(len(times), dtype=torch.int64, device=x.device)
+            net(x[first], times.to(x.device, told_as), **told(picked(cond, first, len(x))))
     finally:
         hook.remove()
         for module, training in modes.items():
