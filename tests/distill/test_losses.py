@@ -437,9 +437,24 @@ class Tanh(torch.autograd.Function):
         return slope * (1 - ctx.saved_tensors[0] ** 2)
 
 
-def test_a_network_without_a_forward_derivative_is_told_of_the_way_without():
+class TanhOfTwoParts(Tanh):
+    """In the form that torch's transforms take."""
+
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+
+@pytest.mark.parametrize("function", [Tanh, TanhOfTwoParts])
+def test_a_network_without_a_forward_derivative_is_told_of_the_way_without(function):
     layer = torch.nn.Linear(3, 3).double()
-    model = ds.adapt(lambda x, t, s: Tanh.apply(layer(x)) * (1 + s[:, None]), "condot", "velocity", jumps="straight")
+    model = ds.adapt(
+        lambda x, t, s: function.apply(layer(x)) * (1 + s[:, None]), "condot", "velocity", jumps="straight"
+    )
     for method, identity in ((distill.ayf, distill.Eulerian), (distill.lagrangian, distill.Lagrangian)):
         with pytest.raises(NotImplementedError, match="no forward derivative .*identity=.*derivative='difference'"):
             method(TEACHER)(model, X0, seed=0, step=0)
